@@ -1,0 +1,196 @@
+//! What two sites say to each other. `core` gives it meaning, `link` gives it bytes.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::{AckMode, ByteRange, Lineage, Lsn, VolumeId, VolumeSpec};
+
+/// What a site is for a group at the moment it introduces itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stance {
+    /// Primary, serving clients in an epoch it opened.
+    Serving,
+    /// Primary by its record, not serving yet: it wants to learn whether it still may.
+    Returning,
+    /// It handed the group over to the other side and waits for that to be taken.
+    HandedOver,
+    /// Mirror.
+    Mirror,
+    /// Only asks (before a promotion); never streams.
+    Probe,
+}
+
+/// First message of both sides of a link: who I am and how far my history goes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Identity of the group; nil while a new site has none yet.
+    pub group_id: Uuid,
+    /// Name of the group.
+    pub group: String,
+    /// Name of the sending site.
+    pub site: String,
+    /// Name of the site it means to talk to.
+    pub to_site: String,
+    /// What the sender is.
+    pub stance: Stance,
+    /// The sender's epochs.
+    pub lineage: Lineage,
+    /// Last LSN in the sender's journal.
+    pub tail: Lsn,
+    /// Highest LSN the sender knows to be committed.
+    pub commit: Lsn,
+    /// Checksum of the frame that ends at `tail` (0 before the first frame).
+    pub chain: u32,
+    /// Highest LSN the sender was told is durable at the receiver.
+    pub told_durable: Lsn,
+    /// The sender's own highest LSN it ever held durable; above `tail` after its disk lost history.
+    pub floor: Lsn,
+    /// `Some(X)` while the sender's homes are not a prefix of any history: consistent once X is durable.
+    pub inconsistent_until: Option<Lsn>,
+    /// The sender acknowledges alone (its durable record says so).
+    pub alone: bool,
+    /// The sender's acknowledgement mode.
+    pub ack: AckMode,
+    /// The sender's volumes.
+    pub volumes: Vec<VolumeSpec>,
+    /// Oldest LSN the sender's journal can still stream; `tail + 1` if none.
+    pub journal_first: Lsn,
+}
+
+/// Why a link is refused. The text that goes with it is for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Versions or feature bits that this side does not know.
+    Incompatible,
+    /// No such group here, or another group of the same name, or not one of its peers.
+    WrongGroup,
+    /// Both sides have a history and share no epoch.
+    Unrelated,
+    /// Both sides serve as primary.
+    BothPrimary,
+    /// Both sides went on after their last common LSN.
+    Forked,
+    /// This side serves and the other, by its record primary, must become its mirror.
+    StepDown,
+    /// The sides disagree on something that an operator must settle (see the text).
+    Disagree,
+    /// Not now: busy or starting; try again.
+    Busy,
+}
+
+/// What the connecting side proposes after both greetings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// Frames follow from this LSN on; the mirror drops its own tail from there.
+    Stream {
+        /// LSN of the first frame that will be sent.
+        from: Lsn,
+    },
+    /// The returning primary asks for the mirror's longer tail, from this LSN on.
+    Fetch {
+        /// First LSN wanted.
+        from: Lsn,
+    },
+    /// A full copy: the mirror forgets everything and becomes inconsistent until the copy ends.
+    Copy {
+        /// The group's identity.
+        group_id: Uuid,
+        /// Frames follow from the LSN after this one; the copied content is as of this LSN or later.
+        base: Lsn,
+        /// Checksum of the frame that ends at `base`.
+        chain: u32,
+        /// The epochs up to `base`.
+        lineage: Lineage,
+        /// The volumes as of `base`.
+        volumes: Vec<VolumeSpec>,
+        /// Acknowledgement mode.
+        ack: AckMode,
+        /// `(volume, offset)` before which everything was copied in an interrupted copy that this one resumes.
+        resume: Option<(VolumeId, u64)>,
+    },
+    /// The sender handed the group over at this point; the receiver takes the role.
+    Handover {
+        /// Last epoch of the sender.
+        epoch_id: Uuid,
+        /// Last LSN of the sender; the receiver has it.
+        lsn: Lsn,
+    },
+}
+
+/// One message of the link.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// Introduction; first message of each side.
+    Hello(Box<Hello>),
+    /// The link ends here; why.
+    Refuse {
+        /// For the program.
+        refusal: Refusal,
+        /// For people.
+        text: String,
+    },
+    /// The connecting side's proposal.
+    Start(Box<Start>),
+    /// The accepting side agreed, did what it had to (durably) and is ready.
+    Started,
+    /// A frame, exactly as it lies in the journal.
+    Frame(Bytes),
+    /// The mirror's progress, cumulative.
+    Ack {
+        /// Contiguous and validated in memory up to here.
+        received: Lsn,
+        /// Durable in the journal up to here.
+        durable: Lsn,
+        /// In the homes up to here.
+        applied: Lsn,
+        /// Free bytes the mirror can still promise for allocating writes (`u64::MAX` if unlimited).
+        credit_bytes: u64,
+        /// `Some` while the mirror's homes are not a prefix of the history.
+        inconsistent_until: Option<Lsn>,
+        /// Copied up to here and durable, during a full copy.
+        copied: Option<(VolumeId, u64)>,
+    },
+    /// The commit LSN moved while there was no frame to carry it.
+    Commit {
+        /// Everything up to it is committed.
+        lsn: Lsn,
+    },
+    /// Are you there? Answered by `Pong` with the same token, by the thread that does the work.
+    Ping {
+        /// Echoed.
+        token: u64,
+    },
+    /// Answer to `Ping`.
+    Pong {
+        /// From the ping.
+        token: u64,
+    },
+    /// Part of a full copy: the content of a range as of the point in the stream where it stands.
+    Chunk {
+        /// Volume.
+        volume: VolumeId,
+        /// Range within the volume.
+        range: ByteRange,
+        /// Content; `None` for zeroes.
+        data: Option<Bytes>,
+        /// CRC-32 of the content (0 for zeroes).
+        crc: u32,
+    },
+    /// The full copy is complete; the mirror is consistent once this LSN is durable and applied.
+    ChunksEnd {
+        /// The LSN.
+        lsn: Lsn,
+    },
+    /// End of a fetched tail.
+    FetchEnd {
+        /// The tail's last LSN.
+        tail: Lsn,
+    },
+    /// The receiver of a handover opened its epoch durably; the sender is its mirror now.
+    Taken,
+    /// The sender closes the link on purpose (stop, demotion, operator).
+    Bye {
+        /// For people.
+        reason: String,
+    },
+}

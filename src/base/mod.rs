@@ -1,0 +1,20 @@
+//! The small types every module shares, and nothing else.
+//!
+//! The sans-IO modules (`nbd`, `core`, `journal`, `store`, `link`) do not import each other; they meet only
+//! here and in `engine`, which puts them together. Nothing here does IO, reads a clock or draws a random
+//! number.
+
+mod buffer;
+mod epoch;
+mod message;
+mod mode;
+mod op;
+
+pub use buffer::{AlignedBuf, BLOCK, round_up};
+pub use epoch::{Common, Epoch, Lineage, Lsn};
+pub use message::{Hello, Message, Refusal, Stance, Start};
+pub use mode::{AckMode, Compress, OnPeerLoss, Role};
+pub use op::{ByteRange, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId, VolumeSpec};
+
+/// Longest name of a site, group or volume, in bytes of UTF-8.
+pub const NAME_MAX: usize = 64;

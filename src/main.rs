@@ -1,0 +1,3 @@
+//! The `doublure` program.
+
+fn main() {}

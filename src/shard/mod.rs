@@ -1,0 +1,5 @@
+//! The data plane: one thread and one ring per shard.
+
+mod handle;
+
+pub use handle::{FromShard, ToShard};

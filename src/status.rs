@@ -1,0 +1,307 @@
+//! What operators and programs are told: the schema of `status --json` and of the control API. Stable: fields are
+//! added, never renamed. Numbers end in their unit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::{AckMode, Lsn, OnPeerLoss, Role};
+
+/// One site.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SiteStatus {
+    /// Name of the site.
+    pub site: String,
+    /// Version of the program.
+    pub version: String,
+    /// Since the daemon started.
+    pub uptime_seconds: u64,
+    /// Its groups, by name.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// How a group is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupState {
+    /// Primary by its record, talking to its peers before it may serve.
+    Starting,
+    /// Primary by its record, but only a peer or the operator can say whether it still may serve.
+    WaitingForPeer,
+    /// Primary; every peer is in sync (or none is configured).
+    Serving,
+    /// Primary; acknowledges without a peer that the rule would need.
+    Alone,
+    /// Primary; a peer is silent and not yet declared dead: acknowledgements wait.
+    Suspect,
+    /// Primary; acknowledges nothing until the peer is back (`on_peer_loss = "freeze"`).
+    Frozen,
+    /// Primary; finishing what is in flight before it hands over or gives up the role.
+    Draining,
+    /// Handed the role to the peer, which has not confirmed yet.
+    HandedOver,
+    /// Mirror; follows its primary, consistent.
+    Following,
+    /// Mirror; consistent, no primary is connected.
+    Disconnected,
+    /// Mirror; in the middle of a full copy, not usable.
+    Inconsistent,
+    /// Both sides are primary; the link is refused until an operator demotes one.
+    BothPrimary,
+    /// Both sides went on after their last common LSN; an operator must choose.
+    Forked,
+    /// A disk of this site failed for this group; it has stopped acknowledging.
+    Fenced,
+}
+
+/// One consistency group at one site.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// Name of the group.
+    pub name: String,
+    /// Identity of the group; nil before a new mirror has met its primary.
+    pub id: String,
+    /// Role of this site.
+    pub role: Role,
+    /// In one word.
+    pub state: GroupState,
+    /// In one sentence: why, and what it waits for.
+    pub reason: String,
+    /// Since when, seconds since the Unix epoch.
+    pub state_since_unix_seconds: u64,
+    /// Nothing is missing: exit code 0 of `doublure status`.
+    pub healthy: bool,
+    /// Acknowledgement mode.
+    pub ack: AckMode,
+    /// What happens when the peer is lost.
+    pub on_peer_loss: OnPeerLoss,
+    /// Current epoch, if any.
+    pub epoch: Option<EpochStatus>,
+    /// Last LSN in the journal or on its way there.
+    pub tail_lsn: Lsn,
+    /// Durable here up to this LSN.
+    pub durable_lsn: Lsn,
+    /// Committed up to this LSN.
+    pub commit_lsn: Lsn,
+    /// In the homes up to this LSN.
+    pub applied_lsn: Lsn,
+    /// Durable in the homes up to this LSN.
+    pub checkpoint_lsn: Lsn,
+    /// Mirror in a full copy: consistent once this LSN is durable (`u64::MAX` while unknown).
+    pub inconsistent_until_lsn: Option<Lsn>,
+    /// The journal.
+    pub journal: JournalStatus,
+    /// The record of acknowledging without a peer, if it stands.
+    pub alone: Option<AloneStatus>,
+    /// The peers.
+    pub peers: Vec<PeerStatus>,
+    /// The volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// Attached NBD clients.
+    pub clients: u64,
+    /// Requests received and not yet answered.
+    pub in_flight_requests: u64,
+    /// Bytes of operations not yet in the homes.
+    pub unapplied_bytes: u64,
+    /// Totals since the daemon started.
+    pub totals: Totals,
+    /// Averages over the last seconds.
+    pub rates: Rates,
+    /// Latencies over the last seconds, by stage.
+    pub latency: StageLatencies,
+    /// Where the state on disk and the configuration disagree (the disk wins).
+    pub disagreements: Vec<String>,
+}
+
+/// An epoch.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EpochStatus {
+    /// Counts up.
+    pub number: u64,
+    /// Unique.
+    pub id: String,
+    /// Who wrote it.
+    pub site: String,
+    /// Where it begins.
+    pub first_lsn: Lsn,
+}
+
+/// The journal.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Size.
+    pub capacity_bytes: u64,
+    /// In use.
+    pub used_bytes: u64,
+    /// Oldest LSN it holds.
+    pub first_lsn: Lsn,
+    /// Writers wait for space.
+    pub writers_wait: bool,
+    /// What keeps its oldest part: `checkpoint` or a peer's name.
+    pub held_by: String,
+}
+
+/// Acknowledging without a peer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct AloneStatus {
+    /// Without whom.
+    pub peer: String,
+    /// Since when.
+    pub since_unix_seconds: u64,
+    /// From this LSN on.
+    pub from_lsn: Lsn,
+    /// Operations acknowledged on this site only.
+    pub operations: u64,
+}
+
+/// How a peer is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Consistent, streaming, and acknowledgements wait for it.
+    InSync,
+    /// Receives the journal it missed.
+    CatchingUp,
+    /// Receives a full copy.
+    Copying,
+    /// Silent, not yet declared dead.
+    Suspect,
+    /// No link; connecting again and again.
+    Connecting,
+    /// The operator cut the link.
+    CutByOperator,
+    /// The link is refused; see the detail.
+    Refused,
+    /// Seen from a mirror: the primary is connected.
+    Connected,
+    /// Seen from a mirror: no primary is connected.
+    Absent,
+}
+
+/// A peer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its site's name.
+    pub site: String,
+    /// How it is.
+    pub state: PeerState,
+    /// Why, where that needs saying; empty otherwise.
+    pub detail: String,
+    /// It has received up to this LSN.
+    pub received_lsn: Lsn,
+    /// Durable there up to this LSN.
+    pub durable_lsn: Lsn,
+    /// In its homes up to this LSN.
+    pub applied_lsn: Lsn,
+    /// Operations it lacks.
+    pub lag_operations: u64,
+    /// Journal bytes it lacks.
+    pub lag_bytes: u64,
+    /// How far it is behind in time.
+    pub lag_seconds: f64,
+    /// Seconds since it was last heard of; `None` if never.
+    pub last_heard_seconds: Option<f64>,
+    /// Full copy: bytes done.
+    pub copied_bytes: u64,
+    /// Full copy: bytes in all (0 if none is running).
+    pub copy_total_bytes: u64,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Export name.
+    pub name: String,
+    /// Identity.
+    pub uuid: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// Attached clients.
+    pub clients: u64,
+}
+
+/// Counters since the daemon started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Read requests answered.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Write, trim and write-zeroes requests acknowledged.
+    pub writes: u64,
+    /// Bytes of write requests acknowledged.
+    pub write_bytes: u64,
+    /// Flush requests acknowledged.
+    pub flushes: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Frames written to the journal.
+    pub frames: u64,
+    /// Bytes written to the journal.
+    pub journal_bytes: u64,
+    /// Frame bytes sent to peers.
+    pub link_bytes: u64,
+    /// Bytes written to the homes.
+    pub home_bytes: u64,
+    /// Checkpoints completed.
+    pub checkpoints: u64,
+}
+
+/// Averages over the last seconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Rates {
+    /// Over how many seconds.
+    pub window_seconds: f64,
+    /// Read requests.
+    pub reads_per_second: f64,
+    /// Write requests.
+    pub writes_per_second: f64,
+    /// Read bytes.
+    pub read_bytes_per_second: f64,
+    /// Written bytes.
+    pub write_bytes_per_second: f64,
+}
+
+/// Latencies over the last seconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct StageLatencies {
+    /// From a write's arrival to its reply.
+    pub write: Latency,
+    /// From a read's arrival to its reply.
+    pub read: Latency,
+    /// A frame's write to the local journal.
+    pub journal: Latency,
+    /// From a frame's sending to the peer's acknowledgement.
+    pub link: Latency,
+    /// From commit to the home.
+    pub apply: Latency,
+}
+
+/// A distribution, in microseconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Latency {
+    /// Samples.
+    pub count: u64,
+    /// Median.
+    pub p50_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// Largest.
+    pub max_us: f64,
+}
+
+/// Body of a command sent to the control API: `POST /v1/groups/NAME/{promote,demote,switchover,connect,disconnect}`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandRequest {
+    /// What a promotion overrides: `peer-unreachable`, `inconsistent`, `behind`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub force: Vec<String>,
+}
+
+/// Answer to a command.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct CommandAnswer {
+    /// Whether it was done.
+    pub ok: bool,
+    /// For people.
+    pub message: String,
+}
