@@ -2,7 +2,7 @@
 
 mod request;
 
-pub use request::{Command, Errno, Extent, Piece, Reply, ReplyBody, Request};
+pub use request::{Command, Errno, Extent, Piece, Reply, ReplyBody, ReplyTo, Request};
 
 /// Largest payload of one request, in bytes.
 pub const MAX_PAYLOAD: u32 = 32 << 20;
