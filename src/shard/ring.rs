@@ -76,13 +76,15 @@ pub enum Op {
         /// Where.
         range: ByteRange,
     },
-    /// Receives up to the spare capacity of `into`, appended to it.
+    /// Receives up to `len` bytes, appended to `into`, which has room for them.
     Receive {
         /// The socket, in blocking mode.
         socket: Arc<OwnedFd>,
         /// Grows by what was received.
-        into: BytesMut,
-        /// Not before the spare capacity is full, unless the stream ends.
+        into: ReadBuf,
+        /// At most this many bytes; not 0.
+        len: usize,
+        /// Not less either, unless the stream ends.
         all: bool,
     },
     /// Sends at most [`PARTS_MAX`] parts, in order; all of them unless the connection breaks.
@@ -103,14 +105,6 @@ pub enum ReadBuf {
 }
 
 impl ReadBuf {
-    /// Bytes in it.
-    pub fn len(&self) -> usize {
-        match self {
-            ReadBuf::Plain(buf) => buf.len(),
-            ReadBuf::Aligned(buf) => buf.len(),
-        }
-    }
-
     /// Shared and immutable from now on.
     pub fn freeze(self) -> Bytes {
         match self {
@@ -196,10 +190,8 @@ impl<T> Ring<T> {
                 into,
                 len,
             } => {
-                let (start, room) = spare(into);
-                assert!(*len <= room, "a read of {len} bytes into room for {room}");
-                let len = u32::try_from(*len).expect("reads are below 4 GiB");
-                opcode::Read::new(Fd(file.as_raw_fd()), start, len)
+                let start = spare(into, *len);
+                opcode::Read::new(Fd(file.as_raw_fd()), start, bytes_32(*len))
                     .offset(*offset)
                     .build()
             }
@@ -209,8 +201,7 @@ impl<T> Ring<T> {
                 data,
                 durable,
             } => {
-                let len = u32::try_from(data.len()).expect("writes are below 4 GiB");
-                opcode::Write::new(Fd(file.as_raw_fd()), data.as_ptr(), len)
+                opcode::Write::new(Fd(file.as_raw_fd()), data.as_ptr(), bytes_32(data.len()))
                     .offset(*offset)
                     .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
                     .build()
@@ -224,10 +215,15 @@ impl<T> Ring<T> {
                     .mode(*mode)
                     .build()
             }
-            Op::Receive { socket, into, all } => {
-                let (start, room) = spare_of(into);
-                assert!(room > 0, "nothing received for lack of room would look like the end of the stream");
-                opcode::Recv::new(Fd(socket.as_raw_fd()), start, room as u32)
+            Op::Receive {
+                socket,
+                into,
+                len,
+                all,
+            } => {
+                let start = spare(into, *len);
+                assert!(*len > 0, "to receive nothing would look like the end of the stream");
+                opcode::Recv::new(Fd(socket.as_raw_fd()), start, bytes_32(*len))
                     .flags(if *all { libc::MSG_WAITALL } else { 0 })
                     .build()
             }
@@ -276,16 +272,6 @@ impl<T> Ring<T> {
             self.counts.completed += 1;
             return Some(finish(token, op, entry.result()));
         }
-    }
-
-    /// Whether a completion can be had without waiting.
-    pub fn is_ready(&mut self) -> bool {
-        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
-    }
-
-    /// Operations that are not over.
-    pub fn in_flight(&self) -> usize {
-        self.flights.len()
     }
 
     /// What it did so far.
@@ -384,23 +370,30 @@ impl SendHeader {
     }
 }
 
-/// Where `buf` goes on, and how much room there is.
-fn spare(buf: &mut ReadBuf) -> (*mut u8, usize) {
-    match buf {
-        ReadBuf::Plain(buf) => spare_of(buf),
-        ReadBuf::Aligned(buf) => {
-            let (len, capacity) = (buf.len(), buf.capacity());
-            buf.set_len(capacity);
-            let start = buf[len..].as_mut_ptr();
-            buf.set_len(len);
-            (start, capacity - len)
+/// Where `buf` goes on.
+///
+/// # Panics
+/// If it has no room for `len` more bytes: the kernel would write beyond its end.
+fn spare(buf: &mut ReadBuf, len: usize) -> *mut u8 {
+    let (start, room) = match buf {
+        ReadBuf::Plain(buf) => {
+            let spare = buf.spare_capacity_mut();
+            (spare.as_mut_ptr().cast(), spare.len())
         }
-    }
+        ReadBuf::Aligned(buf) => {
+            let (old, capacity) = (buf.len(), buf.capacity());
+            buf.set_len(capacity);
+            let start = buf[old..].as_mut_ptr();
+            buf.set_len(old);
+            (start, capacity - old)
+        }
+    };
+    assert!(len <= room, "{len} bytes into room for {room}");
+    start
 }
 
-fn spare_of(buf: &mut BytesMut) -> (*mut u8, usize) {
-    let room = buf.spare_capacity_mut();
-    (room.as_mut_ptr().cast(), room.len())
+fn bytes_32(len: usize) -> u32 {
+    u32::try_from(len).expect("operations are below 4 GiB")
 }
 
 fn finish<T>(token: T, mut op: Op, result: i32) -> Done<T> {
@@ -410,18 +403,11 @@ fn finish<T>(token: T, mut op: Op, result: i32) -> Done<T> {
     };
     if let Ok(count) = result {
         match &mut op {
-            Op::Read {
-                into: ReadBuf::Plain(into),
-                ..
-            }
-            | Op::Receive { into, .. } => {
-                // SAFETY: the kernel wrote this many bytes behind the old length, within the capacity it was given.
-                unsafe { into.advance_mut(count) }
-            }
-            Op::Read {
-                into: ReadBuf::Aligned(into),
-                ..
-            } => into.set_len(into.len() + count),
+            Op::Read { into, .. } | Op::Receive { into, .. } => match into {
+                // SAFETY: the kernel wrote this many bytes behind the old length, within the room that `spare` found.
+                ReadBuf::Plain(into) => unsafe { into.advance_mut(count) },
+                ReadBuf::Aligned(into) => into.set_len(into.len() + count),
+            },
             Op::Write { .. } | Op::Sync { .. } | Op::Allocate { .. } | Op::Send { .. } => {}
         }
     }
@@ -498,6 +484,13 @@ mod tests {
         (Arc::new(a.into()), Arc::new(b.into()))
     }
 
+    fn receive(socket: Arc<OwnedFd>, mut into: BytesMut, all: bool) -> Op {
+        let len = 4 * PARTS_MAX;
+        into.reserve(len);
+        let into = ReadBuf::Plain(into);
+        Op::Receive { socket, into, len, all }
+    }
+
     fn next(ring: &mut Ring<u32>) -> Done<u32> {
         loop {
             if let Some(done) = ring.reap() {
@@ -515,10 +508,9 @@ mod tests {
         ring.push(1, Op::Send { socket: a, parts });
         let sent = next(&mut ring);
         assert_eq!((sent.token, sent.result.unwrap()), (1, 3 * PARTS_MAX));
-        let mut into = BytesMut::from(&b"head"[..]);
-        into.reserve(3 * PARTS_MAX);
-        ring.push(2, Op::Receive { socket: b, into, all: false });
+        ring.push(2, receive(b, BytesMut::from(&b"head"[..]), false));
         let Op::Receive { into, .. } = next(&mut ring).op else { panic!() };
+        let into = into.freeze();
         assert_eq!(&into[..7], b"head\0\0\0");
         assert_eq!(into.len(), 4 + 3 * PARTS_MAX);
         assert_eq!(into.last(), Some(&((PARTS_MAX - 1) as u8)));
@@ -537,7 +529,7 @@ mod tests {
         let mut seen: Vec<u32> = (0..count).map(|_| next(&mut ring).token).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..count).collect::<Vec<_>>());
-        assert_eq!(ring.in_flight(), 0);
+        assert_eq!(ring.flights.len(), 0);
         let into = ReadBuf::Aligned(AlignedBuf::with_capacity(4 * count as usize));
         ring.push(0, Op::Read { file, offset: 0, into, len: 4 * count as usize });
         let Op::Read { into, .. } = next(&mut ring).op else { panic!() };
@@ -549,14 +541,13 @@ mod tests {
     fn a_wait_ends_at_its_limit_and_a_dropped_ring_cancels_what_waits() {
         let mut ring: Ring<u32> = Ring::new().unwrap();
         let (a, b) = pair();
-        let into = BytesMut::with_capacity(64);
-        ring.push(1, Op::Receive { socket: a, into, all: false });
+        ring.push(1, receive(a, BytesMut::new(), false));
         let before = std::time::Instant::now();
         ring.enter(true, Some(Duration::from_millis(20))).unwrap();
         assert!(ring.reap().is_none());
         assert!(before.elapsed() >= Duration::from_millis(20));
         let watch = Arc::downgrade(&b);
-        ring.push(2, Op::Receive { socket: b, into: BytesMut::with_capacity(64), all: true });
+        ring.push(2, receive(b, BytesMut::new(), true));
         drop(ring);
         assert!(watch.upgrade().is_none(), "the descriptor is still held");
     }
