@@ -51,6 +51,9 @@ struct Fake {
     frames: HashMap<DiskId, (LinkId, u64)>,
     held: Vec<(ClientId, nbd::Request)>,
     received: u64,
+    /// The link that frames are sent on.
+    sending: Option<LinkId>,
+    sent: u64,
     next: u64,
     ticks: u64,
     ticked: Duration,
@@ -150,13 +153,19 @@ impl Fake {
     }
 
     fn greet(&mut self, link: LinkId) {
-        let mut messages = vec![Message::Hello(Box::new(hello(&self.config)))];
-        for lsn in 0..FRAMES {
+        let message = Message::Hello(Box::new(hello(&self.config)));
+        self.outputs.push(Output::Send { link, message });
+    }
+
+    /// Two frames whenever the link has drained.
+    fn send_frames(&mut self, link: LinkId) {
+        for _ in 0..2 {
             let mut frame = AlignedBuf::zeroed(FRAME);
-            frame.fill(lsn as u8);
-            messages.push(Message::Frame(Bytes::from_owner(frame)));
+            frame.fill(self.sent as u8);
+            self.sent += 1;
+            let message = Message::Frame(Bytes::from_owner(frame));
+            self.outputs.push(Output::Send { link, message });
         }
-        self.outputs.extend(messages.into_iter().map(|message| Output::Send { link, message }));
     }
 }
 
@@ -179,6 +188,8 @@ impl Machine for Fake {
             frames: HashMap::new(),
             held: Vec::new(),
             received: 0,
+            sending: None,
+            sent: 0,
             next: 0,
             ticks: 0,
             ticked: Duration::ZERO,
@@ -211,14 +222,19 @@ impl Machine for Fake {
                 self.report(format!("connected to {peer}"));
                 self.links.push(link);
                 self.greet(link);
+                self.sending = Some(link);
             }
             Input::LinkAccepted { link } => {
                 self.links.push(link);
+                self.greet(link);
                 self.report("link accepted");
             }
             Input::Link { link, message } => self.message(link, message),
-            Input::LinkDrained { queued_bytes: 0, .. } => self.report("drained"),
-            Input::LinkDrained { .. } => {}
+            Input::LinkDrained { link, queued_bytes } => {
+                if queued_bytes == 0 && self.sending == Some(link) && self.sent < FRAMES {
+                    self.send_frames(link);
+                }
+            }
             Input::LinkClosed { reason, .. } => self.report(format!("link closed: {reason}")),
             Input::ConnectFailed { peer, refused, reason } => {
                 self.report(format!("no connection to {peer}: {reason} ({refused})"));
@@ -433,14 +449,19 @@ impl Client {
 
     /// The cookie of the next reply and its content; `content` tells how much that is by cookie.
     fn reply(&mut self, content: impl Fn(u64) -> usize) -> (u64, Vec<u8>) {
+        let cookie = self.reply_head();
+        let mut data = vec![0; content(cookie)];
+        self.socket.read_exact(&mut data).unwrap();
+        (cookie, data)
+    }
+
+    /// The cookie of the next reply; its content follows.
+    fn reply_head(&mut self) -> u64 {
         let mut head = [0; 16];
         self.socket.read_exact(&mut head).unwrap();
         assert_eq!(head[..4], 0x6744_6698_u32.to_be_bytes());
         assert_eq!(head[4..8], [0; 4], "an error");
-        let cookie = u64::from_be_bytes(head[8..].try_into().unwrap());
-        let mut data = vec![0; content(cookie)];
-        self.socket.read_exact(&mut data).unwrap();
-        (cookie, data)
+        u64::from_be_bytes(head[8..].try_into().unwrap())
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
