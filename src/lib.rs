@@ -2,7 +2,7 @@
 
 pub mod base;
 pub mod core;
-pub mod engine;
+// pub mod engine;
 pub mod nbd;
-pub mod shard;
+// pub mod shard;
 pub mod status;

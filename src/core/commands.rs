@@ -28,8 +28,8 @@ impl Core {
     pub(super) fn command(&mut self, id: u64, command: Command, view: &View) {
         match command {
             Command::Promote(overrides) => self.promote(id, overrides, view),
-            Command::Demote => self.demote(id, view),
-            Command::Switchover => self.switchover(id, view),
+            Command::Demote => self.demote(id),
+            Command::Switchover => self.switchover(id),
             Command::Connect => {
                 for peer in &mut self.peers {
                     peer.cut = false;
@@ -146,7 +146,7 @@ impl Core {
             self.actions
                 .push(Action::Connect(self.peers[at].name.clone()));
         }
-        self.set_mode(Mode::Probing, view);
+        self.set_mode(Mode::Probing);
         self.probe_complete(view);
     }
 
@@ -284,7 +284,7 @@ impl Core {
                 Err(reason) => Some(self.unreachable_text(&asked.peer, reason)),
             };
             if let Some(text) = verdict {
-                self.set_mode(back.clone(), view);
+                self.set_mode(back.clone());
                 self.done(probe.command, Err(text));
                 self.connect_all();
                 return;
@@ -367,7 +367,7 @@ impl Core {
         });
         self.facts.told_durable.clear();
         self.promised_command = Some(command);
-        self.set_mode(Mode::Returning, view);
+        self.set_mode(Mode::Returning);
         for peer in &mut self.peers {
             peer.asked = unreachable.contains(&peer.name);
             peer.gated = false;
@@ -436,7 +436,7 @@ impl Core {
         self.try_to_open(view);
     }
 
-    fn demote(&mut self, id: u64, view: &View) {
+    fn demote(&mut self, id: u64) {
         match &self.mode {
             Mode::Mirror | Mode::Probing => {
                 self.done(id, Ok(format!("{} is a mirror already", self.config.site)));
@@ -460,8 +460,8 @@ impl Core {
                     self.done(id, Err(text));
                     return;
                 }
-                self.set_mode(Mode::Draining(Drain::Demote(id)), view);
-                self.continue_drain(view);
+                self.set_mode(Mode::Draining(Drain::Demote(id)));
+                self.continue_drain();
             }
             other => {
                 let text = format!("not while the group is in the state {other:?}");
@@ -470,7 +470,7 @@ impl Core {
         }
     }
 
-    fn switchover(&mut self, id: u64, view: &View) {
+    fn switchover(&mut self, id: u64) {
         if self.mode != Mode::Serving {
             let text = match &self.mode {
                 Mode::Mirror | Mode::Probing => {
@@ -502,12 +502,12 @@ impl Core {
             Severity::Info,
             format!("group {}: switching over to {to}", self.config.group),
         );
-        self.set_mode(Mode::Draining(Drain::Switchover(id, to)), view);
-        self.continue_drain(view);
+        self.set_mode(Mode::Draining(Drain::Switchover(id, to)));
+        self.continue_drain();
     }
 
     /// Goes on with a demotion or switchover once nothing is in flight any more.
-    pub(super) fn continue_drain(&mut self, view: &View) {
+    pub(super) fn continue_drain(&mut self) {
         let Mode::Draining(drain) = &self.mode else {
             return;
         };
@@ -523,7 +523,6 @@ impl Core {
         {
             return;
         }
-        let _ = view;
         match drain.clone() {
             Drain::Demote(id) => {
                 self.facts.role = Role::Mirror;
@@ -546,9 +545,9 @@ impl Core {
         }
     }
 
-    pub(super) fn demoted(&mut self, id: u64, view: &View) {
+    pub(super) fn demoted(&mut self, id: u64) {
         self.drop_all_links("demoted");
-        self.set_mode(Mode::Mirror, view);
+        self.set_mode(Mode::Mirror);
         for peer in &mut self.peers {
             peer.gated = false;
             peer.owes_since = None;
@@ -565,10 +564,10 @@ impl Core {
     }
 
     /// The handing over is durable: from here on this site never serves by itself. Deliver it.
-    pub(super) fn handed_recorded(&mut self, id: u64, view: &View) {
+    pub(super) fn handed_recorded(&mut self, id: u64) {
         self.promised_command = Some(id);
         self.handed_at = self.now;
-        self.set_mode(Mode::HandedOver, view);
+        self.set_mode(Mode::HandedOver);
         self.actions.push(Action::CloseClients);
         for at in 0..self.peers.len() {
             self.peer_link_down(at, Some("switchover"));
@@ -609,9 +608,9 @@ impl Core {
 
     /// All is finished that could be: says goodbye on every link and closes the clients.
     pub fn goodbye(&mut self, now: Duration, view: &View) {
-        self.now = now;
+        (self.now, self.now_ns) = (now, view.time_ns);
         self.drop_all_links("stopping");
-        self.set_mode(Mode::Stopped, view);
+        self.set_mode(Mode::Stopped);
         self.actions.push(Action::CloseClients);
         self.announce_exports();
     }

@@ -417,8 +417,11 @@ mod tests {
                     for lb in lineages {
                         for ta in [0u64, 8, 10, 12] {
                             for tb in [0u64, 8, 10, 12] {
-                                let starts_before =
-                                    |l: &[(u128, u64)], t| l.iter().all(|&(_, first)| first <= t);
+                                // What has no epoch has no operations, and an epoch begins within the history.
+                                let starts_before = |l: &[(u128, u64)], t| {
+                                    l.is_empty() == (t == 0)
+                                        && l.iter().all(|&(_, first)| first <= t)
+                                };
                                 if !starts_before(la, ta) || !starts_before(lb, tb) {
                                     continue;
                                 }

@@ -354,7 +354,6 @@ impl Core {
                         credit_bytes,
                         inconsistent,
                     },
-                    view,
                 );
             }
             (PeerPhase::Handing { .. }, Message::Taken) => self.taken(at),
@@ -384,7 +383,6 @@ impl Core {
                 if self.peers[at].gated {
                     self.peer_lost(at, &reason);
                 }
-                self.abort_drain(&format!("{name} closed the link: {reason}"), view);
             }
             (phase, other) => {
                 let text = format!("{} in phase {phase:?}", kind(&other));
@@ -416,7 +414,7 @@ impl Core {
                     link,
                     Message::Start(Box::new(Start::Fetch { from })),
                 ));
-                self.begin_fetch(link, name, theirs.tail, view);
+                self.begin_fetch(link, name);
             }
             Outcome::Handover => {
                 let handed = self
@@ -461,7 +459,7 @@ impl Core {
             self.peers[at].gated = false;
         }
         match self.mode {
-            Mode::Serving => self.propose(at, link, tail.next(), copy),
+            Mode::Serving | Mode::Draining(_) => self.propose(at, link, tail.next(), copy),
             Mode::Opening | Mode::Returning | Mode::Waiting(_) => {
                 self.peers[at].refused = None;
                 self.peers[at].conflict = None;
@@ -553,7 +551,7 @@ impl Core {
         }
         self.peers[at].asked = true;
         if matches!(self.mode, Mode::Fetching(l) if l == link) {
-            self.set_mode(Mode::Returning, view);
+            self.set_mode(Mode::Returning);
         }
         self.start_due_connects();
         self.try_to_open(view);
@@ -575,7 +573,7 @@ impl Core {
             let site = self.primary_name();
             self.forget_upstream(&format!("{site} was silent for {timeout:?}"));
             if let Mode::Fetching(_) = self.mode {
-                self.set_mode(Mode::Returning, view);
+                self.set_mode(Mode::Returning);
             }
         }
         self.ping_while_fetching();
@@ -648,8 +646,6 @@ impl Core {
                 self.drop_peer_link(at, &format!("no progress for {timeout:?}"));
             }
             self.peer_lost(at, &format!("no progress for {timeout:?}"));
-            let name = self.peers[at].name.clone();
-            self.abort_drain(&format!("{name} was lost"), view);
         }
     }
 
@@ -687,7 +683,7 @@ impl Core {
     }
 
     /// A drain that cannot end (its peer is gone) is taken back.
-    pub(super) fn abort_drain(&mut self, why: &str, view: &View) {
+    pub(super) fn abort_drain(&mut self, why: &str) {
         let Mode::Draining(drain) = &self.mode else {
             return;
         };
@@ -696,7 +692,7 @@ impl Core {
             command,
             Err(format!("taken back, nothing was changed: {why}")),
         ));
-        self.set_mode(Mode::Serving, view);
+        self.set_mode(Mode::Serving);
         for at in 0..self.peers.len() {
             self.settle_loss(at);
         }

@@ -181,19 +181,18 @@ impl Core {
         self.facts.alone = None;
         self.facts.told_durable.clear();
         self.upstream = Some(Upstream::new(link, site, self.now));
-        self.save(Then::Started(link, from));
+        self.save(Then::Started(link));
     }
 
     /// The facts under which the stream may begin are durable.
-    pub(super) fn started_recorded(&mut self, link: Link, _from: Lsn) {
+    pub(super) fn started_recorded(&mut self, link: Link) {
         if let Some(upstream) = self.upstream.as_mut().filter(|u| u.link == link) {
             upstream.started = true;
             self.actions.push(Action::Send(link, Message::Started));
         }
     }
 
-    pub(super) fn reset_done(&mut self, view: &View) {
-        let _ = view;
+    pub(super) fn reset_done(&mut self) {
         let Some(upstream) = self.upstream.as_mut() else {
             return;
         };
@@ -369,10 +368,10 @@ impl Core {
     }
 
     /// A returning primary begins to take the mirror's tail.
-    pub(super) fn begin_fetch(&mut self, link: Link, site: String, _end: Lsn, view: &View) {
+    pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
         let upstream = Upstream::new(link, site, self.now);
         self.upstream = Some(upstream);
-        self.set_mode(Mode::Fetching(link), view);
+        self.set_mode(Mode::Fetching(link));
     }
 
     /// The homes hold a complete copy, durably: this site is consistent again.
@@ -406,7 +405,7 @@ impl Core {
         );
         self.facts.role = Role::Primary;
         self.facts.alone = None;
-        self.set_mode(Mode::Opening, view);
+        self.set_mode(Mode::Opening);
         let epoch = self.next_epoch(view);
         self.facts
             .lineage
@@ -424,10 +423,10 @@ impl Core {
     }
 
     /// The taken role is durable: tell the old primary, serve, and connect to it as its primary.
-    pub(super) fn taken_recorded(&mut self, link: Link, epoch: Epoch, view: &View) {
+    pub(super) fn taken_recorded(&mut self, link: Link, epoch: Epoch) {
         self.actions.push(Action::Send(link, Message::Taken));
         self.actions.push(Action::Close(link));
-        self.facts_hold_epoch(epoch, view);
+        self.facts_hold_epoch(epoch);
         self.connect_all();
     }
 }

@@ -274,7 +274,7 @@ enum Then {
     StepDown,
     Demoted(u64),
     Handed(u64),
-    Started(Link, Lsn),
+    Started(Link),
     Taken(Link, Epoch),
 }
 
@@ -305,6 +305,7 @@ pub struct Core {
     ids: u128,
     actions: Vec<Action>,
     now: Duration,
+    now_ns: u64,
     exported: Option<Result<(), String>>,
 }
 
@@ -343,32 +344,33 @@ impl Core {
             ids: seed,
             actions: Vec::new(),
             now: Duration::ZERO,
+            now_ns: 0,
             exported: None,
         }
     }
 
     /// Begins: a mirror waits for its primary, a primary asks its peers whether it still may serve.
     pub fn start(&mut self, now: Duration, view: &View) {
-        self.now = now;
+        (self.now, self.now_ns) = (now, view.time_ns);
         self.mode_since_ns = view.time_ns;
         if self.facts.handed.is_some() {
-            self.set_mode(Mode::HandedOver, view);
+            self.set_mode(Mode::HandedOver);
             self.connect_all();
         } else if self.facts.role == Role::Primary {
             self.begin_returning(view);
         } else {
-            self.set_mode(Mode::Mirror, view);
+            self.set_mode(Mode::Mirror);
         }
         self.announce_exports();
     }
 
     /// Takes an event.
     pub fn handle(&mut self, now: Duration, event: Event, view: &View) {
-        self.now = now;
+        (self.now, self.now_ns) = (now, view.time_ns);
         match event {
             Event::Durable(lsn) => self.local_durable(lsn, view),
-            Event::Saved(seq) => self.saved(seq, view),
-            Event::ResetDone => self.reset_done(view),
+            Event::Saved(seq) => self.saved(seq),
+            Event::ResetDone => self.reset_done(),
             Event::Applied(lsn) => self.applied = self.applied.max(lsn),
             Event::CopyDurable => self.copy_durable(),
             Event::CopySent(link, lsn) => self.copy_sent(link, lsn),
@@ -386,9 +388,9 @@ impl Core {
             Event::Heard(link) => self.heard(link),
             Event::Closed(link, reason) => self.closed(link, &reason, view),
             Event::Granted(question) => self.granted(&question, view),
-            Event::Denied(question, reason) => self.denied(&question, &reason, view),
+            Event::Denied(question, reason) => self.denied(&question, &reason),
             Event::Command(id, command) => self.command(id, command, view),
-            Event::DiskFailed(reason) => self.disk_failed(&reason, view),
+            Event::DiskFailed(reason) => self.disk_failed(&reason),
             Event::Tick => self.tick(view),
         }
         self.announce_exports();
@@ -520,10 +522,10 @@ impl Core {
         self.mode == Mode::Serving && self.peers.iter().any(|p| p.cannot_keep_up)
     }
 
-    fn set_mode(&mut self, mode: Mode, view: &View) {
+    fn set_mode(&mut self, mode: Mode) {
         if self.mode != mode {
             self.mode = mode;
-            self.mode_since_ns = view.time_ns;
+            self.mode_since_ns = self.now_ns;
         }
     }
 
@@ -537,18 +539,18 @@ impl Core {
         self.actions.push(Action::Save(self.save_seq));
     }
 
-    fn saved(&mut self, seq: u64, view: &View) {
+    fn saved(&mut self, seq: u64) {
         while self.saves.front().is_some_and(|(s, _)| *s <= seq) {
             let (_, then) = self.saves.pop_front().expect("just seen");
             match then {
                 Then::Nothing => {}
-                Then::OpenEpoch(epoch) => self.facts_hold_epoch(epoch, view),
+                Then::OpenEpoch(epoch) => self.facts_hold_epoch(epoch),
                 Then::InSync(peer) => self.in_sync_recorded(peer),
-                Then::StepDown => self.stepped_down(view),
-                Then::Demoted(command) => self.demoted(command, view),
-                Then::Handed(command) => self.handed_recorded(command, view),
-                Then::Started(link, from) => self.started_recorded(link, from),
-                Then::Taken(link, epoch) => self.taken_recorded(link, epoch, view),
+                Then::StepDown => self.stepped_down(),
+                Then::Demoted(command) => self.demoted(command),
+                Then::Handed(command) => self.handed_recorded(command),
+                Then::Started(link) => self.started_recorded(link),
+                Then::Taken(link, epoch) => self.taken_recorded(link, epoch),
             }
         }
     }
@@ -569,7 +571,7 @@ impl Core {
         uuid::Builder::from_random_bytes(id.to_be_bytes()).into_uuid()
     }
 
-    fn disk_failed(&mut self, reason: &str, view: &View) {
+    fn disk_failed(&mut self, reason: &str) {
         if matches!(self.mode, Mode::Fenced(_)) {
             return;
         }
@@ -580,7 +582,7 @@ impl Core {
                 self.config.group
             ),
         );
-        self.set_mode(Mode::Fenced(reason.to_owned()), view);
+        self.set_mode(Mode::Fenced(reason.to_owned()));
         self.drop_all_links(&format!("{} is fenced: {reason}", self.config.site));
         self.actions.push(Action::CloseClients);
     }

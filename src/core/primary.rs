@@ -6,7 +6,7 @@ use crate::base::{Epoch, Lsn, Message, OnPeerLoss, Role, Start};
 impl Core {
     /// Primary by record: ask the peers first, whatever the record says.
     pub(super) fn begin_returning(&mut self, view: &View) {
-        self.set_mode(Mode::Returning, view);
+        self.set_mode(Mode::Returning);
         for peer in &mut self.peers {
             peer.asked = false;
         }
@@ -62,7 +62,7 @@ impl Core {
                  give back (or `promote --force behind`, which gives it up)",
                 self.tail, self.facts.floor
             );
-            self.wait(text, view);
+            self.wait(text);
             return;
         }
         for at in 0..self.peers.len() {
@@ -74,7 +74,7 @@ impl Core {
                 return;
             }
             if let Some(refused) = peer.refused.clone() {
-                self.wait(refused, view);
+                self.wait(refused);
                 return;
             }
             let on_record = self
@@ -93,7 +93,7 @@ impl Core {
                      this site serve without it",
                     self.config.group
                 );
-                self.wait(text, view);
+                self.wait(text);
                 return;
             }
             // Never in sync with it, or it needs a copy first: it cannot be waited for.
@@ -107,7 +107,7 @@ impl Core {
         self.open_epoch(view);
     }
 
-    fn wait(&mut self, text: String, view: &View) {
+    fn wait(&mut self, text: String) {
         self.promised_done(Err(text.clone()));
         if !matches!(self.mode, Mode::Waiting(_)) {
             self.log(
@@ -115,7 +115,7 @@ impl Core {
                 format!("group {}: not serving yet: {text}", self.config.group),
             );
         }
-        self.set_mode(Mode::Waiting(text), view);
+        self.set_mode(Mode::Waiting(text));
     }
 
     fn ask_to_go_alone(&mut self, at: usize, question: Question) {
@@ -127,7 +127,7 @@ impl Core {
 
     /// Makes the lineage with one more epoch durable, then has it opened. Nothing is admitted meanwhile.
     pub(super) fn open_epoch(&mut self, view: &View) {
-        self.set_mode(Mode::Opening, view);
+        self.set_mode(Mode::Opening);
         let epoch = self.next_epoch(view);
         self.facts.role = Role::Primary;
         self.facts.handed = None;
@@ -151,7 +151,7 @@ impl Core {
     }
 
     /// The lineage with this epoch is durable: append the operation that opens it, and serve.
-    pub(super) fn facts_hold_epoch(&mut self, epoch: Epoch, view: &View) {
+    pub(super) fn facts_hold_epoch(&mut self, epoch: Epoch) {
         if self.mode != Mode::Opening || epoch.first_lsn != self.tail.next() {
             return;
         }
@@ -169,7 +169,7 @@ impl Core {
             ),
         );
         self.actions.push(Action::OpenEpoch(epoch));
-        self.set_mode(Mode::Serving, view);
+        self.set_mode(Mode::Serving);
         self.propose_to_agreed();
         self.promised_done(Ok(format!(
             "{} is primary of {}",
@@ -260,11 +260,11 @@ impl Core {
             Mode::Mirror | Mode::Probing => self.mirror_durable(),
             _ => self.advance_commit(),
         }
-        self.continue_drain(view);
+        self.continue_drain();
     }
 
     /// A mirror told its progress.
-    pub(super) fn acked(&mut self, at: usize, ack: &super::links::Progress, view: &View) {
+    pub(super) fn acked(&mut self, at: usize, ack: &super::links::Progress) {
         let now = self.now;
         let tail = self.tail;
         let peer = &mut self.peers[at];
@@ -294,7 +294,7 @@ impl Core {
         self.facts.note_told_durable(&name, durable);
         self.advance_commit();
         self.check_progress(at);
-        self.continue_drain(view);
+        self.continue_drain();
     }
 
     /// Lets a peer in when it is near, and counts it in sync when it has confirmed.
@@ -357,6 +357,7 @@ impl Core {
                 format!("group {}: lost {name}: {reason}", self.config.group),
             );
         }
+        self.abort_drain(&format!("{name} was lost"));
         self.settle_loss(at);
     }
 
@@ -404,7 +405,7 @@ impl Core {
         self.open_epoch(view);
     }
 
-    pub(super) fn denied(&mut self, question: &Question, reason: &str, view: &View) {
+    pub(super) fn denied(&mut self, question: &Question, reason: &str) {
         let Question::GoAlone { peer: name, .. } = question;
         let Some(at) = self.peers.iter().position(|p| &p.name == name) else {
             return;
@@ -415,7 +416,7 @@ impl Core {
             format!("group {}: frozen: {reason}", self.config.group),
         );
         if matches!(self.mode, Mode::Returning) {
-            self.set_mode(Mode::Waiting(reason.to_owned()), view);
+            self.set_mode(Mode::Waiting(reason.to_owned()));
         }
     }
 
@@ -433,7 +434,7 @@ impl Core {
         };
         if upstream.fetch_end.is_some_and(|end| end <= self.durable) {
             self.upstream = None;
-            self.set_mode(Mode::Returning, view);
+            self.set_mode(Mode::Returning);
             if let Some(at) = self.peer_on(link) {
                 let tail = self.tail;
                 self.peers[at].asked = true;
@@ -454,11 +455,11 @@ impl Core {
     }
 
     /// Becoming a mirror is on durable record.
-    pub(super) fn stepped_down(&mut self, view: &View) {
+    pub(super) fn stepped_down(&mut self) {
         if self.mode == Mode::Mirror {
             return;
         }
-        self.set_mode(Mode::Mirror, view);
+        self.set_mode(Mode::Mirror);
         self.claimed = self.commit;
         self.actions.push(Action::CloseClients);
     }
