@@ -6,3 +6,4 @@ pub mod core;
 pub mod nbd;
 // pub mod shard;
 pub mod status;
+pub mod store;
