@@ -2,7 +2,8 @@
 
 pub mod base;
 pub mod core;
-// pub mod engine;
+pub mod engine;
+pub mod journal;
 pub mod nbd;
 // pub mod shard;
 pub mod status;

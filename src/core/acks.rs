@@ -45,6 +45,11 @@ impl Acks {
         self.reads.entry(lsn).or_default().push(token);
     }
 
+    /// A mirror has connected: it was told nothing yet.
+    pub fn forget_told(&mut self) {
+        self.told = Lsn::ZERO;
+    }
+
     fn release(&mut self, commit: Lsn, durable: Lsn, actions: &mut Vec<Action>) {
         for (queue, reached) in [(&mut self.commit, commit), (&mut self.durable, durable)] {
             while queue.front().is_some_and(|&(lsn, _)| lsn <= reached) {

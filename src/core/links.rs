@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::peer::Conflict;
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
@@ -12,7 +14,15 @@ pub(super) struct Handshake {
     pub link: Link,
     pub since: Duration,
     /// What both greetings led to, and who is at the other end.
-    pub agreed: Option<(String, Outcome)>,
+    pub agreed: Option<Agreed>,
+}
+
+/// What two greetings led to.
+#[derive(Clone, Debug)]
+pub(super) struct Agreed {
+    pub site: String,
+    pub group_id: Uuid,
+    pub outcome: Outcome,
 }
 
 /// What an acknowledgement says.
@@ -174,9 +184,7 @@ impl Core {
             Message::Start(start) => {
                 let handshake = self.handshakes.swap_remove(at);
                 match handshake.agreed {
-                    Some((site, outcome)) => {
-                        self.start_proposed(link, site, &outcome, *start, view)
-                    }
+                    Some(agreed) => self.start_proposed(link, agreed, *start, view),
                     None => self.protocol_error(link, "a proposal before the greeting"),
                 }
             }
@@ -184,7 +192,7 @@ impl Core {
                 let from = self.handshakes.swap_remove(at);
                 let site = from
                     .agreed
-                    .map_or_else(|| "a peer".into(), |(site, _)| site);
+                    .map_or_else(|| "a peer".into(), |agreed| agreed.site);
                 self.log(
                     Severity::Warn,
                     format!("{site} ended the handshake: {text}"),
@@ -228,7 +236,10 @@ impl Core {
         if theirs.stance != Stance::Probe {
             self.forget_upstream("its primary connected anew");
             self.handshakes.retain(|h| {
-                h.link == link || h.agreed.as_ref().is_none_or(|(s, _)| *s != theirs.site)
+                h.link == link
+                    || h.agreed
+                        .as_ref()
+                        .is_none_or(|agreed| agreed.site != theirs.site)
             });
         }
         let mine = self.hello(&theirs.site, view);
@@ -266,7 +277,11 @@ impl Core {
             }
             _ => self.note_floor(theirs),
         }
-        self.handshakes[at].agreed = Some((theirs.site.clone(), outcome));
+        self.handshakes[at].agreed = Some(Agreed {
+            site: theirs.site.clone(),
+            group_id: theirs.group_id,
+            outcome,
+        });
         self.actions
             .push(Action::Send(link, Message::Hello(Box::new(mine))));
     }

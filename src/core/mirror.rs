@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::links::Agreed;
 use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
 use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId};
 
@@ -75,14 +76,12 @@ impl Core {
     }
 
     /// The connecting side's proposal, which must be what both greetings led to.
-    pub(super) fn start_proposed(
-        &mut self,
-        link: Link,
-        site: String,
-        outcome: &Outcome,
-        start: Start,
-        view: &View,
-    ) {
+    pub(super) fn start_proposed(&mut self, link: Link, agreed: Agreed, start: Start, view: &View) {
+        let Agreed {
+            site,
+            group_id: theirs,
+            outcome,
+        } = agreed;
         if self.mode != Mode::Mirror {
             self.refuse(
                 link,
@@ -91,9 +90,9 @@ impl Core {
             );
             return;
         }
-        match (outcome, start) {
+        match (&outcome, start) {
             (Outcome::Stream { .. } | Outcome::Copy, Start::Stream { from }) => {
-                self.begin_stream(link, site, from)
+                self.begin_stream(link, site, theirs, from)
             }
             (
                 Outcome::Stream { .. } | Outcome::Copy,
@@ -154,7 +153,7 @@ impl Core {
         }
     }
 
-    fn begin_stream(&mut self, link: Link, site: String, from: Lsn) {
+    fn begin_stream(&mut self, link: Link, site: String, group_id: Uuid, from: Lsn) {
         let keep = from.prev();
         if keep > self.tail || keep < self.commit {
             let text = format!(
@@ -176,7 +175,13 @@ impl Core {
             self.actions.push(Action::Truncate(keep));
             (self.tail, self.durable) = (keep, self.durable.min(keep));
         }
+        // A new mirror learns which group it is of; its journal is found again by that.
+        if self.facts.group_id.is_nil() {
+            self.facts.group_id = group_id;
+        }
         self.facts.lineage.truncate_after(keep);
+        // An earlier primary's word about what is committed does not hold for this one's history.
+        self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
         self.facts.alone = None;
         self.facts.told_durable.clear();
@@ -215,7 +220,7 @@ impl Core {
         else {
             return Err("a frame on a link that is not streaming".into());
         };
-        if frame.group != self.facts.group_id && !self.facts.group_id.is_nil() {
+        if frame.group != self.facts.group_id {
             return Err(format!(
                 "a frame of group {}, not of {}",
                 frame.group, self.facts.group_id
@@ -248,9 +253,6 @@ impl Core {
                 frame.epoch
             ));
         }
-        if self.facts.group_id.is_nil() {
-            self.facts.group_id = frame.group;
-        }
         self.tail = frame.last;
         self.learn_commit(frame.commit);
         Ok(())
@@ -272,7 +274,8 @@ impl Core {
     pub(super) fn upstream_message(&mut self, message: Message, view: &View) {
         let link = self.upstream.as_ref().expect("the caller looked").link;
         match message {
-            Message::Commit { lsn } if lsn <= self.tail => self.learn_commit(lsn),
+            // In `async` mode it may be ahead of what has arrived.
+            Message::Commit { lsn } => self.learn_commit(lsn),
             Message::ChunksEnd { lsn } => {
                 if self.facts.inconsistent_until.is_some() {
                     self.facts.inconsistent_until = Some(lsn);
@@ -302,7 +305,7 @@ impl Core {
                 };
                 match *start {
                     Start::Stream { from } if fetching && self.mode == Mode::Mirror => {
-                        self.begin_stream(link, site, from);
+                        self.begin_stream(link, site, self.facts.group_id, from);
                     }
                     other => {
                         self.protocol_error(link, &format!("{other:?} on a link that is in use"))

@@ -427,6 +427,11 @@ impl Core {
         self.mode == Mode::Opening && self.exported == Some(Ok(()))
     }
 
+    /// Recovery brought the homes up to here.
+    pub fn note_applied(&mut self, lsn: Lsn) {
+        self.applied = lsn;
+    }
+
     /// Gives the next `count` LSNs to operations; returns the first.
     ///
     /// # Panics
@@ -596,7 +601,8 @@ impl Core {
         }
     }
 
-    fn open_to_clients(&self) -> Result<(), String> {
+    /// Who may attach: nobody, and why, unless this site serves.
+    pub fn open_to_clients(&self) -> Result<(), String> {
         let group = &self.config.group;
         match &self.mode {
             Mode::Serving => Ok(()),

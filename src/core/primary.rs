@@ -228,6 +228,7 @@ impl Core {
             return;
         };
         let now = self.now;
+        self.acks.forget_told();
         let peer = &mut self.peers[at];
         peer.stream_began(now);
         peer.phase = PeerPhase::Streaming {

@@ -124,13 +124,15 @@ impl Group {
     }
 
     pub(super) fn request(&mut self, client: ClientId, request: Request) {
-        let Some(&volume) = self.clients.attached.get(&client) else { return };
+        let Some(&volume) = self.clients.attached.get(&client) else {
+            return;
+        };
         let since = self.now.mono;
         match request.command {
             Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } => {
                 self.plan_read(client, volume, request, since);
             }
-            Command::Flush => self.flush(client, request.to, since),
+            Command::Flush => self.flush(client, request.reply_to, since),
             _ if self.clients.stalled.is_empty() => {
                 if let Some(request) = self.admit(client, volume, request, since) {
                     self.clients.stalled.push_back((client, request, since));
@@ -143,7 +145,9 @@ impl Group {
     /// Tries again what had to wait.
     pub(super) fn resume_stalled(&mut self) {
         while let Some((client, request, since)) = self.clients.stalled.pop_front() {
-            let Some(&volume) = self.clients.attached.get(&client) else { continue };
+            let Some(&volume) = self.clients.attached.get(&client) else {
+                continue;
+            };
             if let Some(request) = self.admit(client, volume, request, since) {
                 self.clients.stalled.push_front((client, request, since));
                 return;
@@ -156,30 +160,54 @@ impl Group {
     }
 
     fn flush(&mut self, client: ClientId, to: ReplyTo, since: Duration) {
-        let waiting = Waiting { client, to, since, kind: Kind::Flush };
+        let waiting = Waiting {
+            client,
+            to,
+            since,
+            kind: Kind::Flush,
+        };
         let token = Token(self.clients.waiting.insert(waiting) as u64);
-        self.core.reply_when(self.core.tail(), Strength::Durable, token);
+        self.core
+            .reply_when(self.core.tail(), Strength::Durable, token);
         self.carry_out();
     }
 
     /// Gives a mutating request its LSNs, or gives it back if it has to wait.
-    fn admit(&mut self, client: ClientId, volume: VolumeId, request: Request, since: Duration) -> Option<Request> {
-        let to = request.to;
+    fn admit(
+        &mut self,
+        client: ClientId,
+        volume: VolumeId,
+        request: Request,
+        since: Duration,
+    ) -> Option<Request> {
+        let to = request.reply_to;
         let (range, fua, data) = match &request.command {
-            Command::Write { offset, data, fua } => (ByteRange::new(*offset, data.len() as u64), *fua, Some(data)),
-            Command::Trim { range, fua } | Command::WriteZeroes { range, fua, .. } => (*range, *fua, None),
+            Command::Write { offset, data, fua } => {
+                (ByteRange::new(*offset, data.len() as u64), *fua, Some(data))
+            }
+            Command::Trim { range, fua } | Command::WriteZeroes { range, fua, .. } => {
+                (*range, *fua, None)
+            }
             _ => unreachable!("only mutating requests are admitted"),
         };
         if range.len == 0 {
             self.done(client, to);
             return None;
         }
-        if !self.core.admitting() || !self.homes_have_budget() || self.core.throttled() && !self.frames.idle() {
+        if !self.core.admitting()
+            || !self.homes_have_budget()
+            || self.core.throttled() && !self.frames.idle()
+        {
             return Some(request);
         }
         let allocates = !matches!(request.command, Command::Trim { .. });
         if allocates && !self.space_for(volume, range) {
-            self.error(client, to, Errno::NoSpc, "no space left in the file system of the home".into());
+            self.error(
+                client,
+                to,
+                Errno::NoSpc,
+                "no space left in the file system of the home".into(),
+            );
             return None;
         }
         let first_piece = data.map_or(0, |d| d.len().min(MAX_WRITE_OP as usize));
@@ -188,8 +216,17 @@ impl Group {
         }
         let last = self.enter_request(volume, range, fua, data, &request.command);
         let bytes = data.map_or(0, |d| d.len() as u64);
-        let strength = if fua { Strength::Durable } else { Strength::Commit };
-        let token = Token(self.clients.waiting.insert(Waiting { client, to, since, kind: Kind::Write { bytes } }) as u64);
+        let strength = if fua {
+            Strength::Durable
+        } else {
+            Strength::Commit
+        };
+        let token = Token(self.clients.waiting.insert(Waiting {
+            client,
+            to,
+            since,
+            kind: Kind::Write { bytes },
+        }) as u64);
         self.core.reply_when(last, strength, token);
         None
     }
@@ -203,7 +240,11 @@ impl Group {
         data: Option<&Bytes>,
         command: &Command,
     ) -> Lsn {
-        let step = if data.is_some() { MAX_WRITE_OP } else { MAX_DATALESS_OP };
+        let step = if data.is_some() {
+            MAX_WRITE_OP
+        } else {
+            MAX_DATALESS_OP
+        };
         let mut last = Lsn::ZERO;
         let mut done = 0;
         while done < range.len {
@@ -217,12 +258,25 @@ impl Group {
                 _ if is_zero(&payload) => OpKind::WriteZeroes { no_hole: false },
                 _ => OpKind::Write,
             };
-            let payload = if kind == OpKind::Write { payload } else { Bytes::new() };
+            let payload = if kind == OpKind::Write {
+                payload
+            } else {
+                Bytes::new()
+            };
             if !self.frame_has_room(payload.len()) {
                 self.seal_for_more();
             }
             last = self.core.assign(1, self.now.mono);
-            self.enter(last, &Op { kind, volume, range: part, fua }, &payload);
+            self.enter(
+                last,
+                &Op {
+                    kind,
+                    volume,
+                    range: part,
+                    fua,
+                },
+                &payload,
+            );
             done += part.len;
         }
         last
@@ -235,7 +289,8 @@ impl Group {
             Kind::Write { bytes } => {
                 self.stats.totals.writes += 1;
                 self.stats.totals.write_bytes += bytes;
-                self.stats.record(Stage::Write, self.now.mono.saturating_sub(waiting.since));
+                self.stats
+                    .record(Stage::Write, self.now.mono.saturating_sub(waiting.since));
             }
             Kind::Flush => self.stats.totals.flushes += 1,
             Kind::Read { .. } => unreachable!("reads are released, not replied to"),
@@ -249,7 +304,10 @@ impl Group {
 
     fn reply(&mut self, client: ClientId, to: ReplyTo, body: ReplyBody) {
         if self.clients.attached.contains_key(&client) {
-            self.outputs.push(Output::Reply { client, reply: Reply { to, body } });
+            self.outputs.push(Output::Reply {
+                client,
+                reply: Reply { reply_to: to, body },
+            });
         }
     }
 
@@ -280,7 +338,15 @@ impl Group {
             _ => unreachable!("only reads are planned"),
         };
         if range.len == 0 {
-            self.finish_read_parts(client, request.to, since, range, purpose, Vec::new(), Vec::new());
+            self.finish_read_parts(
+                client,
+                request.reply_to,
+                since,
+                range,
+                purpose,
+                Vec::new(),
+                Vec::new(),
+            );
             return;
         }
         let plan = self.store.read_plan(volume, range);
@@ -291,7 +357,7 @@ impl Group {
         let held = plan.newest.is_some_and(|lsn| lsn > self.core.commit());
         let read = Read {
             client,
-            to: request.to,
+            to: request.reply_to,
             since,
             volume,
             range,
@@ -306,28 +372,53 @@ impl Group {
             self.plan_piece(read, volume, piece.range, piece.source, purpose);
         }
         if held {
-            let waiting = Waiting { client, to: request.to, since, kind: Kind::Read { read } };
+            let waiting = Waiting {
+                client,
+                to: request.reply_to,
+                since,
+                kind: Kind::Read { read },
+            };
             let token = Token(self.clients.waiting.insert(waiting) as u64);
-            self.core.read_when(plan.newest.expect("held for it"), token);
+            self.core
+                .read_when(plan.newest.expect("held for it"), token);
             self.carry_out();
         }
         self.finish_read_if_ready(read);
     }
 
-    fn plan_piece(&mut self, read: usize, volume: VolumeId, range: ByteRange, source: Source, purpose: Purpose) {
-        let mut slot =
-            Slot { range, pieces: SmallVec::new(), extents: SmallVec::new(), reading: SmallVec::new() };
+    fn plan_piece(
+        &mut self,
+        read: usize,
+        volume: VolumeId,
+        range: ByteRange,
+        source: Source,
+        purpose: Purpose,
+    ) {
+        let mut slot = Slot {
+            range,
+            pieces: SmallVec::new(),
+            extents: SmallVec::new(),
+            reading: SmallVec::new(),
+        };
         let file = File::Home(volume);
         let at = self.clients.reads[read].slots.len();
         let request = match source {
             Source::Overlay(lsn) => {
                 match self.store.content(lsn, range) {
                     Some(crate::store::Content::Data(data)) => {
-                        slot.extents.push(Extent { len: range.len, hole: false, zero: false });
+                        slot.extents.push(Extent {
+                            len: range.len,
+                            hole: false,
+                            zero: false,
+                        });
                         slot.pieces.push(Piece::Data(data));
                     }
                     Some(crate::store::Content::Zero { keep }) => {
-                        slot.extents.push(Extent { len: range.len, hole: !keep, zero: true });
+                        slot.extents.push(Extent {
+                            len: range.len,
+                            hole: !keep,
+                            zero: true,
+                        });
                         slot.pieces.push(Piece::Hole(range.len));
                     }
                     _ => unreachable!("a planned piece has content: its frame is closed"),
@@ -337,17 +428,33 @@ impl Group {
             Source::Home => match purpose {
                 Purpose::Read { holes: true } => {
                     let limit = EXTENTS;
-                    Some((Pending::ReadExtents { read, slot: at }, DiskOp::Extents { file, range, limit }))
+                    Some((
+                        Pending::ReadExtents { read, slot: at },
+                        DiskOp::Extents { file, range, limit },
+                    ))
                 }
                 Purpose::Status { one } => {
                     let limit = if one { 1 } else { EXTENTS };
-                    Some((Pending::ReadExtents { read, slot: at }, DiskOp::Extents { file, range, limit }))
+                    Some((
+                        Pending::ReadExtents { read, slot: at },
+                        DiskOp::Extents { file, range, limit },
+                    ))
                 }
                 Purpose::Read { holes: false } | Purpose::Prefetch => {
                     slot.reading.push(0);
                     slot.pieces.push(Piece::Hole(range.len));
-                    let op = DiskOp::Read { file, offset: range.offset, len: range.len };
-                    Some((Pending::ReadPiece { read, slot: at << 16 }, op))
+                    let op = DiskOp::Read {
+                        file,
+                        offset: range.offset,
+                        len: range.len,
+                    };
+                    Some((
+                        Pending::ReadPiece {
+                            read,
+                            slot: at << 16,
+                        },
+                        op,
+                    ))
                 }
             },
         };
@@ -370,7 +477,11 @@ impl Group {
                 let mut offset = slot.range.offset;
                 for (len, allocated) in extents {
                     let len = len.min(slot.range.end() - offset);
-                    slot.extents.push(Extent { len, hole: !allocated, zero: !allocated });
+                    slot.extents.push(Extent {
+                        len,
+                        hole: !allocated,
+                        zero: !allocated,
+                    });
                     if let Purpose::Read { .. } = state.purpose {
                         if allocated {
                             reads.push((slot.pieces.len(), ByteRange::new(offset, len)));
@@ -386,12 +497,26 @@ impl Group {
                 }
             }
             DiskResult::Failed { message, .. } => state.failed = Some(message),
-            other => state.failed = Some(format!("the driver answered a question for extents with {other:?}")),
+            other => {
+                state.failed = Some(format!(
+                    "the driver answered a question for extents with {other:?}"
+                ))
+            }
         }
         for (place, range) in reads {
             self.clients.reads[read].pending += 1;
-            let op = DiskOp::Read { file, offset: range.offset, len: range.len };
-            self.submit(Pending::ReadPiece { read, slot: slot << 16 | place }, op);
+            let op = DiskOp::Read {
+                file,
+                offset: range.offset,
+                len: range.len,
+            };
+            self.submit(
+                Pending::ReadPiece {
+                    read,
+                    slot: slot << 16 | place,
+                },
+                op,
+            );
         }
         self.finish_read_if_ready(read);
     }
@@ -413,7 +538,9 @@ impl Group {
     /// What a held read touches is committed.
     pub(super) fn release_read(&mut self, token: Token) {
         let waiting = self.clients.waiting.remove(token.0 as usize);
-        let Kind::Read { read } = waiting.kind else { unreachable!("only reads are released") };
+        let Kind::Read { read } = waiting.kind else {
+            unreachable!("only reads are released")
+        };
         self.clients.reads[read].held = false;
         self.finish_read_if_ready(read);
     }
@@ -439,7 +566,15 @@ impl Group {
                 break;
             }
         }
-        self.finish_read_parts(state.client, state.to, state.since, state.range, state.purpose, pieces, extents);
+        self.finish_read_parts(
+            state.client,
+            state.to,
+            state.since,
+            state.range,
+            state.purpose,
+            pieces,
+            extents,
+        );
     }
 
     fn finish_read_parts(
@@ -457,13 +592,20 @@ impl Group {
             Purpose::Read { .. } => {
                 self.stats.totals.reads += 1;
                 self.stats.totals.read_bytes += range.len;
-                self.stats.record(Stage::Read, self.now.mono.saturating_sub(since));
-                ReplyBody::Data { offset: range.offset, pieces }
+                self.stats
+                    .record(Stage::Read, self.now.mono.saturating_sub(since));
+                ReplyBody::Data {
+                    offset: range.offset,
+                    pieces,
+                }
             }
             Purpose::Status { one } => {
                 let mut merged = merge(extents);
                 merged.truncate(if one { 1 } else { EXTENTS });
-                ReplyBody::Status { offset: range.offset, extents: merged }
+                ReplyBody::Status {
+                    offset: range.offset,
+                    extents: merged,
+                }
             }
         };
         self.reply(client, to, body);
@@ -475,7 +617,9 @@ fn merge(extents: Vec<Extent>) -> Vec<Extent> {
     let mut merged: Vec<Extent> = Vec::with_capacity(extents.len());
     for extent in extents {
         match merged.last_mut() {
-            Some(last) if last.hole == extent.hole && last.zero == extent.zero => last.len += extent.len,
+            Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
+                last.len += extent.len
+            }
             _ => merged.push(extent),
         }
     }

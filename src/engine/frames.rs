@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
-use crate::base::{ByteRange, Epoch, Lsn, Op, OpKind, VolumeId};
+use crate::base::{ByteRange, Compress, Epoch, Lsn, Op, OpKind, VolumeId};
 use crate::core::Event;
-use crate::journal::{self, Frame, FrameBuilder};
+use crate::journal::{self, Compressor, Encoding, Frame, FrameBuilder};
 use crate::store::Content;
 
 /// Writes to the journal under way at once. More would not be faster: the device is kept busy by two, and each
@@ -33,6 +33,9 @@ pub(super) struct Frames {
     stale: usize,
     cache: VecDeque<Frame>,
     cache_bytes: u64,
+    compressor: Compressor,
+    /// Payload of the last frame, as a guess at the next.
+    last_payload: usize,
     chain: u32,
     sealed: Lsn,
     durable: Lsn,
@@ -58,6 +61,8 @@ impl Frames {
             stale: 0,
             cache: VecDeque::new(),
             cache_bytes: 0,
+            compressor: Compressor::default(),
+            last_payload: 0,
             chain,
             sealed,
             durable: sealed,
@@ -81,6 +86,21 @@ impl Frames {
         wall_ns.max(self.time_ns + 1)
     }
 
+    /// Last LSN on stable storage.
+    pub fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Closes and starts over after `base`: what is being written is forgotten.
+    fn restart(&mut self, base: Lsn, chain: u32) {
+        self.stale += self.writing.iter().filter(|(_, done)| !done).count();
+        let stale = self.stale;
+        *self = Frames {
+            stale,
+            ..Frames::new(base, chain, self.time_ns)
+        };
+    }
+
     /// Whether nothing is open, closed or being written.
     pub fn idle(&self) -> bool {
         self.open.is_none() && self.closed.is_empty() && self.writing.is_empty() && self.stale == 0
@@ -93,7 +113,12 @@ impl Frames {
     }
 
     fn trim_cache(&mut self) {
-        while self.cache_bytes > CACHE_BYTES && self.cache.front().is_some_and(|f| f.last_lsn() <= self.durable) {
+        while self.cache_bytes > CACHE_BYTES
+            && self
+                .cache
+                .front()
+                .is_some_and(|f| f.last_lsn() <= self.durable)
+        {
             let frame = self.cache.pop_front().expect("just seen");
             self.cache_bytes -= frame.len() as u64;
         }
@@ -112,15 +137,38 @@ impl Group {
     /// Enters an operation with its LSN into the open frame and the overlay.
     pub(super) fn enter(&mut self, lsn: Lsn, op: &Op, payload: &bytes::Bytes) {
         if self.frames.open.is_none() {
-            let epoch = self.core.lineage().last().expect("an operation without an epoch").id;
-            let builder = FrameBuilder::new(self.group_id, epoch, lsn);
-            self.frames.open = Some(Open { builder, first: lsn, count: 0, raw: Vec::new() });
+            let epoch = self
+                .core
+                .lineage()
+                .last()
+                .expect("an operation without an epoch")
+                .id;
+            let group = self.core.facts().group_id;
+            let builder = FrameBuilder::new(group, epoch, lsn, self.frames.last_payload);
+            self.frames.open = Some(Open {
+                builder,
+                first: lsn,
+                count: 0,
+                raw: Vec::new(),
+            });
         }
         let open = self.frames.open.as_mut().expect("just opened");
-        debug_assert_eq!(open.first.plus(open.count), lsn, "operations enter in LSN order");
-        let compressed = open.builder.push(op, payload, self.config.compress);
-        if compressed {
-            open.raw.push((lsn, Content::Data(payload.clone())));
+        debug_assert_eq!(
+            open.first.plus(open.count),
+            lsn,
+            "operations enter in LSN order"
+        );
+        let compress = if op.kind == OpKind::Write {
+            self.config.compress
+        } else {
+            Compress::Off
+        };
+        match self.frames.compressor.compress(compress, payload) {
+            Some(small) => {
+                open.builder.push(op, &small, Encoding::Lz4);
+                open.raw.push((lsn, Content::Data(payload.clone())));
+            }
+            None => open.builder.push(op, payload, Encoding::Raw),
         }
         open.count += 1;
         self.store.admit(lsn, op);
@@ -135,10 +183,16 @@ impl Group {
             range: ByteRange::new(0, 0),
             fua: false,
         };
-        let mut builder = FrameBuilder::new(self.group_id, epoch.id, epoch.first_lsn);
-        builder.push(&op, &journal::encode_epoch(epoch), crate::base::Compress::Off);
+        let mut builder =
+            FrameBuilder::new(self.core.facts().group_id, epoch.id, epoch.first_lsn, 0);
+        builder.push(&op, &journal::encode_epoch(epoch), Encoding::Raw);
         self.store.admit(epoch.first_lsn, &op);
-        self.frames.open = Some(Open { builder, first: epoch.first_lsn, count: 1, raw: Vec::new() });
+        self.frames.open = Some(Open {
+            builder,
+            first: epoch.first_lsn,
+            count: 1,
+            raw: Vec::new(),
+        });
         self.close_open_frame();
         self.write_closed_frames(true);
     }
@@ -162,9 +216,14 @@ impl Group {
 
     /// Gives the open frame its header. From here on its bytes do not change.
     fn close_open_frame(&mut self) {
-        let Some(open) = self.frames.open.take() else { return };
+        let Some(open) = self.frames.open.take() else {
+            return;
+        };
         let time_ns = self.frames.time_after(self.now.wall_ns);
-        let frame = open.builder.seal(self.frames.chain, self.core.commit(), time_ns);
+        self.frames.last_payload = open.builder.payload_len();
+        let frame = open
+            .builder
+            .seal(self.frames.chain, self.core.commit(), time_ns);
         self.note_closed(&frame);
         let mut raw = open.raw.into_iter().peekable();
         for (lsn, op, payload) in frame.ops() {
@@ -181,7 +240,8 @@ impl Group {
         self.frames.chain = frame.checksum();
         self.frames.sealed = frame.last_lsn();
         self.frames.time_ns = frame.time_ns().max(self.frames.time_ns);
-        self.marks.push(frame.last_lsn().0, frame.len() as u64, frame.time_ns());
+        self.marks
+            .push(frame.last_lsn().0, frame.len() as u64, frame.time_ns());
     }
 
     /// A frame of the primary, checked and next in order: into the overlay and on its way to the journal.
@@ -202,7 +262,7 @@ impl Group {
                 return;
             }
             // What must go out before an epoch can be opened may use what is held back for that.
-            let control = control || frame.is_control();
+            let control = control || frame.opens_epoch();
             if !control && self.frames.writing.len() >= IN_FLIGHT {
                 return;
             }
@@ -211,6 +271,7 @@ impl Group {
                 return;
             }
             let frame = self.frames.closed.pop_front().expect("just seen");
+            self.log.set_group(self.core.facts().group_id);
             let write = self.log.append(&frame);
             let last = frame.last_lsn();
             self.frames.cache_bytes += frame.len() as u64;
@@ -218,15 +279,31 @@ impl Group {
             self.frames.writing.push_back((last, false));
             self.stats.totals.frames += 1;
             self.stats.totals.journal_bytes += write.bytes.len() as u64;
-            let op = DiskOp::Write { file: File::Journal, offset: write.offset, data: write.bytes, durable: true };
-            self.submit(Pending::JournalWrite { last, since: self.now.mono }, op);
+            let op = DiskOp::Write {
+                file: File::Journal,
+                offset: write.offset,
+                data: write.bytes,
+                durable: true,
+            };
+            self.submit(
+                Pending::JournalWrite {
+                    last,
+                    since: self.now.mono,
+                },
+                op,
+            );
         }
     }
 
     /// A frame is on stable storage. Frames count in order.
     pub(super) fn frame_written(&mut self, last: Lsn, since: Duration) {
-        self.stats.record(Stage::Journal, self.now.mono.saturating_sub(since));
-        let found = self.frames.writing.iter_mut().find(|(lsn, done)| *lsn == last && !done);
+        self.stats
+            .record(Stage::Journal, self.now.mono.saturating_sub(since));
+        let found = self
+            .frames
+            .writing
+            .iter_mut()
+            .find(|(lsn, done)| *lsn == last && !done);
         let Some(entry) = found else {
             self.frames.stale -= 1;
             self.write_closed_frames(false);
@@ -245,12 +322,30 @@ impl Group {
         }
     }
 
+    /// A full copy begins: the history starts over after `base`.
+    pub(super) fn reset_frames(&mut self, base: Lsn, chain: u32) {
+        self.frames.restart(base, chain);
+        self.log.reset(self.core.facts().group_id, base, chain);
+        self.store = crate::store::Store::new(base);
+        self.marks = super::stats::Marks::default();
+    }
+
+    /// Closes the open frame in the middle of a request that is larger than a frame. It waits in the queue.
+    pub(super) fn seal_for_more(&mut self) {
+        self.close_open_frame();
+        self.write_closed_frames(false);
+    }
+
     /// Forgets the tail after `lsn`: a mirror whose primary went on without it.
     pub(super) fn truncate_after(&mut self, lsn: Lsn) {
         debug_assert!(self.frames.open.is_none(), "only mirrors truncate");
         let frames = &mut self.frames;
         frames.closed.retain(|f| f.last_lsn() <= lsn);
-        frames.stale += frames.writing.iter().filter(|(last, done)| *last > lsn && !done).count();
+        frames.stale += frames
+            .writing
+            .iter()
+            .filter(|(last, done)| *last > lsn && !done)
+            .count();
         frames.writing.retain(|(last, _)| *last <= lsn);
         while frames.cache.back().is_some_and(|f| f.last_lsn() > lsn) {
             let frame = frames.cache.pop_back().expect("just seen");

@@ -25,7 +25,8 @@ const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
 
 /// The homes' side of a group.
 pub(super) struct Homes {
-    /// Written since their last sync began.
+    /// Homes with writes that *completed* since their last sync began. A write that is under way then may complete after
+    /// the sync, and is for the next one.
     dirty: BTreeSet<VolumeId>,
     checkpoint: Lsn,
     /// Journal bytes ever written at the last checkpoint.
@@ -67,7 +68,7 @@ impl Homes {
         self.checkpoint
     }
 
-    /// The home of this volume was written.
+    /// A write to the home of this volume completed.
     pub fn touch(&mut self, volume: VolumeId) {
         self.dirty.insert(volume);
     }
@@ -83,7 +84,8 @@ impl Homes {
     }
 
     pub fn deadline(&self) -> Option<Duration> {
-        (!self.dirty.is_empty() && self.running.is_none()).then(|| self.last_checkpoint + CHECKPOINT_AGE)
+        (!self.dirty.is_empty() && self.running.is_none())
+            .then(|| self.last_checkpoint + CHECKPOINT_AGE)
     }
 
     pub fn free_space(&mut self, bytes: u64) {
@@ -101,7 +103,9 @@ impl Homes {
         if self.free_bytes == u64::MAX {
             return u64::MAX;
         }
-        self.free_bytes.saturating_sub(unapplied).saturating_sub(SPACE_MARGIN)
+        self.free_bytes
+            .saturating_sub(unapplied)
+            .saturating_sub(SPACE_MARGIN)
     }
 }
 
@@ -118,20 +122,34 @@ impl Group {
     /// extents for each.
     pub(super) fn space_for(&mut self, volume: VolumeId, range: ByteRange) -> bool {
         let _ = volume;
-        let old = self.homes.free_known.is_none_or(|at| self.now.mono >= at + SPACE_AGE);
+        let old = self
+            .homes
+            .free_known
+            .is_none_or(|at| self.now.mono >= at + SPACE_AGE);
         if old && self.homes.free_asked.is_none() {
             self.homes.free_asked = Some(self.now.mono);
             self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
         }
         let here = self.homes.credit_bytes(self.store.unapplied_bytes());
-        let there = self.core.peers().iter().filter(|p| p.gated).map(|p| p.credit_bytes).min().unwrap_or(u64::MAX);
+        let there = self
+            .core
+            .peers()
+            .iter()
+            .filter(|p| p.gated)
+            .map(|p| p.credit_bytes)
+            .min()
+            .unwrap_or(u64::MAX);
         range.len <= here.min(there)
     }
 
     /// The core allows the homes to hold everything up to here.
     pub(super) fn allow(&mut self, lsn: Lsn) {
         #[cfg(test)]
-        let lsn = if self.sabotage.no_wal_rule { self.frames.sealed() } else { lsn };
+        let lsn = if self.sabotage.no_wal_rule {
+            self.frames.sealed()
+        } else {
+            lsn
+        };
         self.store.allow(lsn);
     }
 
@@ -140,7 +158,9 @@ impl Group {
         while let Some(Apply { lsn, op, content }) = self.store.next_apply() {
             match (op.kind, content) {
                 (OpKind::OpenEpoch, _) => self.applied(lsn, None),
-                (OpKind::CreateVolume, Content::Control(payload)) => self.create_volume(lsn, &payload),
+                (OpKind::CreateVolume, Content::Control(payload)) => {
+                    self.create_volume(lsn, &payload)
+                }
                 (_, content) => self.apply_to_home(lsn, &op, content),
             }
         }
@@ -151,27 +171,50 @@ impl Group {
         let request = match content {
             Content::Data(data) => {
                 self.stats.totals.home_bytes += data.len() as u64;
-                DiskOp::Write { file, offset: op.range.offset, data, durable: false }
+                DiskOp::Write {
+                    file,
+                    offset: op.range.offset,
+                    data,
+                    durable: false,
+                }
             }
-            Content::Zero { keep } => DiskOp::Zero { file, range: op.range, keep },
+            Content::Zero { keep } => DiskOp::Zero {
+                file,
+                range: op.range,
+                keep,
+            },
             Content::Control(_) => {
-                self.event(Event::DiskFailed(format!("operation {lsn} ({:?}) came without content", op.kind)));
+                self.event(Event::DiskFailed(format!(
+                    "operation {lsn} ({:?}) came without content",
+                    op.kind
+                )));
                 return;
             }
         };
-        self.homes.touch(op.volume);
-        self.submit(Pending::ApplyWrite { lsn, since: self.now.mono }, request);
+        self.submit(
+            Pending::ApplyWrite {
+                lsn,
+                volume: op.volume,
+                since: self.now.mono,
+            },
+            request,
+        );
     }
 
     pub(super) fn applied(&mut self, lsn: Lsn, since: Option<Duration>) {
         if let Some(since) = since {
-            self.stats.record(Stage::Apply, self.now.mono.saturating_sub(since));
+            self.stats
+                .record(Stage::Apply, self.now.mono.saturating_sub(since));
         }
         self.store.applied(lsn);
         let reached = self.store.applied_lsn();
         self.event(Event::Applied(reached));
         self.apply();
-        let copy_ends = self.core.facts().inconsistent_until.is_some_and(|until| until <= reached);
+        let copy_ends = self
+            .core
+            .facts()
+            .inconsistent_until
+            .is_some_and(|until| until <= reached);
         if copy_ends && self.receive.chunks_done() {
             self.homes.want_checkpoint();
         }
@@ -198,24 +241,34 @@ impl Group {
     pub(super) fn home_created(&mut self, lsn: Lsn) {
         self.applied(lsn, None);
         // Clients may attach to it from now on.
-        let open = self.core.exports();
+        let open = self.core.open_to_clients();
         self.exports(open);
     }
 
     /// The configured volumes that the history does not have yet.
     pub(super) fn create_missing_volumes(&mut self) {
         for (name, size) in self.config.volumes.clone() {
-            let known = self.volumes.iter().any(|v| v.name == name) || !self.state.creating.insert(name.clone());
-            if known || !self.core.admitting() {
+            let known = self.volumes.iter().any(|v| v.name == name);
+            if known || !self.core.admitting() || !self.state.creating.insert(name.clone()) {
                 continue;
             }
             let id = VolumeId(self.next_volume_id);
             self.next_volume_id += 1;
             let uuid = self.state.fresh_volume_uuid();
-            let spec = VolumeSpec { id, uuid, name, size };
-            let op = Op { kind: OpKind::CreateVolume, volume: id, range: ByteRange::new(0, 0), fua: false };
+            let spec = VolumeSpec {
+                id,
+                uuid,
+                name,
+                size,
+            };
+            let op = Op {
+                kind: OpKind::CreateVolume,
+                volume: id,
+                range: ByteRange::new(0, 0),
+                fua: false,
+            };
             let lsn = self.core.assign(1, self.now.mono);
-            self.enter(lsn, &op, &journal::encode_volume(&spec));
+            self.enter(lsn, &op, &journal::encode_volume(&spec).into());
         }
     }
 
@@ -231,16 +284,26 @@ impl Group {
         let due = homes.wanted
             || since >= self.log.capacity() / CHECKPOINT_SHARE
             || self.frames.full
-            || (target > homes.checkpoint && self.now.mono >= homes.last_checkpoint + CHECKPOINT_AGE);
+            || (target > homes.checkpoint
+                && self.now.mono >= homes.last_checkpoint + CHECKPOINT_AGE);
         if !due || (target <= homes.checkpoint && !homes.wanted) {
             return;
         }
         // What a copy brought counts only once its chunks are in, and its last LSN applied.
-        let ends_copy = self.core.facts().inconsistent_until.is_some_and(|until| until <= target)
+        let ends_copy = self
+            .core
+            .facts()
+            .inconsistent_until
+            .is_some_and(|until| until <= target)
             && self.receive.chunks_done();
         self.homes.wanted = false;
         let dirty = std::mem::take(&mut self.homes.dirty);
-        let running = Running { target, syncs: dirty.len(), bytes, ends_copy };
+        let running = Running {
+            target,
+            syncs: dirty.len(),
+            bytes,
+            ends_copy,
+        };
         let nothing_to_sync = dirty.is_empty();
         self.homes.running = Some(running);
         self.homes.last_checkpoint = self.now.mono;
@@ -249,7 +312,12 @@ impl Group {
             self.record_checkpoint();
         }
         for volume in dirty {
-            self.submit(Pending::HomeSync, DiskOp::Sync { file: File::Home(volume) });
+            self.submit(
+                Pending::HomeSync,
+                DiskOp::Sync {
+                    file: File::Home(volume),
+                },
+            );
         }
         if nothing_to_sync {
             self.homes_durable();
@@ -257,7 +325,9 @@ impl Group {
     }
 
     pub(super) fn home_synced(&mut self) {
-        let Some(running) = self.homes.running.as_mut() else { return };
+        let Some(running) = self.homes.running.as_mut() else {
+            return;
+        };
         running.syncs -= 1;
         if running.syncs == 0 {
             self.homes_durable();
@@ -266,7 +336,9 @@ impl Group {
 
     /// The homes are durable up to the target: put it on record. Only then does the journal give space back.
     fn homes_durable(&mut self) {
-        let Some(running) = &self.homes.running else { return };
+        let Some(running) = &self.homes.running else {
+            return;
+        };
         if running.ends_copy {
             self.event(Event::CopyDurable);
         }
@@ -274,7 +346,9 @@ impl Group {
     }
 
     fn record_checkpoint(&mut self) {
-        let Some(running) = &self.homes.running else { return };
+        let Some(running) = &self.homes.running else {
+            return;
+        };
         self.state.checkpoint = self.log.position(running.target);
         self.state.request_checkpoint();
     }
@@ -282,7 +356,12 @@ impl Group {
     /// The record of the checkpoint is durable.
     pub(super) fn checkpoint_recorded(&mut self, lsn: Lsn) {
         self.homes.checkpoint = self.homes.checkpoint.max(lsn);
-        if self.homes.running.as_ref().is_some_and(|r| r.target <= lsn && r.syncs == 0) {
+        if self
+            .homes
+            .running
+            .as_ref()
+            .is_some_and(|r| r.target <= lsn && r.syncs == 0)
+        {
             let running = self.homes.running.take().expect("just seen");
             self.homes.bytes_at_checkpoint = running.bytes;
             self.stats.totals.checkpoints += 1;

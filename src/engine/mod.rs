@@ -27,16 +27,15 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use bytes::Bytes;
 use slab::Slab;
-use uuid::Uuid;
 
 pub use io::{
-    ClientId, Command, Disk, DiskId, DiskOp, DiskResult, Exports, File, Force, Input, Level, LinkId, Now, Output,
+    ClientId, Command, Disk, DiskId, DiskOp, DiskResult, Exports, File, Force, Input, Level,
+    LinkId, Now, Output,
 };
 pub use open::OpenError;
 
-use crate::base::{AckMode, Compress, Lsn, Message, OnPeerLoss, Role, VolumeSpec};
+use crate::base::{AckMode, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
 use crate::core::{self, Action, Core, Event, Link, Overrides, Severity, View};
 use crate::journal;
 use crate::store::Store;
@@ -74,7 +73,6 @@ pub struct Group {
     store: Store,
     volumes: Vec<VolumeSpec>,
     next_volume_id: u32,
-    group_id: Uuid,
     clients: clients::Clients,
     frames: frames::Frames,
     homes: homes::Homes,
@@ -96,17 +94,40 @@ pub struct Group {
 /// What a disk request was for.
 #[derive(Debug)]
 enum Pending {
-    JournalWrite { last: Lsn, since: Duration },
+    JournalWrite {
+        last: Lsn,
+        since: Duration,
+    },
     StateWrite,
-    ApplyWrite { lsn: Lsn, since: Duration },
-    CreateHome { lsn: Lsn },
+    ApplyWrite {
+        lsn: Lsn,
+        volume: VolumeId,
+        since: Duration,
+    },
+    CreateHome {
+        lsn: Lsn,
+    },
     HomeSync,
     FreeSpace,
-    ReadPiece { read: usize, slot: usize },
-    ReadExtents { read: usize, slot: usize },
-    StreamRead { link: LinkId },
-    CopyRead { link: LinkId, part: u64 },
-    ChunkWrite { hold: crate::store::HoldId },
+    ReadPiece {
+        read: usize,
+        slot: usize,
+    },
+    ReadExtents {
+        read: usize,
+        slot: usize,
+    },
+    StreamRead {
+        link: LinkId,
+    },
+    CopyRead {
+        link: LinkId,
+        part: u64,
+    },
+    ChunkWrite {
+        hold: crate::store::HoldId,
+        volume: VolumeId,
+    },
     Scrap,
 }
 
@@ -137,8 +158,16 @@ impl Group {
                 self.streams.remove(&link);
                 self.event(Event::Closed(Link(link.0), reason));
             }
-            Input::ConnectFailed { peer, refused, reason } => {
-                self.event(Event::ConnectFailed { peer, refused, reason });
+            Input::ConnectFailed {
+                peer,
+                refused,
+                reason,
+            } => {
+                self.event(Event::ConnectFailed {
+                    peer,
+                    refused,
+                    reason,
+                });
             }
             Input::Command { id, command } => self.command(id, &command),
             Input::Tick => {
@@ -173,7 +202,10 @@ impl Group {
     /// When `Input::Tick` is due at the latest.
     pub fn deadline(&self) -> Option<Duration> {
         let stopping = self.stopping.as_ref().map(|s| s.give_up_at);
-        [self.core.deadline(), self.homes.deadline(), stopping].into_iter().flatten().min()
+        [self.core.deadline(), self.homes.deadline(), stopping]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The volumes as of now.
@@ -240,7 +272,9 @@ impl Group {
             Action::Send(link, message) => self.send(LinkId(link.0), message),
             Action::Close(link) => {
                 self.streams.remove(&LinkId(link.0));
-                self.outputs.push(Output::CloseLink { link: LinkId(link.0) });
+                self.outputs.push(Output::CloseLink {
+                    link: LinkId(link.0),
+                });
             }
             Action::Stream { link, from, end } => self.start_stream(LinkId(link.0), from, end),
             Action::StopStream(link) => {
@@ -249,14 +283,20 @@ impl Group {
             Action::ProposeCopy(link) => self.propose_copy(LinkId(link.0)),
             Action::Copy(link) => self.start_copy(LinkId(link.0)),
             Action::Truncate(lsn) => self.truncate_after(lsn),
-            Action::Reset { base, chain, volumes } => self.reset(base, chain, volumes),
+            Action::Reset {
+                base,
+                chain,
+                volumes,
+            } => self.reset(base, chain, volumes),
             Action::Exports(open) => self.exports(open),
             Action::CloseClients => self.close_clients(),
             Action::Ask(question) => {
                 let answer = arbiter::answer(&self.config, question);
                 self.events.push_back(answer);
             }
-            Action::CommandDone(id, result) => self.outputs.push(Output::CommandDone { id, result }),
+            Action::CommandDone(id, result) => {
+                self.outputs.push(Output::CommandDone { id, result })
+            }
             Action::Log(severity, text) => self.log_line(severity, text),
             Action::Stop => {
                 self.stopping.get_or_insert(Stopping {
@@ -269,7 +309,11 @@ impl Group {
 
     fn exports(&mut self, open: Result<(), String>) {
         let opened = open.is_ok();
-        let exports = Exports { open, volumes: self.volumes.clone(), commit: self.core.commit() };
+        let exports = Exports {
+            open,
+            volumes: self.volumes.clone(),
+            commit: self.core.commit(),
+        };
         self.outputs.push(Output::Exports(exports));
         if opened {
             self.create_missing_volumes();
@@ -295,12 +339,20 @@ impl Group {
     }
 
     fn disk_done(&mut self, id: DiskId, result: DiskResult) {
-        let pending = self.disk.remove(usize::try_from(id.0).expect("an id of this slab"));
+        let pending = self
+            .disk
+            .remove(usize::try_from(id.0).expect("an id of this slab"));
         match (pending, result) {
             (Pending::Scrap, _) => {}
-            (Pending::JournalWrite { last, since }, DiskResult::Done) => self.frame_written(last, since),
+            (Pending::JournalWrite { last, since }, DiskResult::Done) => {
+                self.frame_written(last, since)
+            }
             (Pending::StateWrite, DiskResult::Done) => self.state_written(),
-            (Pending::ApplyWrite { lsn, since }, DiskResult::Done) => self.applied(lsn, Some(since)),
+            (Pending::ApplyWrite { lsn, volume, since }, DiskResult::Done) => {
+                self.homes.touch(volume);
+                self.applied(lsn, Some(since));
+            }
+
             (Pending::CreateHome { lsn }, DiskResult::Done) => self.home_created(lsn),
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
@@ -309,23 +361,35 @@ impl Group {
             (Pending::ReadExtents { read, slot }, result) => self.extents_read(read, slot, result),
             (Pending::StreamRead { link }, result) => self.stream_read(link, result),
             (Pending::CopyRead { link, part }, result) => self.copy_read(link, part, result),
-            (Pending::ChunkWrite { hold }, DiskResult::Done) => self.chunk_written(hold),
+            (Pending::ChunkWrite { hold, volume }, DiskResult::Done) => {
+                self.homes.touch(volume);
+                self.chunk_written(hold);
+            }
             // What reached the disk is not known; nothing that builds on it may be said any more. Never tried again: a
             // second fdatasync may succeed although the pages were dropped.
             (_, DiskResult::Failed { message, .. }) => self.event(Event::DiskFailed(message)),
             (pending, result) => {
-                self.event(Event::DiskFailed(format!("the driver answered {pending:?} with {result:?}")));
+                self.event(Event::DiskFailed(format!(
+                    "the driver answered {pending:?} with {result:?}"
+                )));
             }
         }
     }
 
     fn continue_stopping(&mut self) {
-        let Some(stopping) = &self.stopping else { return };
+        let Some(stopping) = &self.stopping else {
+            return;
+        };
         let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
         if !stopping.said_goodbye {
-            let finished = self.clients.idle() && self.frames.idle() && self.core.commit() >= self.core.tail();
+            let finished =
+                self.clients.idle() && self.frames.idle() && self.core.commit() >= self.core.tail();
             let mirror = !self.core.serving();
-            if !(finished || mirror && self.frames.idle() || self.now.mono >= stopping.give_up_at || fenced) {
+            if !(finished
+                || mirror && self.frames.idle()
+                || self.now.mono >= stopping.give_up_at
+                || fenced)
+            {
                 return;
             }
             let view = View {
@@ -346,12 +410,10 @@ impl Group {
         let given_up = self.now.mono >= stopping.give_up_at + STOP_GRACE;
         if fenced || settled || given_up {
             self.outputs.push(Output::Stopped);
-            self.stopping = Some(Stopping { give_up_at: Duration::MAX, said_goodbye: true });
+            self.stopping = Some(Stopping {
+                give_up_at: Duration::MAX,
+                said_goodbye: true,
+            });
         }
-    }
-
-    /// The content that a `Bytes` of zeroes would have, without holding it.
-    fn zeroes(len: u64) -> Bytes {
-        Bytes::from(vec![0; usize::try_from(len).expect("bounded by the largest request")])
     }
 }

@@ -8,10 +8,10 @@ use slab::Slab;
 use uuid::Uuid;
 
 use super::{Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats};
-use crate::base::{AlignedBuf, BLOCK, Lsn, Op, OpKind, Role, VolumeSpec};
+use crate::base::{AlignedBuf, Lsn, Op, OpKind, Role, VolumeSpec};
 use crate::core::{self, Core, View};
 use crate::journal::{
-    self, Frame, Log, Position, ReadJournal, Recovered, STATE_FILE_BYTES, StateFile, StateRecord,
+    self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateFile, StateRecord,
 };
 use crate::store::{Content, Store};
 
@@ -44,7 +44,12 @@ impl Group {
     /// Opens the group's files: creates them at the first start, recovers them at any later one.
     ///
     /// `seed` feeds the ids of groups, volumes and epochs; never use one twice.
-    pub fn open(config: GroupConfig, disk: &mut dyn Disk, seed: u128, now: Now) -> Result<Group, OpenError> {
+    pub fn open(
+        config: GroupConfig,
+        disk: &mut dyn Disk,
+        seed: u128,
+        now: Now,
+    ) -> Result<Group, OpenError> {
         let opened = match (disk.len(File::State)?, disk.len(File::Journal)?) {
             (None, None) => create(&config, disk, seed)?,
             (None, Some(_)) => {
@@ -54,13 +59,24 @@ impl Group {
                     config.group
                 )));
             }
-            (Some(_), _) => recover(&config, disk)?,
+            (Some(_), _) => recover(&config, disk, seed)?,
         };
         Ok(Group::assemble(config, opened, seed, now))
     }
 
     fn assemble(config: GroupConfig, opened: Opened, seed: u128, now: Now) -> Group {
-        let Opened { record, state_file, log, store, volumes, tail, chain, commit, time_ns, notes } = opened;
+        let Opened {
+            record,
+            state_file,
+            log,
+            store,
+            volumes,
+            tail,
+            chain,
+            commit,
+            time_ns,
+            notes,
+        } = opened;
         let core_config = core::Config {
             site: config.site.clone(),
             group: config.group.clone(),
@@ -120,7 +136,9 @@ impl Group {
 /// The first start of a site.
 fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
     let group_id = match config.role {
-        Role::Primary => uuid::Builder::from_random_bytes(seed.rotate_left(17).to_be_bytes()).into_uuid(),
+        Role::Primary => {
+            uuid::Builder::from_random_bytes(seed.rotate_left(17).to_be_bytes()).into_uuid()
+        }
         // A mirror learns it from its primary.
         Role::Mirror => Uuid::nil(),
     };
@@ -176,13 +194,10 @@ impl ReadJournal for JournalReader<'_> {
 }
 
 /// Every later start.
-fn recover(config: &GroupConfig, disk: &mut dyn Disk) -> Result<Opened, OpenError> {
+fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
     let Some((state_file, mut record)) = load_state(disk)? else {
         // Created, but never written: the first start did not get as far as serving anybody.
-        if disk.len(File::Journal)?.is_some() {
-            disk.create(File::Journal, config.journal_bytes)?;
-        }
-        return create(config, disk, fresh_seed(config));
+        return create(config, disk, seed);
     };
     if record.group != config.group || record.site != config.site {
         return Err(OpenError::Refused(format!(
@@ -208,11 +223,6 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk) -> Result<Opened, OpenErro
     }
     check_homes(&record, disk)?;
     replay(&mut record, state_file, disk)
-}
-
-/// Only for a start after a first start that was cut off before it wrote anything: any seed that was not used does.
-fn fresh_seed(config: &GroupConfig) -> u128 {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, format!("{}/{}", config.site, config.group).as_bytes()).as_u128()
 }
 
 fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, OpenError> {
@@ -270,7 +280,9 @@ impl Replay<'_> {
             if lsn <= self.checkpoint {
                 continue;
             }
-            let content = payload.content().map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+            let content = payload
+                .content()
+                .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
             if op.kind == OpKind::OpenEpoch {
                 let epoch = journal::decode_epoch(&content)
                     .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
@@ -285,7 +297,11 @@ impl Replay<'_> {
     }
 
     fn apply_committed(&mut self) -> Result<(), OpenError> {
-        while self.pending.front().is_some_and(|(lsn, ..)| *lsn <= self.commit) {
+        while self
+            .pending
+            .front()
+            .is_some_and(|(lsn, ..)| *lsn <= self.commit)
+        {
             let (lsn, op, content) = self.pending.pop_front().expect("just seen");
             let file = File::Home(op.volume);
             match op.kind {
@@ -307,40 +323,46 @@ impl Replay<'_> {
     }
 }
 
-fn replay(record: &mut StateRecord, state_file: StateFile, disk: &mut dyn Disk) -> Result<Opened, OpenError> {
+fn replay(
+    record: &mut StateRecord,
+    state_file: StateFile,
+    disk: &mut dyn Disk,
+) -> Result<Opened, OpenError> {
     let mut notes = Vec::new();
-    let mut frames = Vec::new();
-    // Frames are visited while the journal is being read through the same disk: gather a batch, then apply it.
-    let recovered: Recovered = {
-        let mut reader = JournalReader(disk);
-        journal::recover(
-            &mut reader,
-            record.journal_bytes,
-            record.group_id,
-            record.checkpoint,
-            &record.lineage,
-            &mut |frame: &Frame| {
-                frames.push(frame.clone());
-                Ok(())
-            },
-        )
-        .map_err(|e| OpenError::Refused(e.to_string()))?
-    };
+    let mut recovery = Recovery::new(
+        record.journal_bytes,
+        record.group_id,
+        record.checkpoint,
+        &record.lineage,
+    );
     let mut replay = Replay {
         disk,
         checkpoint: record.checkpoint.lsn,
-        commit: record.commit.min(recovered.tail),
+        commit: record.commit,
         time_ns: 0,
         volumes: record.volumes.clone(),
         pending: VecDeque::new(),
         lineage: record.lineage.clone(),
     };
-    let count = frames.len();
-    for frame in frames {
+    let refused = |e: journal::RecoverError| OpenError::Refused(e.to_string());
+    while let Some(frame) = recovery
+        .next(&mut JournalReader(replay.disk))
+        .map_err(refused)?
+    {
         replay.visit(&frame)?;
     }
+    let recovered = recovery
+        .finish(&mut JournalReader(replay.disk))
+        .map_err(refused)?;
+    let count = recovered.frames;
     let commit = replay.commit.min(recovered.tail);
-    let Replay { time_ns, volumes, pending, mut lineage, .. } = replay;
+    let Replay {
+        time_ns,
+        volumes,
+        pending,
+        mut lineage,
+        ..
+    } = replay;
     lineage.truncate_after(recovered.tail);
     record.lineage = lineage;
     note_losses(record, &recovered, &mut notes);
@@ -371,9 +393,15 @@ fn replay(record: &mut StateRecord, state_file: StateFile, disk: &mut dyn Disk) 
 }
 
 /// What the journal or the record show to have been here and is not any more.
-fn note_losses(record: &mut StateRecord, recovered: &Recovered, notes: &mut Vec<(core::Severity, String)>) {
+fn note_losses(
+    record: &mut StateRecord,
+    recovered: &Recovered,
+    notes: &mut Vec<(core::Severity, String)>,
+) {
     if let Some(torn) = &recovered.torn {
-        let text = format!("the journal's tail after LSN {torn} was torn by the crash and is dropped; it was not committed");
+        let text = format!(
+            "the journal's tail after LSN {torn} was torn by the crash and is dropped; it was not committed"
+        );
         notes.push((core::Severity::Info, text));
     }
     let mut lost = record.commit;
@@ -395,10 +423,16 @@ fn note_losses(record: &mut StateRecord, recovered: &Recovered, notes: &mut Vec<
 fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
     let mut all = Vec::new();
     if config.role != record.role {
-        all.push(format!("role: the configuration says {}, this site is {} by its record", config.role, record.role));
+        all.push(format!(
+            "role: the configuration says {}, this site is {} by its record",
+            config.role, record.role
+        ));
     }
     if config.ack != record.ack {
-        all.push(format!("ack: the configuration says {}, the group runs in {}", config.ack, record.ack));
+        all.push(format!(
+            "ack: the configuration says {}, the group runs in {}",
+            config.ack, record.ack
+        ));
     }
     if config.journal_bytes != record.journal_bytes {
         all.push(format!(
@@ -407,23 +441,33 @@ fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
         ));
     }
     for (name, size) in &config.volumes {
-        if let Some(volume) = record.volumes.iter().find(|v| v.name == *name && v.size != *size) {
+        if let Some(volume) = record
+            .volumes
+            .iter()
+            .find(|v| v.name == *name && v.size != *size)
+        {
             all.push(format!(
                 "volume {name}: the configuration says {size} bytes, the volume has {} (it is never shrunk)",
                 volume.size
             ));
         }
     }
-    let known: BTreeSet<&str> = config.volumes.iter().map(|(name, _)| name.as_str()).collect();
+    let known: BTreeSet<&str> = config
+        .volumes
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     if !config.volumes.is_empty() {
-        for volume in record.volumes.iter().filter(|v| !known.contains(v.name.as_str())) {
-            all.push(format!("volume {}: it exists, but the configuration does not name it", volume.name));
+        for volume in record
+            .volumes
+            .iter()
+            .filter(|v| !known.contains(v.name.as_str()))
+        {
+            all.push(format!(
+                "volume {}: it exists, but the configuration does not name it",
+                volume.name
+            ));
         }
     }
     all
 }
-
-/// The first block of a position that has none yet; used where a journal begins.
-#[allow(dead_code)]
-const FIRST_BLOCK: usize = BLOCK;
-const _: fn(Position) = |_| {};

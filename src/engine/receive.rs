@@ -41,7 +41,12 @@ impl Group {
                     self.link_fault(link, &text);
                 }
             }
-            Message::Chunk { volume, range, data, .. } => {
+            Message::Chunk {
+                volume,
+                range,
+                data,
+                ..
+            } => {
                 self.event(Event::Heard(Link(link.0)));
                 if let Err(text) = self.chunk_arrived(volume, range, data) {
                     self.link_fault(link, &text);
@@ -63,14 +68,21 @@ impl Group {
     /// The peer sent what it must not: drop the link, saying why.
     fn link_fault(&mut self, link: LinkId, text: &str) {
         self.streams.remove(&link);
-        self.send(link, Message::Bye { reason: text.to_owned() });
+        self.send(
+            link,
+            Message::Bye {
+                reason: text.to_owned(),
+            },
+        );
         self.outputs.push(super::Output::CloseLink { link });
         self.event(Event::Closed(Link(link.0), text.to_owned()));
     }
 
     fn frame_arrived(&mut self, link: LinkId, bytes: Bytes) -> Result<(), String> {
         let frame = Frame::parse(bytes).map_err(|e| format!("a bad frame: {e}"))?;
-        frame.verify_payloads().map_err(|e| format!("a bad frame: {e}"))?;
+        frame
+            .verify_payloads()
+            .map_err(|e| format!("a bad frame: {e}"))?;
         if frame.prev() != self.frames.chain() {
             return Err(format!(
                 "the frame at LSN {} follows a frame with checksum {:#010x}, the one here has {:#010x}: the histories \
@@ -85,7 +97,8 @@ impl Group {
         for (lsn, op, payload) in frame.ops() {
             let content = payload.content().map_err(|e| format!("a bad frame: {e}"))?;
             if op.kind == OpKind::OpenEpoch {
-                opens = Some(journal::decode_epoch(&content).map_err(|e| format!("a bad epoch: {e}"))?);
+                opens =
+                    Some(journal::decode_epoch(&content).map_err(|e| format!("a bad epoch: {e}"))?);
             }
             contents.push((lsn, op, Content::of(&op, content)));
         }
@@ -103,18 +116,35 @@ impl Group {
     }
 
     /// Part of a full copy. Operations on the range that come after it in the stream wait until it is written.
-    fn chunk_arrived(&mut self, volume: VolumeId, range: ByteRange, data: Option<Bytes>) -> Result<(), String> {
+    fn chunk_arrived(
+        &mut self,
+        volume: VolumeId,
+        range: ByteRange,
+        data: Option<Bytes>,
+    ) -> Result<(), String> {
         if self.core.facts().inconsistent_until.is_none() {
             return Err("a chunk, but no copy is under way".into());
         }
         let Some(spec) = self.volumes.iter().find(|v| v.id == volume) else {
-            return Err(format!("a chunk of volume {}, which does not exist", volume.0));
+            return Err(format!(
+                "a chunk of volume {}, which does not exist",
+                volume.0
+            ));
         };
-        if range.offset.checked_add(range.len).is_none_or(|end| end > spec.size) {
+        if range
+            .offset
+            .checked_add(range.len)
+            .is_none_or(|end| end > spec.size)
+        {
             return Err(format!("a chunk beyond the end of volume '{}'", spec.name));
         }
         let hold = self.store.hold(volume, range);
-        self.receive.waiting.push_back(Chunk { volume, range, data, hold });
+        self.receive.waiting.push_back(Chunk {
+            volume,
+            range,
+            data,
+            hold,
+        });
         Ok(())
     }
 
@@ -127,16 +157,30 @@ impl Group {
                 continue;
             }
             self.receive.writing += 1;
-            self.homes.touch(chunk.volume);
             let file = File::Home(chunk.volume);
             let op = match chunk.data {
                 Some(data) => {
                     self.stats.totals.home_bytes += data.len() as u64;
-                    DiskOp::Write { file, offset: chunk.range.offset, data, durable: false }
+                    DiskOp::Write {
+                        file,
+                        offset: chunk.range.offset,
+                        data,
+                        durable: false,
+                    }
                 }
-                None => DiskOp::Zero { file, range: chunk.range, keep: false },
+                None => DiskOp::Zero {
+                    file,
+                    range: chunk.range,
+                    keep: false,
+                },
             };
-            self.submit(Pending::ChunkWrite { hold: chunk.hold }, op);
+            self.submit(
+                Pending::ChunkWrite {
+                    hold: chunk.hold,
+                    volume: chunk.volume,
+                },
+                op,
+            );
         }
     }
 

@@ -2,9 +2,10 @@
 
 use super::{Group, LinkId, Now};
 use crate::base::{Lsn, Role};
-use crate::core::{Conflict, Mode, Peer, PeerPhase};
+use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
-    AloneStatus, EpochStatus, GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, VolumeStatus,
+    AloneStatus, EpochStatus, GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus,
+    VolumeStatus,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -52,7 +53,12 @@ impl Group {
                 from_lsn: a.from_lsn,
                 operations: commit.since(a.from_lsn.prev()),
             }),
-            peers: self.core.peers().iter().map(|p| self.peer_status(p)).collect(),
+            peers: self
+                .core
+                .peers()
+                .iter()
+                .map(|p| self.peer_status(p))
+                .collect(),
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
@@ -74,18 +80,30 @@ impl Group {
             return (state, peer.refused.clone().unwrap_or_default());
         }
         match self.core.mode() {
-            Mode::Returning => (GroupState::Starting, "asking the peer whether this site may serve".into()),
-            Mode::Fetching(_) => (GroupState::Starting, "taking over the peer's longer tail".into()),
+            Mode::Returning => (
+                GroupState::Starting,
+                "asking the peer whether this site may serve".into(),
+            ),
+            Mode::Fetching(_) => (
+                GroupState::Starting,
+                "taking over the peer's longer tail".into(),
+            ),
             Mode::Opening => (GroupState::Starting, "opening an epoch".into()),
             Mode::Waiting(why) => (GroupState::WaitingForPeer, why.clone()),
             Mode::Draining(_) => (GroupState::Draining, "finishing what is in flight".into()),
             Mode::HandedOver => {
                 let to = self.core.primary_name();
-                (GroupState::HandedOver, format!("handed to {to}, which has not confirmed yet"))
+                (
+                    GroupState::HandedOver,
+                    format!("handed to {to}, which has not confirmed yet"),
+                )
             }
             Mode::Fenced(why) => (GroupState::Fenced, why.clone()),
             Mode::Stopped => (GroupState::Disconnected, "stopping".into()),
-            Mode::Probing => (GroupState::Disconnected, "asking the peers before the promotion".into()),
+            Mode::Probing => (
+                GroupState::Disconnected,
+                "asking the peers before the promotion".into(),
+            ),
             Mode::Mirror => self.mirror_state(),
             Mode::Serving => self.serving_state(site),
         }
@@ -95,32 +113,57 @@ impl Group {
         let connected = self.core.upstream().map(|(name, _)| name.to_owned());
         if self.core.facts().inconsistent_until.is_some() {
             let reason = match connected {
-                Some(name) => format!("a full copy from {name} is under way; not usable until it ends"),
-                None => "a full copy was cut off; not usable until the primary connects and ends it".into(),
+                Some(name) => {
+                    format!("a full copy from {name} is under way; not usable until it ends")
+                }
+                None => {
+                    "a full copy was cut off; not usable until the primary connects and ends it"
+                        .into()
+                }
             };
             return (GroupState::Inconsistent, reason);
         }
         match connected {
             Some(name) => (GroupState::Following, format!("following {name}")),
-            None if self.core.lineage().is_empty() => {
-                (GroupState::Disconnected, "new; waiting for its primary to connect".into())
-            }
+            None if self.core.lineage().is_empty() => (
+                GroupState::Disconnected,
+                "new; waiting for its primary to connect".into(),
+            ),
             None => {
                 let name = self.core.primary_name();
-                (GroupState::Disconnected, format!("consistent up to LSN {}; {name} is not connected", self.core.commit()))
+                (
+                    GroupState::Disconnected,
+                    format!(
+                        "consistent up to LSN {}; {name} is not connected",
+                        self.core.commit()
+                    ),
+                )
             }
         }
     }
 
     fn serving_state(&self, site: &str) -> (GroupState, String) {
         if self.core.frozen() {
-            let peer = self.core.peers().iter().find(|p| p.dead).map_or("the peer", |p| p.name.as_str());
+            let peer = self
+                .core
+                .peers()
+                .iter()
+                .find(|p| p.dead)
+                .map_or("the peer", |p| p.name.as_str());
             let text =
                 format!("acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\")");
             return (GroupState::Frozen, text);
         }
-        if let Some(peer) = self.core.peers().iter().find(|p| p.gated && p.streaming_link().is_none()) {
-            let text = format!("{} is silent; writes wait until it answers or is declared dead", peer.name);
+        if let Some(peer) = self
+            .core
+            .peers()
+            .iter()
+            .find(|p| p.gated && p.streaming_link().is_none())
+        {
+            let text = format!(
+                "{} is silent; writes wait until it answers or is declared dead",
+                peer.name
+            );
             return (GroupState::Suspect, text);
         }
         if let Some(alone) = &self.core.facts().alone {
@@ -128,7 +171,10 @@ impl Group {
             return (GroupState::Alone, text);
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
-            let text = format!("writes wait for {}, which is being brought in sync", peer.name);
+            let text = format!(
+                "writes wait for {}, which is being brought in sync",
+                peer.name
+            );
             return (GroupState::Suspect, text);
         }
         let text = match self.core.peers() {
@@ -170,10 +216,15 @@ impl Group {
         } else {
             PeerState::Connecting
         };
-        let copy = peer.link().and_then(|l| self.streams.get(&LinkId(l.0))).and_then(|s| s.copy_progress());
+        let copy = peer
+            .link()
+            .and_then(|l| self.streams.get(&LinkId(l.0)))
+            .and_then(|s| s.copy_progress());
         let (copied_bytes, copy_total_bytes) = copy.unwrap_or_default();
         let lag_from = peer.durable;
-        let behind_ns = self.marks.time_after(lag_from.0).map_or(0, |t| self.frames.time_after(self.now.wall_ns).saturating_sub(t));
+        let behind_ns = self.marks.time_after(lag_from.0).map_or(0, |t| {
+            self.frames.time_after(self.now.wall_ns).saturating_sub(t)
+        });
         PeerStatus {
             site: peer.name.clone(),
             state,
@@ -184,7 +235,9 @@ impl Group {
             lag_operations: self.core.tail().since(peer.durable),
             lag_bytes: self.marks.bytes_after(lag_from.0),
             lag_seconds: behind_ns as f64 / 1e9,
-            last_heard_seconds: peer.last_heard.map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
+            last_heard_seconds: peer
+                .last_heard
+                .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes,
             copy_total_bytes,
         }
@@ -207,7 +260,8 @@ impl Group {
             lag_operations: 0,
             lag_bytes: 0,
             lag_seconds: 0.0,
-            last_heard_seconds: upstream.map(|(_, at)| self.now.mono.saturating_sub(at).as_secs_f64()),
+            last_heard_seconds: upstream
+                .map(|(_, at)| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes: 0,
             copy_total_bytes: 0,
         }

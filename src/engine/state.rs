@@ -62,7 +62,10 @@ impl State {
     }
 
     pub fn fresh_volume_uuid(&mut self) -> Uuid {
-        self.ids = self.ids.wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645).wrapping_add(1);
+        self.ids = self
+            .ids
+            .wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645)
+            .wrapping_add(1);
         uuid::Builder::from_random_bytes(self.ids.rotate_left(61).to_be_bytes()).into_uuid()
     }
 }
@@ -71,20 +74,39 @@ impl Group {
     /// Writes the record if something in it is wanted durable and no write is under way.
     pub(super) fn write_state(&mut self) {
         let state = &self.state;
-        if state.writing.is_some() || (state.wanted.is_none() && !state.checkpoint_wanted && !state.reset) {
+        if state.writing.is_some()
+            || (state.wanted.is_none() && !state.checkpoint_wanted && !state.reset)
+        {
             return;
         }
         let seq = self.state.wanted.take().unwrap_or(0);
-        let checkpoint = std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
+        let checkpoint =
+            std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
         let reset = std::mem::take(&mut self.state.reset);
         let record = self.record();
         let (offset, data) = self.state.file.plan_write(&record);
-        self.state.writing = Some(Writing { seq, checkpoint, reset });
-        self.submit(Pending::StateWrite, DiskOp::Write { file: File::State, offset, data, durable: true });
+        self.state.writing = Some(Writing {
+            seq,
+            checkpoint,
+            reset,
+        });
+        self.submit(
+            Pending::StateWrite,
+            DiskOp::Write {
+                file: File::State,
+                offset,
+                data,
+                durable: true,
+            },
+        );
     }
 
     pub(super) fn state_written(&mut self) {
-        let writing = self.state.writing.take().expect("a state write ends only if one began");
+        let writing = self
+            .state
+            .writing
+            .take()
+            .expect("a state write ends only if one began");
         if let Some(lsn) = writing.checkpoint {
             self.checkpoint_recorded(lsn);
         }
@@ -128,7 +150,10 @@ impl Group {
             peers: facts
                 .told_durable
                 .iter()
-                .map(|(site, lsn)| journal::PeerRecord { site: site.clone(), told_durable: *lsn })
+                .map(|(site, lsn)| journal::PeerRecord {
+                    site: site.clone(),
+                    told_durable: *lsn,
+                })
                 .collect(),
         }
     }
@@ -154,6 +179,10 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         floor: record.floor,
         ever_in_sync: record.ever_in_sync,
         inconsistent_until: record.inconsistent_until,
-        told_durable: record.peers.iter().map(|p| (p.site.clone(), p.told_durable)).collect(),
+        told_durable: record
+            .peers
+            .iter()
+            .map(|p| (p.site.clone(), p.told_durable))
+            .collect(),
     }
 }

@@ -45,14 +45,22 @@ impl Window {
     fn new(began: Duration, at_start: Totals) -> Window {
         // From 1 us to 1000 s at two digits: 17 KiB each.
         let histogram = || Histogram::new_with_bounds(1, 1_000_000_000, 2).expect("valid bounds");
-        Window { began, at_start, histograms: std::array::from_fn(|_| histogram()) }
+        Window {
+            began,
+            at_start,
+            histograms: std::array::from_fn(|_| histogram()),
+        }
     }
 }
 
 impl Stats {
     /// Nothing counted.
     pub fn new(now: Duration) -> Stats {
-        Stats { totals: Totals::default(), current: Window::new(now, Totals::default()), previous: None }
+        Stats {
+            totals: Totals::default(),
+            current: Window::new(now, Totals::default()),
+            previous: None,
+        }
     }
 
     /// Records how long something took.
@@ -71,9 +79,12 @@ impl Stats {
 
     /// Averages over the window and the one before.
     pub fn rates(&self, now: Duration) -> Rates {
-        let (began, start) = self.previous.as_ref().map_or((self.current.began, &self.current.at_start), |w| {
-            (w.began, &w.at_start)
-        });
+        let (began, start) = self
+            .previous
+            .as_ref()
+            .map_or((self.current.began, &self.current.at_start), |w| {
+                (w.began, &w.at_start)
+            });
         let seconds = now.saturating_sub(began).as_secs_f64().max(0.001);
         let per_second = |now: u64, then: u64| (now - then) as f64 / seconds;
         Rates {
@@ -90,7 +101,8 @@ impl Stats {
         let of = |stage: Stage| {
             let mut all = self.current.histograms[stage as usize].clone();
             if let Some(previous) = &self.previous {
-                all.add(&previous.histograms[stage as usize]).expect("same bounds");
+                all.add(&previous.histograms[stage as usize])
+                    .expect("same bounds");
             }
             if all.is_empty() {
                 return Latency::default();
@@ -131,7 +143,11 @@ impl Marks {
     pub fn push(&mut self, lsn: u64, len: u64, time_ns: u64) {
         const MOST: usize = 4096;
         self.bytes += len;
-        self.marks.push_back(Mark { lsn, bytes: self.bytes, time_ns });
+        self.marks.push_back(Mark {
+            lsn,
+            bytes: self.bytes,
+            time_ns,
+        });
         if self.marks.len() > MOST {
             let mut keep = false;
             self.marks.retain(|_| {
@@ -144,7 +160,11 @@ impl Marks {
     /// Journal bytes after `lsn`.
     pub fn bytes_after(&self, lsn: u64) -> u64 {
         let at = self.marks.partition_point(|m| m.lsn <= lsn);
-        let before = if at == 0 { self.marks.front().map_or(self.bytes, |m| m.bytes) } else { self.marks[at - 1].bytes };
+        let before = if at == 0 {
+            self.marks.front().map_or(self.bytes, |m| m.bytes)
+        } else {
+            self.marks[at - 1].bytes
+        };
         self.bytes - before
     }
 

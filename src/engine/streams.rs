@@ -132,7 +132,10 @@ impl Group {
         let total_bytes = self.volumes.iter().map(|v| v.size).sum();
         if let Some(stream) = self.streams.get_mut(&link) {
             stream.proposed = None;
-            stream.copy = Some(Copy { total_bytes, ..Copy::default() });
+            stream.copy = Some(Copy {
+                total_bytes,
+                ..Copy::default()
+            });
         }
         self.pump(link);
     }
@@ -146,7 +149,9 @@ impl Group {
     /// The mirror holds everything up to here on stable storage.
     pub(super) fn stream_acked(&mut self, link: LinkId, durable: Lsn) {
         let now = self.now.mono;
-        let Some(stream) = self.streams.get_mut(&link) else { return };
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
         while stream.unacked.front().is_some_and(|s| s.last <= durable) {
             let sent = stream.unacked.pop_front().expect("just seen");
             stream.unacked_bytes -= sent.len;
@@ -194,7 +199,9 @@ impl Group {
 
     fn send_frame(&mut self, link: LinkId, frame: &Frame) {
         let now = self.now.mono;
-        let Some(stream) = self.streams.get_mut(&link) else { return };
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
         if frame.last_lsn() < stream.next {
             return;
         }
@@ -202,31 +209,44 @@ impl Group {
         stream.next = frame.last_lsn().next();
         stream.queued_bytes += len;
         stream.unacked_bytes += len;
-        stream.unacked.push_back(Sent { last: frame.last_lsn(), len, at: now });
+        stream.unacked.push_back(Sent {
+            last: frame.last_lsn(),
+            len,
+            at: now,
+        });
         self.stats.totals.link_bytes += len;
         self.send(link, Message::Frame(frame.bytes().clone()));
     }
 
     /// Reads on in the journal for a mirror that is behind what memory holds.
     fn read_for_stream(&mut self, link: LinkId) {
-        let Some(stream) = self.streams.get_mut(&link) else { return };
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
         if stream.reading {
             return;
         }
         let next = stream.next;
-        let cursor = match stream.cursor.take().or_else(|| self.log.cursor(next)) {
+        let mut cursor = match stream.cursor.take().or_else(|| self.log.cursor(next)) {
             Some(cursor) => cursor,
             None => {
                 self.stream_overtaken(link, next);
                 return;
             }
         };
-        match cursor.next_read(&self.log) {
+        match cursor.next_read(&self.log, self.frames.durable()) {
             Next::Read { offset, len } => {
                 let stream = self.streams.get_mut(&link).expect("just seen");
                 stream.cursor = Some(cursor);
                 stream.reading = true;
-                self.submit(Pending::StreamRead { link }, DiskOp::Read { file: File::Journal, offset, len });
+                self.submit(
+                    Pending::StreamRead { link },
+                    DiskOp::Read {
+                        file: File::Journal,
+                        offset,
+                        len,
+                    },
+                );
             }
             Next::CaughtUp => {}
             Next::Recycled => self.stream_overtaken(link, next),
@@ -235,24 +255,38 @@ impl Group {
 
     /// The journal no longer holds what the mirror needs next: it connects again, and gets a copy.
     fn stream_overtaken(&mut self, link: LinkId, next: Lsn) {
-        let reason = format!("the journal begins at LSN {} and no longer holds LSN {next}", self.log.first_lsn());
+        let reason = format!(
+            "the journal begins at LSN {} and no longer holds LSN {next}",
+            self.log.first_lsn()
+        );
         self.streams.remove(&link);
-        self.send(link, Message::Bye { reason: reason.clone() });
+        self.send(
+            link,
+            Message::Bye {
+                reason: reason.clone(),
+            },
+        );
         self.outputs.push(super::Output::CloseLink { link });
         self.event(Event::Closed(Link(link.0), reason));
     }
 
     pub(super) fn stream_read(&mut self, link: LinkId, result: DiskResult) {
-        let Some(stream) = self.streams.get_mut(&link) else { return };
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
         stream.reading = false;
-        let Some(cursor) = stream.cursor.as_mut() else { return };
+        let Some(cursor) = stream.cursor.as_mut() else {
+            return;
+        };
         let problem = match result {
             DiskResult::Data(data) => match cursor.feed(data) {
                 Ok(frames) => {
                     stream.read_frames.extend(frames);
                     None
                 }
-                Err(error) => Some(format!("the journal cannot be read for the mirror: {error}")),
+                Err(error) => Some(format!(
+                    "the journal cannot be read for the mirror: {error}"
+                )),
             },
             DiskResult::Failed { message, .. } => Some(message),
             other => Some(format!("the driver answered a read with {other:?}")),
@@ -270,8 +304,12 @@ impl Group {
 
     /// Goes on with full copies.
     pub(super) fn pump_copies(&mut self) {
-        let links: smallvec::SmallVec<[LinkId; 4]> =
-            self.streams.iter().filter(|(_, s)| s.copy.is_some()).map(|(link, _)| *link).collect();
+        let links: smallvec::SmallVec<[LinkId; 4]> = self
+            .streams
+            .iter()
+            .filter(|(_, s)| s.copy.is_some())
+            .map(|(link, _)| *link)
+            .collect();
         for link in links {
             while self.begin_part(link) {}
             self.read_quiet_parts(link);
@@ -281,13 +319,19 @@ impl Group {
 
     /// Takes the next range: from here on no operation on it is applied until its chunk is sent.
     fn begin_part(&mut self, link: LinkId) -> bool {
-        let Some(stream) = self.streams.get_mut(&link) else { return false };
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return false;
+        };
         let has_room = stream.has_room();
-        let Some(copy) = stream.copy.as_mut() else { return false };
+        let Some(copy) = stream.copy.as_mut() else {
+            return false;
+        };
         if copy.parts.len() >= CHUNKS_READING || !has_room {
             return false;
         }
-        let Some(volume) = self.volumes.get(copy.volume) else { return false };
+        let Some(volume) = self.volumes.get(copy.volume) else {
+            return false;
+        };
         if copy.offset >= volume.size {
             copy.volume += 1;
             copy.offset = 0;
@@ -296,7 +340,13 @@ impl Group {
         let range = ByteRange::new(copy.offset, CHUNK_BYTES.min(volume.size - copy.offset));
         copy.offset = range.end();
         let hold = self.store.hold(volume.id, range);
-        copy.parts.push(Part { id: copy.next_part, volume: volume.id, range, hold, reading: false });
+        copy.parts.push(Part {
+            id: copy.next_part,
+            volume: volume.id,
+            range,
+            hold,
+            reading: false,
+        });
         copy.next_part += 1;
         true
     }
@@ -313,17 +363,25 @@ impl Group {
             }
         }
         for (part, volume, range) in reads {
-            let op = DiskOp::Read { file: File::Home(volume), offset: range.offset, len: range.len };
+            let op = DiskOp::Read {
+                file: File::Home(volume),
+                offset: range.offset,
+                len: range.len,
+            };
             self.submit(Pending::CopyRead { link, part }, op);
         }
     }
 
     /// A range as of the last closed frame: the home, with what is closed and not applied yet laid over it.
     pub(super) fn copy_read(&mut self, link: LinkId, part: u64, result: DiskResult) {
-        let found = self.streams.get_mut(&link).and_then(|s| s.copy.as_mut()).and_then(|copy| {
-            let at = copy.parts.iter().position(|p| p.id == part)?;
-            Some(copy.parts.swap_remove(at))
-        });
+        let found = self
+            .streams
+            .get_mut(&link)
+            .and_then(|s| s.copy.as_mut())
+            .and_then(|copy| {
+                let at = copy.parts.iter().position(|p| p.id == part)?;
+                Some(copy.parts.swap_remove(at))
+            });
         let Some(part) = found else { return };
         let DiskResult::Data(home) = result else {
             self.store.release(part.hold);
@@ -344,7 +402,15 @@ impl Group {
                 copy.done_bytes += part.range.len;
             }
         }
-        self.send(link, Message::Chunk { volume: part.volume, range: part.range, data, crc });
+        self.send(
+            link,
+            Message::Chunk {
+                volume: part.volume,
+                range: part.range,
+                data,
+                crc,
+            },
+        );
     }
 
     fn lay_over(&self, home: Bytes, volume: VolumeId, range: ByteRange) -> Bytes {
@@ -354,7 +420,9 @@ impl Group {
         }
         let mut all = home.to_vec();
         for piece in plan.pieces {
-            let Source::Overlay(lsn) = piece.source else { continue };
+            let Source::Overlay(lsn) = piece.source else {
+                continue;
+            };
             let from = (piece.range.offset - range.offset) as usize;
             let to = from + piece.range.len as usize;
             // What is in the open frame follows in the stream.
@@ -370,8 +438,13 @@ impl Group {
     fn end_copy(&mut self, link: LinkId) {
         let volumes = self.volumes.len();
         let sealed = self.frames.sealed();
-        let Some(stream) = self.streams.get_mut(&link) else { return };
-        let done = stream.copy.as_ref().is_some_and(|c| c.parts.is_empty() && c.volume >= volumes);
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
+        let done = stream
+            .copy
+            .as_ref()
+            .is_some_and(|c| c.parts.is_empty() && c.volume >= volumes);
         if done {
             stream.copy = None;
             self.event(Event::CopySent(Link(link.0), sealed));

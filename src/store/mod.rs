@@ -138,12 +138,18 @@ impl Store {
 
     fn index(&self, lsn: Lsn) -> Option<usize> {
         let at = lsn.0.checked_sub(self.applied.0 + 1)?;
-        usize::try_from(at).ok().filter(|at| *at < self.entries.len())
+        usize::try_from(at)
+            .ok()
+            .filter(|at| *at < self.entries.len())
     }
 
     /// Bytes of memory that an operation is counted with: its content, and the bookkeeping.
     fn weight(op: &Op) -> u64 {
-        128 + if op.kind == OpKind::Write { op.range.len } else { 0 }
+        128 + if op.kind == OpKind::Write {
+            op.range.len
+        } else {
+            0
+        }
     }
 
     /// Enters the operation after the last one. Its content may follow later.
@@ -151,12 +157,20 @@ impl Store {
     /// # Panics
     /// If `lsn` is not the next.
     pub fn admit(&mut self, lsn: Lsn, op: &Op) {
-        assert_eq!(lsn, self.applied.plus(self.entries.len() as u64 + 1), "operations enter in LSN order");
+        assert_eq!(
+            lsn,
+            self.applied.plus(self.entries.len() as u64 + 1),
+            "operations enter in LSN order"
+        );
         if !op.kind.is_control() {
             self.overlay.cover(op.volume, op.range, lsn);
         }
         self.unapplied_bytes += Store::weight(op);
-        self.entries.push_back(Entry { op: *op, content: None, progress: Progress::Waiting });
+        self.entries.push_back(Entry {
+            op: *op,
+            content: None,
+            progress: Progress::Waiting,
+        });
     }
 
     /// What the operation at `lsn` brings.
@@ -185,7 +199,8 @@ impl Store {
         let entry = &self.entries[at];
         let op = entry.op;
         let content = entry.content.clone()?;
-        let barrier = op.kind.is_control() || self.in_flight.iter().any(|(l, ..)| self.is_control(*l));
+        let barrier =
+            op.kind.is_control() || self.in_flight.iter().any(|(l, ..)| self.is_control(*l));
         let blocked = if barrier {
             !self.in_flight.is_empty()
         } else {
@@ -201,7 +216,8 @@ impl Store {
     }
 
     fn is_control(&self, lsn: Lsn) -> bool {
-        self.index(lsn).is_some_and(|at| self.entries[at].op.kind.is_control())
+        self.index(lsn)
+            .is_some_and(|at| self.entries[at].op.kind.is_control())
     }
 
     /// The apply of this operation completed.
@@ -215,7 +231,11 @@ impl Store {
         if !op.kind.is_control() {
             self.overlay.uncover(op.volume, op.range, lsn);
         }
-        while self.entries.front().is_some_and(|e| e.progress == Progress::Applied) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|e| e.progress == Progress::Applied)
+        {
             self.entries.pop_front();
             self.applied = self.applied.next();
         }
@@ -233,21 +253,33 @@ impl Store {
 
     /// Operations not yet applied.
     pub fn unapplied_ops(&self) -> usize {
-        self.entries.iter().filter(|e| e.progress != Progress::Applied).count()
+        self.entries
+            .iter()
+            .filter(|e| e.progress != Progress::Applied)
+            .count()
     }
 
     /// How to answer a read of this range at this moment.
     pub fn read_plan(&self, volume: VolumeId, range: ByteRange) -> ReadPlan {
-        let mut plan = ReadPlan { pieces: SmallVec::new(), newest: None };
+        let mut plan = ReadPlan {
+            pieces: SmallVec::new(),
+            newest: None,
+        };
         let mut at = range.offset;
         let home = |from: u64, to: u64, pieces: &mut SmallVec<[PlanPiece; 4]>| {
             if from < to {
-                pieces.push(PlanPiece { range: ByteRange::new(from, to - from), source: Source::Home });
+                pieces.push(PlanPiece {
+                    range: ByteRange::new(from, to - from),
+                    source: Source::Home,
+                });
             }
         };
         for (covered, lsn) in self.overlay.covering(volume, range) {
             home(at, covered.offset, &mut plan.pieces);
-            plan.pieces.push(PlanPiece { range: covered, source: Source::Overlay(lsn) });
+            plan.pieces.push(PlanPiece {
+                range: covered,
+                source: Source::Overlay(lsn),
+            });
             plan.newest = plan.newest.max(Some(lsn));
             at = covered.end();
         }
@@ -274,7 +306,11 @@ impl Store {
         let keep = usize::try_from(lsn.since(self.applied)).expect("bounded by memory");
         while self.entries.len() > keep {
             let entry = self.entries.pop_back().expect("longer than what is kept");
-            debug_assert_eq!(entry.progress, Progress::Waiting, "what was allowed is never dropped");
+            debug_assert_eq!(
+                entry.progress,
+                Progress::Waiting,
+                "what was allowed is never dropped"
+            );
             self.unapplied_bytes -= Store::weight(&entry.op);
         }
         self.overlay = Overlay::default();
@@ -297,11 +333,16 @@ impl Store {
     }
 
     fn held(&self, volume: VolumeId, range: ByteRange) -> bool {
-        self.holds.iter().any(|(_, (v, r))| *v == volume && r.overlaps(range))
+        self.holds
+            .iter()
+            .any(|(_, (v, r))| *v == volume && r.overlaps(range))
     }
 
     /// Whether no apply that touches the range is under way.
     pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
-        !self.in_flight.iter().any(|(_, v, r)| *v == volume && r.overlaps(range))
+        !self
+            .in_flight
+            .iter()
+            .any(|(_, v, r)| *v == volume && r.overlaps(range))
     }
 }

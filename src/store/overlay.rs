@@ -16,13 +16,18 @@ impl Overlay {
     /// The operation at `lsn`, newer than all so far, covers the range.
     pub fn cover(&mut self, volume: VolumeId, range: ByteRange, lsn: Lsn) {
         if range.len > 0 {
-            self.volumes.entry(volume).or_default().insert(range.offset..range.end(), lsn);
+            self.volumes
+                .entry(volume)
+                .or_default()
+                .insert(range.offset..range.end(), lsn);
         }
     }
 
     /// The operation at `lsn` is in the home: what it still covers comes from there.
     pub fn uncover(&mut self, volume: VolumeId, range: ByteRange, lsn: Lsn) {
-        let Some(map) = self.volumes.get_mut(&volume).filter(|_| range.len > 0) else { return };
+        let Some(map) = self.volumes.get_mut(&volume).filter(|_| range.len > 0) else {
+            return;
+        };
         let own: smallvec::SmallVec<[_; 4]> = map
             .overlapping(&(range.offset..range.end()))
             .filter(|(_, owner)| **owner == lsn)
@@ -34,13 +39,21 @@ impl Overlay {
     }
 
     /// What covers the range, in order; gaps come from the home.
-    pub fn covering(&self, volume: VolumeId, range: ByteRange) -> impl Iterator<Item = (ByteRange, Lsn)> {
+    pub fn covering(
+        &self,
+        volume: VolumeId,
+        range: ByteRange,
+    ) -> impl Iterator<Item = (ByteRange, Lsn)> {
         let wanted = range.offset..range.end();
         self.volumes
             .get(&volume)
             .filter(|_| range.len > 0)
             .into_iter()
-            .flat_map(move |map| map.overlapping(&wanted).map(|(r, l)| (r.clone(), *l)).collect::<Vec<_>>())
+            .flat_map(move |map| {
+                map.overlapping(&wanted)
+                    .map(|(r, l)| (r.clone(), *l))
+                    .collect::<Vec<_>>()
+            })
             .map(move |(covered, lsn)| {
                 let from = covered.start.max(range.offset);
                 let to = covered.end.min(range.end());

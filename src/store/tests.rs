@@ -7,7 +7,12 @@ const SIZE: u64 = 64;
 const VOLUME: VolumeId = VolumeId(0);
 
 fn write(offset: u64, len: u64) -> Op {
-    Op { kind: OpKind::Write, volume: VOLUME, range: ByteRange::new(offset, len), fua: false }
+    Op {
+        kind: OpKind::Write,
+        volume: VOLUME,
+        range: ByteRange::new(offset, len),
+        fua: false,
+    }
 }
 
 fn enter(store: &mut Store, lsn: u64, op: Op) {
@@ -59,16 +64,36 @@ fn a_held_range_lets_no_apply_start_until_it_is_released() {
 fn an_operation_on_the_group_is_a_barrier() {
     let mut store = Store::new(Lsn(0));
     enter(&mut store, 1, write(0, 8));
-    let create = Op { kind: OpKind::CreateVolume, volume: VolumeId(1), range: ByteRange::new(0, 0), fua: false };
+    let create = Op {
+        kind: OpKind::CreateVolume,
+        volume: VolumeId(1),
+        range: ByteRange::new(0, 0),
+        fua: false,
+    };
     store.admit(Lsn(2), &create);
     store.attach(Lsn(2), Content::Control(Bytes::new()));
-    enter(&mut store, 3, Op { volume: VolumeId(1), ..write(0, 8) });
+    enter(
+        &mut store,
+        3,
+        Op {
+            volume: VolumeId(1),
+            ..write(0, 8)
+        },
+    );
     store.allow(Lsn(3));
     assert_eq!(store.next_apply().map(|a| a.lsn), Some(Lsn(1)));
-    assert_eq!(store.next_apply(), None, "creation waits for what came before");
+    assert_eq!(
+        store.next_apply(),
+        None,
+        "creation waits for what came before"
+    );
     store.applied(Lsn(1));
     assert_eq!(store.next_apply().map(|a| a.lsn), Some(Lsn(2)));
-    assert_eq!(store.next_apply(), None, "and what comes after waits for it");
+    assert_eq!(
+        store.next_apply(),
+        None,
+        "and what comes after waits for it"
+    );
     store.applied(Lsn(2));
     assert_eq!(store.next_apply().map(|a| a.lsn), Some(Lsn(3)));
 }
@@ -122,7 +147,11 @@ fn check_read(store: &Store, model: &Model, offset: u64, len: u64) {
     let plan = store.read_plan(VOLUME, ByteRange::new(offset, len));
     let mut content = Vec::new();
     for piece in plan.pieces {
-        assert_eq!(piece.range.offset, offset + content.len() as u64, "a gap in {piece:?}");
+        assert_eq!(
+            piece.range.offset,
+            offset + content.len() as u64,
+            "a gap in {piece:?}"
+        );
         let (from, to) = (piece.range.offset as usize, piece.range.end() as usize);
         match piece.source {
             Source::Home => content.extend_from_slice(&model.home[from..to]),
@@ -205,7 +234,10 @@ proptest! {
 }
 
 fn finish(store: &mut Store, model: &mut Model, apply: &Apply) {
-    let (from, to) = (apply.op.range.offset as usize, apply.op.range.end() as usize);
+    let (from, to) = (
+        apply.op.range.offset as usize,
+        apply.op.range.end() as usize,
+    );
     match &apply.content {
         Content::Data(data) => model.home[from..to].copy_from_slice(data),
         _ => model.home[from..to].fill(0),

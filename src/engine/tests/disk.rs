@@ -34,7 +34,10 @@ impl Medium {
         for (at, byte_run) in runs(offset, data.len()) {
             let (block, from) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
             let source = (at - offset) as usize;
-            let target = self.blocks.entry(block).or_insert_with(|| Box::new([0; BLOCK]));
+            let target = self
+                .blocks
+                .entry(block)
+                .or_insert_with(|| Box::new([0; BLOCK]));
             target[from..from + byte_run].copy_from_slice(&data[source..source + byte_run]);
         }
     }
@@ -99,7 +102,12 @@ impl SimDisk {
 
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {
         Ok(match op {
-            DiskOp::Write { file, offset, data, durable } => {
+            DiskOp::Write {
+                file,
+                offset,
+                data,
+                durable,
+            } => {
                 Disk::write(self, file, offset, &data, durable)?;
                 DiskResult::Done
             }
@@ -129,13 +137,17 @@ impl SimDisk {
     }
 
     fn file(&mut self, file: File) -> io::Result<&mut SimFile> {
-        self.files.get_mut(&file).ok_or_else(|| io::Error::other(format!("{file:?} does not exist")))
+        self.files
+            .get_mut(&file)
+            .ok_or_else(|| io::Error::other(format!("{file:?} does not exist")))
     }
 
     /// The power goes. Requests under way and writes not synced leave any subset of their sectors behind.
     pub fn power_cut(&mut self, rng: &mut Rng) {
         for (_, op) in std::mem::take(&mut self.in_flight) {
-            if let DiskOp::Write { file, offset, data, .. } = op
+            if let DiskOp::Write {
+                file, offset, data, ..
+            } = op
                 && let Some(file) = self.files.get_mut(&file)
             {
                 file.unsynced.push((offset, data.to_vec()));
@@ -183,7 +195,13 @@ impl Disk for SimDisk {
     }
 
     fn create(&mut self, file: File, len: u64) -> io::Result<()> {
-        self.files.insert(file, SimFile { len, ..SimFile::default() });
+        self.files.insert(
+            file,
+            SimFile {
+                len,
+                ..SimFile::default()
+            },
+        );
         Ok(())
     }
 
@@ -199,19 +217,26 @@ impl Disk for SimDisk {
     fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
         let direct = matches!(file, File::Journal | File::State);
         if direct {
-            assert!(offset % BLOCK as u64 == 0 && data.len() % BLOCK == 0, "direct IO of {} at {offset}", data.len());
+            assert!(
+                offset % BLOCK as u64 == 0 && data.len() % BLOCK == 0,
+                "direct IO of {} at {offset}",
+                data.len()
+            );
         }
         let ignore = self.ignore_dsync;
         let f = self.file(file)?;
         if offset + data.len() as u64 > f.len {
-            return Err(io::Error::other(format!("write beyond the end of {file:?}")));
+            return Err(io::Error::other(format!(
+                "write beyond the end of {file:?}"
+            )));
         }
         f.current.write(offset, data);
         if durable && !ignore {
             f.stable.write(offset, data);
             // What was written there before and not synced can no longer come back over it.
             let end = offset + data.len() as u64;
-            f.unsynced.retain(|(o, d)| o + d.len() as u64 <= offset || *o >= end);
+            f.unsynced
+                .retain(|(o, d)| o + d.len() as u64 <= offset || *o >= end);
         } else {
             f.unsynced.push((offset, data.to_vec()));
         }
@@ -219,7 +244,13 @@ impl Disk for SimDisk {
     }
 
     fn zero(&mut self, file: File, range: ByteRange, _keep: bool) -> io::Result<()> {
-        Disk::write(self, file, range.offset, &vec![0; range.len as usize], false)
+        Disk::write(
+            self,
+            file,
+            range.offset,
+            &vec![0; range.len as usize],
+            false,
+        )
     }
 
     fn sync(&mut self, file: File) -> io::Result<()> {

@@ -28,7 +28,11 @@ fn pair(seed: u64, ack: AckMode, plan: Plan) -> Sim {
 /// Reads everything through a serving site and holds it against what was acknowledged.
 fn verify(sim: &mut Sim, at: usize) -> Result<(), String> {
     if !sim.attach(at) {
-        return Err(format!("{} does not serve:\n{}", sim.sites[at].name, sim.logs()));
+        return Err(format!(
+            "{} does not serve:\n{}",
+            sim.sites[at].name,
+            sim.logs()
+        ));
     }
     let content = sim.read_all(at);
     sim.record.check(0, &content)?;
@@ -97,7 +101,8 @@ fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
                 sim.kill(primary);
                 sim.settle();
                 sim.promote(1 - primary)?;
-                verify(&mut sim, 1 - primary).map_err(|e| format!("promoted mirror, round {round}: {e}"))?;
+                verify(&mut sim, 1 - primary)
+                    .map_err(|e| format!("promoted mirror, round {round}: {e}"))?;
                 load(&mut sim, 30, 6);
                 sim.start(primary).map_err(|e| e.to_string())?;
             }
@@ -106,11 +111,13 @@ fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
             sim.heal();
         }
         let serving = sim.attached().ok_or("nobody serves")?;
-        verify(&mut sim, serving).map_err(|e| format!("round {round}: {e}"))?;
+        verify(&mut sim, serving).map_err(|e| format!("round {round}: {e}\n{}", sim.logs()))?;
         let [a, b] = sim.homes();
         if a != b {
             let at = a.iter().zip(&b).position(|(x, y)| x != y).unwrap_or(0);
-            return Err(format!("round {round}: the homes differ at byte {at} while in sync"));
+            return Err(format!(
+                "round {round}: the homes differ at byte {at} while in sync"
+            ));
         }
         for at in 0..2 {
             sim.sites[at].disk.ignore_dsync = plan.ignore_dsync;
@@ -123,9 +130,13 @@ fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
 fn nothing_acknowledged_is_lost_by_power_cuts_in_sync_mode() {
     let mut acked = 0;
     for seed in 0..60 {
-        acked += life(seed, AckMode::Sync, Plan::default()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        acked += life(seed, AckMode::Sync, Plan::default())
+            .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
-    assert!(acked > 1000, "only {acked} writes were acknowledged: the test shows nothing");
+    assert!(
+        acked > 1000,
+        "only {acked} writes were acknowledged: the test shows nothing"
+    );
 }
 
 /// Runs seeds until one fails; a panic counts.
@@ -133,7 +144,10 @@ fn first_failure(seeds: u64, plan: Plan) -> Option<u64> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let found = (0..seeds).find(|&seed| {
-        !matches!(catch_unwind(AssertUnwindSafe(|| life(seed, AckMode::Sync, plan))), Ok(Ok(_)))
+        !matches!(
+            catch_unwind(AssertUnwindSafe(|| life(seed, AckMode::Sync, plan))),
+            Ok(Ok(_))
+        )
     });
     std::panic::set_hook(hook);
     found
@@ -141,19 +155,33 @@ fn first_failure(seeds: u64, plan: Plan) -> Option<u64> {
 
 #[test]
 fn without_dsync_the_test_fails() {
-    let plan = Plan { ignore_dsync: true, ..Plan::default() };
+    let plan = Plan {
+        ignore_dsync: true,
+        ..Plan::default()
+    };
     assert!(first_failure(60, plan).is_some());
 }
 
 #[test]
 fn without_the_wal_rule_the_test_fails() {
-    let plan = Plan { sabotage: Sabotage { no_wal_rule: true, ..Sabotage::default() }, ..Plan::default() };
+    let plan = Plan {
+        sabotage: Sabotage {
+            no_wal_rule: true,
+            ..Sabotage::default()
+        },
+        ..Plan::default()
+    };
     assert!(first_failure(60, plan).is_some());
 }
 
 #[test]
 fn with_checkpoints_before_the_sync_the_test_fails() {
-    let plan =
-        Plan { sabotage: Sabotage { checkpoint_before_sync: true, ..Sabotage::default() }, ..Plan::default() };
+    let plan = Plan {
+        sabotage: Sabotage {
+            checkpoint_before_sync: true,
+            ..Sabotage::default()
+        },
+        ..Plan::default()
+    };
     assert!(first_failure(60, plan).is_some());
 }

@@ -1,6 +1,6 @@
 //! Two sites, their disks, the network between them and a client, all under one seed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +29,8 @@ struct Written {
 #[derive(Default)]
 pub struct Record {
     sectors: BTreeMap<u64, Vec<Written>>,
+    /// Every write a sector was ever given.
+    ever: BTreeSet<(u64, u64)>,
     clock: u64,
 }
 
@@ -36,7 +38,12 @@ impl Record {
     fn issue(&mut self, range: ByteRange, id: u64) {
         self.clock += 1;
         for sector in range.offset / SECTOR..range.end() / SECTOR {
-            self.sectors.entry(sector).or_default().push(Written { id, issued: self.clock, acked: None });
+            self.ever.insert((sector, id));
+            self.sectors.entry(sector).or_default().push(Written {
+                id,
+                issued: self.clock,
+                acked: None,
+            });
         }
     }
 
@@ -52,21 +59,57 @@ impl Record {
         }
     }
 
+    /// What the sectors of a range may hold now.
+    fn snapshot(&self, range: ByteRange) -> BTreeMap<u64, Vec<Written>> {
+        let sectors = range.offset / SECTOR..range.end().div_ceil(SECTOR);
+        self.sectors
+            .range(sectors)
+            .map(|(s, w)| (*s, w.clone()))
+            .collect()
+    }
+
     /// Holds a content against the record.
     pub fn check(&self, offset: u64, content: &[u8]) -> Result<(), String> {
+        self.check_since(offset, content, &BTreeMap::new(), u64::MAX)
+    }
+
+    /// The same for a read that was issued when the sectors could still hold `before`.
+    fn check_since(
+        &self,
+        offset: u64,
+        content: &[u8],
+        before: &BTreeMap<u64, Vec<Written>>,
+        issued: u64,
+    ) -> Result<(), String> {
         for (n, sector) in content.chunks(SECTOR as usize).enumerate() {
             let at = offset / SECTOR + n as u64;
-            let ids: Vec<u64> =
-                sector.chunks(8).map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes"))).collect();
+            let ids: Vec<u64> = sector
+                .chunks(8)
+                .map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes")))
+                .collect();
             let found = ids[0];
             if ids.iter().any(|id| *id != found) {
-                return Err(format!("sector {at} mixes the writes {found} and {:?}", ids.iter().find(|i| **i != found)));
+                return Err(format!(
+                    "sector {at} mixes the writes {found} and {:?}",
+                    ids.iter().find(|i| **i != found)
+                ));
             }
             let none = Vec::new();
             let writes = self.sectors.get(&at).unwrap_or(&none);
-            let untouched = found == 0 && writes.iter().all(|w| w.acked.is_none());
-            if !untouched && !writes.iter().any(|w| w.id == found) {
-                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}"));
+            let earlier = before.get(&at);
+            let unwritten =
+                |w: Option<&Vec<Written>>| w.is_none_or(|w| w.iter().all(|w| w.acked.is_none()));
+            let untouched =
+                found == 0 && (unwritten(Some(writes)) || !before.is_empty() && unwritten(earlier));
+            // A write that was issued, acknowledged and replaced while the read was under way.
+            let during = found > issued && self.ever.contains(&(at, found));
+            if !untouched && !during
+                && !writes
+                    .iter()
+                    .chain(earlier.unwrap_or(&none))
+                    .any(|w| w.id == found)
+            {
+                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"));
             }
         }
         Ok(())
@@ -79,14 +122,27 @@ impl Record {
         for (n, sector) in content.chunks(SECTOR as usize).enumerate() {
             let at = offset / SECTOR + n as u64;
             let id = u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"));
-            self.sectors.insert(at, vec![Written { id, issued: clock, acked: Some(clock) }]);
+            self.sectors.insert(
+                at,
+                vec![Written {
+                    id,
+                    issued: clock,
+                    acked: Some(clock),
+                }],
+            );
         }
     }
 }
 
 enum Asked {
-    Write { range: ByteRange, id: u64 },
-    Read,
+    Write {
+        range: ByteRange,
+        id: u64,
+    },
+    /// What the sectors could hold when it was issued.
+    Read {
+        before: BTreeMap<u64, Vec<Written>>,
+    },
     Other,
 }
 
@@ -121,7 +177,13 @@ pub struct Sim {
     pub violations: Vec<String>,
 }
 
-pub fn config(site: &str, peer: Option<&str>, role: Role, ack: AckMode, policy: OnPeerLoss) -> GroupConfig {
+pub fn config(
+    site: &str,
+    peer: Option<&str>,
+    role: Role,
+    ack: AckMode,
+    policy: OnPeerLoss,
+) -> GroupConfig {
     GroupConfig {
         site: site.into(),
         group: "g".into(),
@@ -132,7 +194,11 @@ pub fn config(site: &str, peer: Option<&str>, role: Role, ack: AckMode, policy: 
         timeout: Duration::from_secs(5),
         journal_bytes: JOURNAL,
         peers: peer.map(str::to_owned).into_iter().collect(),
-        volumes: if role == Role::Primary { vec![("v".into(), VOLUME)] } else { Vec::new() },
+        volumes: if role == Role::Primary {
+            vec![("v".into(), VOLUME)]
+        } else {
+            Vec::new()
+        },
     }
 }
 
@@ -158,7 +224,10 @@ impl Sim {
             seed,
         };
         Sim {
-            sites: [site("a", a, u128::from(seed) << 8 | 1), site("b", b, u128::from(seed) << 8 | 2)],
+            sites: [
+                site("a", a, u128::from(seed) << 8 | 1),
+                site("b", b, u128::from(seed) << 8 | 2),
+            ],
             rng: Rng::new(seed),
             now: Duration::from_secs(1),
             record: Record::default(),
@@ -178,7 +247,10 @@ impl Sim {
     }
 
     fn time(&self) -> Now {
-        Now { mono: self.now, wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64 }
+        Now {
+            mono: self.now,
+            wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64,
+        }
     }
 
     pub fn start(&mut self, at: usize) -> Result<(), OpenError> {
@@ -223,7 +295,9 @@ impl Sim {
     }
 
     fn carry_out(&mut self, at: usize) {
-        let Some(group) = self.sites[at].group.as_mut() else { return };
+        let Some(group) = self.sites[at].group.as_mut() else {
+            return;
+        };
         let outputs: Vec<Output> = group.drain().collect();
         for output in outputs {
             match output {
@@ -237,7 +311,13 @@ impl Sim {
                     if let Some(wires) = self.wires.get_mut(&link) {
                         wires[1 - at].push_back(Some(message));
                     }
-                    self.input(at, Input::LinkDrained { link, queued_bytes: 0 });
+                    self.input(
+                        at,
+                        Input::LinkDrained {
+                            link,
+                            queued_bytes: 0,
+                        },
+                    );
                 }
                 Output::CloseLink { link } => {
                     if let Some(wires) = self.wires.get_mut(&link) {
@@ -270,7 +350,14 @@ impl Sim {
             self.input(at, Input::LinkConnected { link, peer });
         } else {
             let refused = self.connected;
-            self.input(at, Input::ConnectFailed { peer, refused, reason: "cannot connect".into() });
+            self.input(
+                at,
+                Input::ConnectFailed {
+                    peer,
+                    refused,
+                    reason: "cannot connect".into(),
+                },
+            );
         }
     }
 
@@ -306,7 +393,9 @@ impl Sim {
         if !self.alive(at) {
             return false;
         }
-        let Some((id, result)) = self.sites[at].disk.complete_one(&mut self.rng) else { return false };
+        let Some((id, result)) = self.sites[at].disk.complete_one(&mut self.rng) else {
+            return false;
+        };
         self.input(at, Input::Disk { id, result });
         true
     }
@@ -315,17 +404,32 @@ impl Sim {
         if !self.connected || !self.alive(at) {
             return false;
         }
-        let ready: Vec<LinkId> =
-            self.wires.iter().filter(|(_, w)| !w[at].is_empty()).map(|(link, _)| *link).collect();
+        let ready: Vec<LinkId> = self
+            .wires
+            .iter()
+            .filter(|(_, w)| !w[at].is_empty())
+            .map(|(link, _)| *link)
+            .collect();
         if ready.is_empty() {
             return false;
         }
         let link = ready[self.rng.below(ready.len() as u64) as usize];
-        match self.wires.get_mut(&link).and_then(|w| w[at].pop_front()).flatten() {
+        match self
+            .wires
+            .get_mut(&link)
+            .and_then(|w| w[at].pop_front())
+            .flatten()
+        {
             Some(message) => self.input(at, Input::Link { link, message }),
             None => {
                 self.wires.remove(&link);
-                self.input(at, Input::LinkClosed { link, reason: "the other side closed".into() });
+                self.input(
+                    at,
+                    Input::LinkClosed {
+                        link,
+                        reason: "the other side closed".into(),
+                    },
+                );
             }
         }
         true
@@ -347,7 +451,10 @@ impl Sim {
     }
 
     fn due(&self) -> Option<Duration> {
-        self.sites.iter().filter_map(|s| s.group.as_ref().and_then(Group::deadline)).min()
+        self.sites
+            .iter()
+            .filter_map(|s| s.group.as_ref().and_then(Group::deadline))
+            .min()
     }
 
     fn advance_to(&mut self, time: Duration) {
@@ -398,8 +505,17 @@ impl Sim {
         let cookie = self.next_cookie;
         self.next_cookie += 1;
         self.asked.insert(cookie, asked);
-        let request = Request { reply_to: ReplyTo::plain(cookie), command };
-        self.input(at, Input::Request { client: self.client, request });
+        let request = Request {
+            reply_to: ReplyTo::plain(cookie),
+            command,
+        };
+        self.input(
+            at,
+            Input::Request {
+                client: self.client,
+                request,
+            },
+        );
         cookie
     }
 
@@ -408,14 +524,22 @@ impl Sim {
         let id = self.next_cookie;
         self.record.issue(range, id);
         let data: Vec<u8> = id.to_le_bytes().repeat(range.len as usize / 8);
-        let command = nbd::Command::Write { offset: range.offset, data: Bytes::from(data), fua };
+        let command = nbd::Command::Write {
+            offset: range.offset,
+            data: Bytes::from(data),
+            fua,
+        };
         self.ask(at, command, Asked::Write { range, id })
     }
 
     pub fn random_range(&mut self) -> ByteRange {
         let len = [1, 1, 8, 8, 8, 64, 100][self.rng.below(7) as usize] * SECTOR;
         // Half of the writes go to a narrow part, so that they overlap.
-        let space = if self.rng.below(2) == 0 { VOLUME } else { 64 << 10 };
+        let space = if self.rng.below(2) == 0 {
+            VOLUME
+        } else {
+            64 << 10
+        };
         let offset = self.rng.below((space - len.min(space - SECTOR)) / SECTOR) * SECTOR;
         ByteRange::new(offset, len.min(VOLUME - offset))
     }
@@ -425,7 +549,15 @@ impl Sim {
         let range = self.random_range();
         match self.rng.below(10) {
             0 => {
-                self.ask(at, nbd::Command::Read { range, holes: false }, Asked::Read);
+                let before = self.record.snapshot(range);
+                self.ask(
+                    at,
+                    nbd::Command::Read {
+                        range,
+                        holes: false,
+                    },
+                    Asked::Read { before },
+                );
             }
             1 => {
                 self.ask(at, nbd::Command::Flush, Asked::Other);
@@ -441,7 +573,8 @@ impl Sim {
             return;
         }
         let Some(asked) = self.asked.remove(&reply.reply_to.cookie()) else {
-            self.violations.push(format!("an answer to nothing: {reply:?}"));
+            self.violations
+                .push(format!("an answer to nothing: {reply:?}"));
             return;
         };
         match (asked, reply.body) {
@@ -449,15 +582,18 @@ impl Sim {
                 self.acked += 1;
                 self.record.ack(range, id);
             }
-            (Asked::Read, ReplyBody::Data { offset, pieces }) => {
+            (Asked::Read { before }, ReplyBody::Data { offset, pieces }) => {
                 let content = join(pieces);
-                if let Err(text) = self.record.check(offset, &content) {
-                    self.violations.push(format!("a read returned what it must not: {text}"));
+                if let Err(text) = self.record.check_since(offset, &content, &before, reply.reply_to.cookie()) {
+                    self.violations
+                        .push(format!("a read returned what it must not: {text}"));
                 }
                 self.reads.push((offset, content));
             }
             (Asked::Other, ReplyBody::Done) => {}
-            (_, body) => self.violations.push(format!("an unexpected answer: {body:?}")),
+            (_, body) => self
+                .violations
+                .push(format!("an unexpected answer: {body:?}")),
         }
     }
 
@@ -469,7 +605,15 @@ impl Sim {
     pub fn read_all(&mut self, at: usize) -> Vec<u8> {
         self.reads.clear();
         let range = ByteRange::new(0, VOLUME);
-        let cookie = self.ask(at, nbd::Command::Read { range, holes: false }, Asked::Read);
+        let before = self.record.snapshot(range);
+        let cookie = self.ask(
+            at,
+            nbd::Command::Read {
+                range,
+                holes: false,
+            },
+            Asked::Read { before },
+        );
         for _ in 0..100 {
             self.settle();
             if !self.asked.contains_key(&cookie) {
@@ -477,7 +621,10 @@ impl Sim {
             }
             self.pass(Duration::from_secs(1));
         }
-        self.reads.pop().unwrap_or_else(|| panic!("no answer to a read:\n{}", self.logs())).1
+        self.reads
+            .pop()
+            .unwrap_or_else(|| panic!("no answer to a read:\n{}", self.logs()))
+            .1
     }
 
     pub fn command(&mut self, at: usize, command: Command) -> u64 {
@@ -491,7 +638,10 @@ impl Sim {
         let force = vec![Force::PeerUnreachable];
         let id = self.command(at, Command::Promote { force });
         self.pass(Duration::from_secs(12));
-        self.answers.get(&id).cloned().unwrap_or_else(|| Err(format!("no answer\n{}", self.logs())))
+        self.answers
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| Err(format!("no answer\n{}", self.logs())))
     }
 
     pub fn in_sync(&mut self) -> bool {
@@ -499,7 +649,11 @@ impl Sim {
         self.sites.iter_mut().any(|s| {
             s.group.as_mut().is_some_and(|g| {
                 let status = g.status(now);
-                status.peers.iter().all(|p| p.state == crate::status::PeerState::InSync) && status.healthy
+                status
+                    .peers
+                    .iter()
+                    .all(|p| p.state == crate::status::PeerState::InSync)
+                    && status.healthy
             })
         })
     }
@@ -517,7 +671,11 @@ impl Sim {
         let status: Vec<String> = self
             .sites
             .iter_mut()
-            .map(|s| s.group.as_mut().map_or("down".into(), |g| format!("{:?}", g.status(now))))
+            .map(|s| {
+                s.group
+                    .as_mut()
+                    .map_or("down".into(), |g| format!("{:?}", g.status(now)))
+            })
             .collect();
         panic!("does not heal:\n{}\n{status:#?}", self.logs());
     }
