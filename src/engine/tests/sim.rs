@@ -100,7 +100,7 @@ impl Record {
             let unwritten =
                 |w: Option<&Vec<Written>>| w.is_none_or(|w| w.iter().all(|w| w.acked.is_none()));
             let untouched =
-                found == 0 && (unwritten(Some(writes)) || !before.is_empty() && unwritten(earlier));
+                found == 0 && (unwritten(Some(writes)) || issued != u64::MAX && unwritten(earlier));
             // A write that was issued, acknowledged and replaced while the read was under way.
             let during = found > issued && self.ever.contains(&(at, found));
             if !untouched && !during
@@ -437,7 +437,7 @@ impl Sim {
 
     /// Lets everything under way finish, without time passing but for short pauses.
     pub fn settle(&mut self) {
-        for _ in 0..200_000 {
+        for _ in 0..30_000 {
             if self.step() {
                 continue;
             }
