@@ -113,10 +113,10 @@ mod tests {
         let full = TcpListener::bind("127.0.0.1:0").unwrap();
         rustix::net::listen(&full, 0).unwrap();
         let address = full.local_addr().unwrap().to_string();
-        let mut fill = Vec::new();
+        let mut taken = Vec::new();
         let silent = loop {
             match connect(&address, Duration::from_millis(200)).await {
-                Ok(fd) => fill.push(fd),
+                Ok(fd) => taken.push(fd),
                 Err(failure) => break failure,
             }
         };

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::BytesMut;
 use rustix::io::Errno;
 use rustix::net::sockopt;
@@ -60,23 +60,9 @@ impl Listener {
     /// # Errors
     /// Names the address, who has it if it is taken, and what to do.
     pub fn bind(address: &str) -> anyhow::Result<Listener> {
-        let listener = match address.strip_prefix("unix:") {
-            Some(path) => {
-                let (listener, file) = bind_unix(Path::new(path))?;
-                Listener {
-                    fd: listener.into(),
-                    address: address.to_owned(),
-                    file: Some(file),
-                }
-            }
-            None => {
-                let listener = bind_tcp(address)?;
-                Listener {
-                    address: listener.local_addr()?.to_string(),
-                    fd: listener.into(),
-                    file: None,
-                }
-            }
+        let listener = match address.strip_prefix("unix:").map(Path::new) {
+            Some(path) => bind_unix(path)?,
+            None => bind_tcp(address)?,
         };
         rustix::net::listen(&listener.fd, BACKLOG)
             .with_context(|| format!("cannot listen on {address}"))?;
@@ -179,33 +165,39 @@ impl Door {
 }
 
 async fn recover(error: &io::Error, address: &str, lobby: &Lobby) {
-    match Errno::from_io_error(error) {
-        // The connection died before it was accepted; accept(2) lists what Linux passes on from the network.
+    if concerns_one_connection(error) {
+        tracing::debug!(address, %error, "a connection failed before it was accepted");
+        return;
+    }
+    if let Some(suppressed) = lobby.complaints.permit() {
+        tracing::error!(
+            address, %error, suppressed,
+            "cannot accept connections; if it says 'too many open files', raise LimitNOFILE or `ulimit -n`"
+        );
+    }
+    if lobby.make_room() {
+        tokio::task::yield_now().await;
+    } else {
+        tokio::time::sleep(EXHAUSTED_PAUSE).await;
+    }
+}
+
+/// Whether the connection died before it was accepted: accept(2) lists what Linux passes on from the network.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
         Some(
             Errno::CONNABORTED
-            | Errno::CONNRESET
-            | Errno::INTR
-            | Errno::PROTO
-            | Errno::PERM
-            | Errno::NETDOWN
-            | Errno::NETUNREACH
-            | Errno::HOSTDOWN
-            | Errno::HOSTUNREACH,
-        ) => tracing::debug!(address, %error, "a connection failed before it was accepted"),
-        _ => {
-            if let Some(suppressed) = lobby.complaints.permit() {
-                tracing::error!(
-                    address, %error, suppressed,
-                    "cannot accept connections; if it says 'too many open files', raise LimitNOFILE or `ulimit -n`"
-                );
-            }
-            if lobby.make_room() {
-                tokio::task::yield_now().await;
-            } else {
-                tokio::time::sleep(EXHAUSTED_PAUSE).await;
-            }
-        }
-    }
+                | Errno::CONNRESET
+                | Errno::INTR
+                | Errno::PROTO
+                | Errno::PERM
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH
+        )
+    )
 }
 
 /// A connection.
@@ -267,26 +259,38 @@ impl Socket {
     }
 }
 
-fn bind_tcp(address: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => format!(
-                ": {} listens there; stop it or configure another port",
-                owner::of_tcp_listener(address)
-            ),
-            io::ErrorKind::AddrNotAvailable => {
-                ": this machine has no such address; `ip address` lists those it has".to_owned()
-            }
-            io::ErrorKind::PermissionDenied => {
-                ": ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
-            }
-            _ => String::new(),
-        };
-        anyhow::anyhow!("cannot listen on {address}: {error}{hint}")
+fn bind_tcp(address: &str) -> anyhow::Result<Listener> {
+    let listener = TcpListener::bind(address).map_err(|error| {
+        anyhow!(
+            "cannot listen on {address}: {error}{}",
+            tcp_hint(&error, address)
+        )
+    })?;
+    Ok(Listener {
+        address: listener.local_addr()?.to_string(),
+        fd: listener.into(),
+        file: None,
     })
 }
 
-fn bind_unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+/// What to do about it.
+fn tcp_hint(error: &io::Error, address: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            ": {} listens there; stop it or configure another port",
+            owner::of_tcp_listener(address)
+        ),
+        io::ErrorKind::AddrNotAvailable => {
+            ": this machine has no such address; `ip address` lists those it has".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            ": ports below 1024 need CAP_NET_BIND_SERVICE".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+fn bind_unix(path: &Path) -> anyhow::Result<Listener> {
     let shown = path.display();
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)
@@ -298,7 +302,11 @@ fn bind_unix(path: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
     let file = SocketFile(path.to_owned());
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))
         .with_context(|| format!("cannot set the mode of {shown} to 0660"))?;
-    Ok((listener, file))
+    Ok(Listener {
+        fd: listener.into(),
+        address: format!("unix:{shown}"),
+        file: Some(file),
+    })
 }
 
 /// Removes a socket's file if nobody listens on it.
@@ -329,22 +337,17 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
 }
 
 fn take_inherited(passed: &mut listenfd::ListenFd, index: usize) -> anyhow::Result<Listener> {
-    let (fd, address) = match passed.take_tcp_listener(index) {
-        Ok(Some(tcp)) => {
-            let address = tcp.local_addr()?.to_string();
-            (OwnedFd::from(tcp), address)
-        }
-        _ => {
-            let unix = passed
-                .take_unix_listener(index)
-                .context("neither a TCP nor a Unix stream socket")?
-                .context("taken twice")?;
-            let address = match unix.local_addr()?.as_pathname() {
-                Some(path) => format!("unix:{}", path.display()),
-                None => "unix:".to_owned(),
-            };
-            (OwnedFd::from(unix), address)
-        }
+    let (fd, address) = if let Ok(Some(tcp)) = passed.take_tcp_listener(index) {
+        let address = tcp.local_addr()?.to_string();
+        (OwnedFd::from(tcp), address)
+    } else {
+        let unix = passed
+            .take_unix_listener(index)
+            .context("neither a TCP nor a Unix stream socket")?
+            .context("taken twice")?;
+        let address = unix.local_addr()?;
+        let path = address.as_pathname().unwrap_or(Path::new("(no path)"));
+        (OwnedFd::from(unix), format!("unix:{}", path.display()))
     };
     if !sockopt::socket_acceptconn(fd.as_fd())? {
         bail!("{address} does not listen; the socket unit needs Accept=no");

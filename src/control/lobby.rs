@@ -127,7 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_room_gives_up_the_one_that_waited_longest() {
-        let lobby = Lobby::new(2, Duration::from_secs(3600));
+        let lobby = Lobby::new(2, Duration::from_hours(1));
         let (keep, mut alive): (Vec<_>, Vec<_>) = (0..3)
             .map(|_| {
                 let (tx, rx) = oneshot::channel::<()>();

@@ -1,4 +1,4 @@
-//! `/metrics`: the status in OpenMetrics text. Every scrape is computed from one [`SiteStatus`], so the numbers of a
+//! `/metrics`: the status as text in the `OpenMetrics` format. Every scrape is computed from one [`SiteStatus`], so the numbers of a
 //! scrape belong together and agree with `doublure status`.
 
 use std::fmt;
@@ -50,7 +50,7 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_clients", "Attached NBD clients.", |g| number(g.clients)),
     metric("doublure_group_journal_capacity_bytes", "Size of the journal.", |g| number(g.journal.capacity_bytes)),
     metric("doublure_group_journal_used_bytes", "Bytes of the journal in use.", |g| number(g.journal.used_bytes)),
-    metric("doublure_group_journal_fill_ratio", "Used part of the journal, 0 to 1.", |g| journal_fill(g)),
+    metric("doublure_group_journal_fill_ratio", "Used part of the journal, 0 to 1.", journal_fill),
     metric("doublure_group_journal_writers_wait", "1 if writers wait because the journal is full.", |g| flag(g.journal.writers_wait)),
     metric("doublure_group_state_since_timestamp_seconds", "When the group entered its state, in seconds since the Unix epoch.", |g| number(g.state_since_unix_seconds)),
     metric("doublure_group_disagreements", "Settings in which the configuration differs from the state on disk (the disk wins).", |g| number(g.disagreements.len() as u64)),

@@ -12,14 +12,15 @@ use crate::base::{Lsn, Role};
 use crate::engine::{Command, GroupConfig};
 use crate::shard::ToShard;
 use crate::status::{
-    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, SiteStatus, VolumeStatus,
+    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, Rates, SiteStatus,
+    StageLatencies, Totals, VolumeStatus,
 };
 
 /// How long a shard may take to say how it is.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a command may take before its caller is told to look at the status instead.
-const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
 /// Sends a message to a shard; `false` if its thread is gone.
 pub type Post = Box<dyn Fn(ToShard) -> bool + Send + Sync>;
@@ -206,7 +207,7 @@ impl Shards {
                 "{group} stopped before the command was done; see its status"
             ))),
             Err(_) => Err(Refused::NoAnswer(format!(
-                "{group} has not finished the command after {COMMAND_LIMIT:?}; it goes on, see its status"
+                "{group} has not finished the command after a minute; it goes on, see its status"
             ))),
         }
     }
@@ -346,9 +347,9 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         clients: 0,
         in_flight_requests: 0,
         unapplied_bytes: 0,
-        totals: Default::default(),
-        rates: Default::default(),
-        latency: Default::default(),
+        totals: Totals::default(),
+        rates: Rates::default(),
+        latency: StageLatencies::default(),
         disagreements: Vec::new(),
     }
 }

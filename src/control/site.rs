@@ -111,12 +111,11 @@ impl Site {
         let mut opening = std::pin::pin!(open(opening, shards.clone(), exports));
         let opened = timeout(OPEN_GRACE, &mut opening).await;
         self.admit_clients(listeners.nbd);
-        match opened {
-            Ok(opened) => opened?,
-            Err(_) => {
-                tracing::warn!("some groups are still being opened; serving the others");
-                opening.await?;
-            }
+        if let Ok(opened) = opened {
+            opened?;
+        } else {
+            tracing::warn!("some groups are still being opened; serving the others");
+            opening.await?;
         }
         systemd::ready();
         tracing::info!(

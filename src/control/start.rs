@@ -91,21 +91,16 @@ mod tests {
     use crate::control::tests::FakeShard;
 
     fn config(groups: &[&str]) -> Config {
-        let mut text = r#"
-            [site]
-            name = "clichy"
-            data = "/data"
-            nbd = ["127.0.0.1:10809"]
-            link = "127.0.0.1:1"
-        "#
-        .to_owned();
-        for group in groups {
-            text += &format!(
+        let site = "[site]\nname = \"clichy\"\ndata = \"/data\"\n\
+                    nbd = [\"127.0.0.1:10809\"]\nlink = \"127.0.0.1:10810\"\n";
+        let groups = groups.iter().map(|group| {
+            format!(
                 "[[group]]\nname = \"{group}\"\nrole = \"primary\"\n\
                  peers = [{{ site = \"chelles\", link = \"10.0.0.2:10810\" }}]\n\
                  [[group.volume]]\nname = \"{group}-data\"\nsize = \"1GiB\"\nhome = \"/dev/{group}\"\n"
-            );
-        }
+            )
+        });
+        let text: String = std::iter::once(site.to_owned()).chain(groups).collect();
         Config::parse(&text, Path::new("test.toml")).unwrap()
     }
 

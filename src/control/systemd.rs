@@ -74,11 +74,17 @@ fn summary(answers: &Answers) -> String {
         .groups
         .iter()
         .map(|group| {
-            let mut part = format!("{}: {} {}", group.name, group.role, word(&group.state));
-            for peer in &group.peers {
-                part += &format!(", {} {}", peer.site, word(&peer.state));
-            }
-            part
+            let peers = group
+                .peers
+                .iter()
+                .map(|p| format!(", {} {}", p.site, word(&p.state)));
+            let peers: String = peers.collect();
+            format!(
+                "{}: {} {}{peers}",
+                group.name,
+                group.role,
+                word(&group.state)
+            )
         })
         .collect();
     if !answers.silent.is_empty() {

@@ -134,7 +134,7 @@ fn start_managed(dir: &Path, silent: bool) -> (Child, UnixDatagram) {
     let path = dir.join("notify.sock");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager
-        .set_read_timeout(Some(Duration::from_secs(60)))
+        .set_read_timeout(Some(Duration::from_mins(1)))
         .unwrap();
     let mut environment = vec![
         ("NOTIFY_SOCKET", path.to_str().unwrap()),

@@ -63,8 +63,11 @@ pub async fn attach<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, export: &s
     stream.read_u8().await.unwrap()
 }
 
+/// Group, volume and the bytes that came with a client.
+type Seen = (String, VolumeId, Vec<u8>);
+
 /// A shard that sends `byte` to every client, keeps it attached, and reports what came with it. Its group `registry` serves.
-pub fn welcoming(byte: u8, seen: mpsc::UnboundedSender<(String, VolumeId, Vec<u8>)>) -> FakeShard {
+pub fn welcoming(byte: u8, seen: mpsc::UnboundedSender<Seen>) -> FakeShard {
     let mut attached = Vec::new();
     FakeShard::new(move |message| {
         match message {
@@ -93,11 +96,7 @@ fn door(
     address: &str,
     capacity: usize,
     limit: Duration,
-) -> (
-    String,
-    Directory,
-    mpsc::UnboundedReceiver<(String, VolumeId, Vec<u8>)>,
-) {
+) -> (String, Directory, mpsc::UnboundedReceiver<Seen>) {
     let (tx, seen) = mpsc::unbounded_channel();
     let shards = shards(vec![welcoming(7, tx)]);
     let exports = Directory::default();
@@ -113,7 +112,7 @@ fn door(
     (address, exports, seen)
 }
 
-const LONG: Duration = Duration::from_secs(3600);
+const LONG: Duration = Duration::from_hours(1);
 
 #[tokio::test]
 async fn a_client_reaches_its_shard_with_what_it_sent_ahead_over_tcp_and_unix() {

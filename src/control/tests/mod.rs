@@ -13,7 +13,8 @@ use crate::base::{AckMode, Compress, Lsn, OnPeerLoss, Role, VolumeId, VolumeSpec
 use crate::engine::{Command, Exports, GroupConfig};
 use crate::shard::ToShard;
 use crate::status::{
-    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, SiteStatus, VolumeStatus,
+    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, Rates, SiteStatus,
+    StageLatencies, Totals, VolumeStatus,
 };
 
 /// A group as a serving primary with one peer in sync reports it.
@@ -66,9 +67,9 @@ pub fn group_status(name: &str) -> GroupStatus {
         clients: 1,
         in_flight_requests: 0,
         unapplied_bytes: 0,
-        totals: Default::default(),
-        rates: Default::default(),
-        latency: Default::default(),
+        totals: Totals::default(),
+        rates: Rates::default(),
+        latency: StageLatencies::default(),
         disagreements: Vec::new(),
     }
 }
