@@ -202,11 +202,12 @@ impl Transmission {
         }
         let header = if self.extended() {
             let (raw, _) = ExtendedRequest::ref_from_prefix(input).ok()?;
-            let (flags, len) = (raw.flags.get(), raw.len.get());
-            let has_payload = flags & flag::PAYLOAD_LEN != 0;
+            let (flags, command, len) = (raw.flags.get(), raw.command.get(), raw.len.get());
+            // QEMU (10.0) sends the payload of a WRITE without announcing it.
+            let has_payload = flags & flag::PAYLOAD_LEN != 0 || command == command::WRITE;
             Header {
                 flags,
-                command: raw.command.get(),
+                command,
                 cookie: raw.cookie.get(),
                 offset: raw.offset.get(),
                 len,
@@ -280,9 +281,6 @@ impl Transmission {
                 }
             }
             command::WRITE => {
-                if self.extended() && !has(flag::PAYLOAD_LEN) {
-                    return Err((Errno::Inval, "WRITE without PAYLOAD_LEN".into()));
-                }
                 self.check_range(header.command, header.offset, header.len, Errno::NoSpc)?;
                 if header.len > u64::from(MAX_PAYLOAD) {
                     return Err((Errno::Inval, too_long(header)));

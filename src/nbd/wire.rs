@@ -19,7 +19,7 @@
 //!
 //! ```text
 //! CompactRequest    magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 4 | payload of WRITE
-//! ExtendedRequest   magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 8 | payload if PAYLOAD_LEN
+//! ExtendedRequest   magic 4 | flags 2 | command 2 | cookie 8 | offset 8 | length 8 | payload of WRITE, or if PAYLOAD_LEN
 //! SimpleReply       magic 4 | error 4 | cookie 8 | payload of READ
 //! StructuredChunk   magic 4 | flags 2 | kind 2 | cookie 8 | length 4 | payload
 //! ExtendedChunk     magic 4 | flags 2 | kind 2 | cookie 8 | offset 8 | length 8 | payload

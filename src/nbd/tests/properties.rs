@@ -24,10 +24,8 @@ fn any_request(replies: Replies) -> impl Strategy<Value = Vec<u8>> {
     (flags, commands, offset, 0..300_u64).prop_map(move |(flags, kind, offset, len)| {
         let kind = if kind == DISC { WRITE } else { kind };
         let mut bytes = request(replies, flags, kind, offset, len);
-        let has_payload = match replies {
-            Replies::Extended => flags & PAYLOAD_LEN != 0,
-            _ => kind == WRITE,
-        };
+        let announced = replies == Replies::Extended && flags & PAYLOAD_LEN != 0;
+        let has_payload = kind == WRITE || announced;
         if has_payload {
             bytes.resize(bytes.len() + len as usize, 0xa5);
         }

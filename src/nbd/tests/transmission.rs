@@ -325,7 +325,8 @@ fn a_write_above_32_mib_is_skipped_with_compact_headers_and_ends_the_connection_
 
     for kind in [WRITE, READ, BLOCK_STATUS, 99] {
         for len in [len, u64::MAX] {
-            let extended = request(Replies::Extended, PAYLOAD_LEN, kind, 0, len);
+            let flags = if kind == WRITE { 0 } else { PAYLOAD_LEN };
+            let extended = request(Replies::Extended, flags, kind, 0, len);
             let event = event(&session(Replies::Extended), &extended);
             assert!(matches!(event, Event::Violation(_)), "{event:?}");
         }
@@ -360,10 +361,16 @@ fn block_status_without_a_context_is_einval() {
 }
 
 #[test]
-fn an_extended_write_without_payload_len_has_no_payload_and_is_einval() {
+fn an_extended_write_has_a_payload_even_if_payload_len_is_missing_as_qemu_sends_it() {
     let session = session(Replies::Extended);
-    let stream = request(Replies::Extended, 0, WRITE, 0, 4096);
-    assert_eq!(errno(&session, &stream), Errno::Inval);
+    let mut stream = request(Replies::Extended, FUA, WRITE, 9, 3);
+    stream.extend(b"abc");
+    let expected = Command::Write {
+        offset: 9,
+        data: Bytes::from_static(b"abc"),
+        fua: true,
+    };
+    assert_eq!(command(&session, &stream), expected);
 }
 
 #[test]
