@@ -7,8 +7,9 @@ use crate::base::{ByteRange, Lsn};
 
 /// Disjoint ranges by their start.
 ///
-/// `rangemap` would do, but it cannot remove by value (an apply takes only those parts with it that no newer operation
-/// covers) and checks neighbours for equality, which never holds here; `benches/store.rs` has the difference.
+/// `rangemap::RangeMap` was measured instead: 0.67 against 0.39 us per operation (random 4 KiB, 10,000 unapplied). It
+/// cannot remove by value, where an apply takes only those parts with it that no newer operation covers, and it compares
+/// neighbours that never are equal here.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     ranges: BTreeMap<u64, Tip>,

@@ -90,8 +90,7 @@ impl Schedule {
             self.running.push(span);
             return Offer::Started;
         }
-        let barrier = span.barrier || self.running.iter().any(|s| s.barrier);
-        if barrier || self.waiting.len() >= policy.max_waiting {
+        if self.waiting.len() >= policy.max_waiting {
             return Offer::Refused;
         }
         self.waiting.push(span);

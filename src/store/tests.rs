@@ -234,10 +234,13 @@ fn a_control_operation_runs_alone_and_in_its_place() {
 }
 
 #[test]
-fn control_operations_are_not_part_of_any_volume() {
+fn control_operations_cover_no_bytes_whatever_range_they_carry() {
     let mut t = Bench::new();
-    t.control();
-    assert_eq!(t.pieces(VolumeId(0), range(0, 8)), [(0, 8, Source::Home)]);
+    t.admit(OpKind::CreateVolume, A, range(0, 64));
+    assert_eq!(t.pieces(A, range(0, 8)), [(0, 8, Source::Home)]);
+    t.write(A, range(0, 4), b'a');
+    t.store.truncate_after(Lsn(1));
+    assert_eq!(t.pieces(A, range(0, 8)), [(0, 8, Source::Home)]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ const SIZE: u64 = 64;
 /// What a home holds where a write is on its way.
 const TORN: u8 = 0xEE;
 
-type Content8 = [Vec<u8>; VOLUMES];
+type Volumes = [Vec<u8>; VOLUMES];
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -79,8 +79,8 @@ struct Model {
     store: Store,
     policy: Policy,
     /// Content of the volumes after every LSN, from 0 on.
-    versions: Vec<Content8>,
-    homes: Content8,
+    versions: Vec<Volumes>,
+    homes: Volumes,
     /// The operation with LSN n is at n - 1.
     entries: Vec<Entry>,
     in_flight: Vec<Apply>,
@@ -93,7 +93,7 @@ fn bytes_of(range: ByteRange) -> std::ops::Range<usize> {
     range.offset as usize..range.end() as usize
 }
 
-fn put(volumes: &mut Content8, op: &Op, content: &Content) {
+fn put(volumes: &mut Volumes, op: &Op, content: &Content) {
     let target = &mut volumes[op.volume.0 as usize][bytes_of(op.range)];
     match content {
         Content::Data(data) => target.copy_from_slice(data),
@@ -179,7 +179,9 @@ impl Model {
             fua: false,
         };
         self.letters = self.letters % 200 + 1;
-        let payload = Bytes::from(vec![self.letters; range.len as usize]);
+        // Every byte tells which write and which place it is from; none is 0.
+        let letter = |at: u64| self.letters.wrapping_add(at as u8 * 3) | 1;
+        let payload: Bytes = (0..range.len).map(letter).collect();
         let content = Content::of(&op, payload);
         let mut version = self.versions.last().unwrap().clone();
         put(&mut version, &op, &content);
