@@ -7,3 +7,4 @@ pub mod engine;
 pub mod nbd;
 pub mod shard;
 pub mod status;
+pub mod store;
