@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod engine;
+pub mod link;
 pub mod nbd;
 pub mod shard;
 pub mod status;
