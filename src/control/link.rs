@@ -4,43 +4,32 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::listen::Socket;
 use super::lobby::RateLimit;
 use super::shards::{Condition, Shards};
 use crate::base::{Hello, Message, Refusal};
+use crate::link::{Decoder, HEADER, LinkError, encode};
 use crate::shard::ToShard;
 
 /// How long a peer may take to introduce itself.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(10);
 
-/// How many peers may be introducing themselves at the same time.
-pub const GREETINGS_MAX: usize = 64;
-
-/// Longest greeting in bytes: room for the lineage of a group that opened some thousands of epochs.
-const GREETING_MAX: usize = 1 << 20;
+/// How many peers may be introducing themselves at the same time. A greeting can be long (some MiB for a group that
+/// opened very many epochs), so this bounds memory, too.
+pub const GREETINGS_MAX: usize = 32;
 
 /// Finds out which group a peer means and hands it over, or tells it why not.
 pub async fn greet(mut socket: Socket, shards: Shards, refusals: Arc<RateLimit>) {
     let mut received = BytesMut::new();
     let outcome = match read_greeting(&mut socket, &mut received).await {
-        Ok(Message::Hello(hello)) => recipient(&hello, &shards),
-        Ok(_) => Err((
-            Refusal::Incompatible,
-            "the first message of a link must be a greeting".to_owned(),
-        )),
-        Err(error) => {
-            complain(&refusals, &socket.peer, &format!("{error:#}"));
-            return;
-        }
+        Ok(hello) => recipient(&hello, &shards),
+        Err(Trouble::Understanding(error)) => Err((Refusal::Incompatible, error.to_string())),
+        Err(Trouble::Silence(why)) => return complain(&refusals, &socket.peer, &why),
     };
     match outcome {
-        Ok(group) => {
-            tracing::info!(peer = socket.peer, group, "link accepted");
-            hand_over(socket, group, received, &shards);
-        }
+        Ok(group) => hand_over(socket, group, received, &shards),
         Err((refusal, text)) => {
             complain(&refusals, &socket.peer, &text);
             refuse(&mut socket, refusal, text).await;
@@ -49,6 +38,7 @@ pub async fn greet(mut socket: Socket, shards: Shards, refusals: Arc<RateLimit>)
 }
 
 fn hand_over(socket: Socket, group: String, received: BytesMut, shards: &Shards) {
+    tracing::info!(peer = socket.peer, group, "link accepted");
     match socket.into_fd() {
         Ok(socket) => {
             let name = group.clone();
@@ -105,39 +95,63 @@ fn recipient(hello: &Hello, shards: &Shards) -> Result<String, (Refusal, String)
     }
 }
 
-/// Receives until the first message is complete; leaves all bytes in `received`.
-async fn read_greeting(socket: &mut Socket, received: &mut BytesMut) -> anyhow::Result<Message> {
-    loop {
-        if let Some(message) = first_message(received)? {
-            return Ok(message);
-        }
-        if received.len() > GREETING_MAX {
-            bail!("a greeting of more than {GREETING_MAX} bytes");
-        }
-        if socket
-            .read(received)
-            .await
-            .context("receiving a greeting")?
-            == 0
-        {
-            bail!("the connection ended before a greeting was complete");
-        }
-    }
+/// Why there is no greeting.
+enum Trouble {
+    /// What came cannot be understood; the peer is told so.
+    Understanding(LinkError),
+    /// Nobody is there to be told, or nobody who would listen.
+    Silence(String),
 }
 
-fn first_message(_received: &BytesMut) -> anyhow::Result<Option<Message>> {
-    Ok(None)
+/// Receives until the first message is complete; leaves all bytes in `received`. The decoder bounds their number.
+async fn read_greeting(socket: &mut Socket, received: &mut BytesMut) -> Result<Hello, Trouble> {
+    let mut needed = HEADER;
+    loop {
+        while received.len() < needed {
+            match socket.read(received).await {
+                Ok(0) => {
+                    return Err(Trouble::Silence(
+                        "it closed before its greeting was complete".to_owned(),
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    return Err(Trouble::Silence(format!("receiving its greeting: {error}")));
+                }
+            }
+        }
+        // The shard wants every byte, so the decoder gets a copy; that is once for the header and once for all.
+        let mut decoder = Decoder::new();
+        match decoder.next(&mut received.clone()) {
+            Ok(Some(Message::Hello(hello))) => return Ok(*hello),
+            Ok(Some(_)) => {
+                return Err(Trouble::Silence(
+                    "it ended the link without a greeting".to_owned(),
+                ));
+            }
+            Ok(None) => needed = received.len() + decoder.wants(),
+            // A stranger would not understand the answer either.
+            Err(error @ LinkError::Magic { .. }) => {
+                return Err(Trouble::Silence(error.to_string()));
+            }
+            Err(error) => return Err(Trouble::Understanding(error)),
+        }
+    }
 }
 
 /// Says why and closes. What the peer still sends is read and dropped first: closing a socket with unread bytes
 /// resets the connection, and the answer could be lost with it.
 async fn refuse(socket: &mut Socket, refusal: Refusal, text: String) {
-    let mut bytes = BytesMut::new();
-    let _ = (refusal, text);
-    if socket.write_all(&bytes).await.is_err() || socket.finish().await.is_err() {
+    let mut parts: Vec<Bytes> = Vec::new();
+    if let Err(error) = encode(&Message::Refuse { refusal, text }, &mut parts) {
+        tracing::error!("cannot say why a link is refused: {error}");
+        return;
+    }
+    if socket.write_all(&parts.concat()).await.is_err() || socket.finish().await.is_err() {
         return; // gone already
     }
-    while let Ok(1..) = socket.read(&mut bytes).await {
-        bytes.clear();
+    let mut rest = BytesMut::new();
+    while let Ok(1..) = socket.read(&mut rest).await {
+        rest.clear();
     }
 }

@@ -170,6 +170,13 @@ impl Shards {
             .unwrap_or_default()
     }
 
+    /// Notes that a group is open, unless it was fenced meanwhile: the two news may overtake each other.
+    pub fn opened(&self, group: &str) {
+        if self.condition(group) == Condition::Opening {
+            self.set_condition(group, Condition::Open);
+        }
+    }
+
     /// Notes how a group is.
     pub fn set_condition(&self, group: &str, condition: Condition) {
         let mut known = lock(&self.0.known);

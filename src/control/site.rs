@@ -221,7 +221,7 @@ async fn open_one(opening: Opening, shards: Shards, exports: Directory) -> bool 
     match &outcome {
         Ok(()) => {
             tracing::info!(group, "open");
-            shards.set_condition(&group, Condition::Open);
+            shards.opened(&group);
         }
         Err(why) => {
             tracing::error!(group, "FENCED, it cannot be opened: {why}");

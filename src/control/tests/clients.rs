@@ -112,8 +112,6 @@ fn door(
     (address, exports, seen)
 }
 
-const LONG: Duration = Duration::from_hours(1);
-
 #[tokio::test]
 async fn a_client_reaches_its_shard_with_what_it_sent_ahead_over_tcp_and_unix() {
     let (address, _, mut seen) = door("127.0.0.1:0", 10, LONG);

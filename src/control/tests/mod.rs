@@ -181,6 +181,9 @@ pub fn shards(fakes: Vec<FakeShard>) -> Shards {
     shards
 }
 
+/// Longer than any test.
+const LONG: Duration = Duration::from_hours(1);
+
 mod activation;
 mod clients;
 mod operators;
