@@ -13,9 +13,11 @@ use crate::base::{AlignedBuf, Message};
 /// # Errors
 /// [`LinkError::Unsendable`] if the peer would refuse it; `out` is unchanged then.
 pub fn encode(message: &Message, out: &mut impl Extend<Bytes>) -> Result<(), LinkError> {
-    let mut head = Vec::with_capacity(96);
+    let kind = write::kind_of(message);
+    // Exactly enough for all but texts and lists: `Bytes` needs no second allocation then.
+    let mut head = Vec::with_capacity(HEADER + kind.covered(kind.limits().min));
     head.resize(HEADER, 0);
-    let (kind, content) = write::body(message, &mut head)?;
+    let content = write::body(kind, message, &mut head)?;
     let length = head.len() - HEADER + content.as_ref().map_or(0, Bytes::len);
     debug_assert!(kind.limits().allow(length));
     let mut header = Header {
@@ -200,6 +202,7 @@ impl Decoder {
 }
 
 /// A header that makes sense; its CRC is still to be verified.
+#[derive(Clone, Copy)]
 struct Checked {
     header: Header,
     kind: Kind,

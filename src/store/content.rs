@@ -39,10 +39,10 @@ impl Content {
     /// Whether an operation can have this content.
     pub(super) fn fits(&self, op: &Op) -> bool {
         match (op.kind, self) {
-            // A write of nothing but zeroes may be stored as what it is.
-            (OpKind::Write, Content::Zero { .. }) => true,
             (OpKind::Write, Content::Data(data)) => data.len() as u64 == op.range.len,
-            (OpKind::OpenEpoch | OpKind::CreateVolume, Content::Control(_)) => true,
+            // A write of nothing but zeroes may be stored as what it is.
+            (OpKind::Write, Content::Zero { .. })
+            | (OpKind::OpenEpoch | OpKind::CreateVolume, Content::Control(_)) => true,
             (_, content) => Content::implied(op).as_ref() == Some(content),
         }
     }

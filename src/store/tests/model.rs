@@ -122,8 +122,8 @@ impl Model {
         self.entries.len() as u64
     }
 
-    fn step(&mut self, step: Step) {
-        match step {
+    fn step(&mut self, step: &Step) {
+        match *step {
             Step::Admit {
                 kind,
                 volume,
@@ -354,7 +354,7 @@ proptest! {
     ) {
         let mut model = Model::new(Policy { max_in_flight, max_waiting });
         for step in steps {
-            model.step(step);
+            model.step(&step);
         }
         model.drain();
     }
