@@ -157,6 +157,7 @@ fn the_rest_of_a_long_frame_is_received_where_it_will_stay() {
     target[..5000].copy_from_slice(&frame[1000..6000]);
     let place = target.as_ptr();
     decoder.advance(5000);
+    assert_eq!(decoder.wants(), missing - 5000);
     assert_eq!(decoder.next(&mut buffer).unwrap(), None);
     assert_eq!(decoder.wants(), missing - 5000);
     let rest = decoder.direct().unwrap();
@@ -169,6 +170,7 @@ fn the_rest_of_a_long_frame_is_received_where_it_will_stay() {
     assert_eq!(received, frame);
     assert_eq!(received[1000..].as_ptr(), place);
     assert!(decoder.direct().is_none());
+    assert_eq!(decoder.wants(), HEADER);
 }
 
 #[test]
@@ -250,6 +252,7 @@ fn what_the_peer_would_refuse_is_not_sent() {
         chunk(ByteRange::new(0, 0), 0),
         chunk(ByteRange::new(0, MAX_CHUNK as u64 + 1), MAX_CHUNK + 1),
         chunk(ByteRange::new(u64::MAX, 8), 8),
+        chunk(ByteRange::new((1 << 63) - 4, 8), 8),
         with(|hello| hello.group = "x".repeat(65)),
         with(|hello| hello.site = "two\nlines".into()),
         with(|hello| hello.tail = Lsn(1 << 63)),

@@ -340,7 +340,7 @@ pub(super) struct HelloRecord {
     pub volumes: U32,
     /// 1 serving, 2 returning, 3 handed over, 4 mirror, 5 probe.
     pub stance: u8,
-    /// See [`ACK_MODES`].
+    /// 1 sync, 2 memsync, 3 async; so everywhere.
     pub ack: u8,
     /// [`HELLO_ALONE`], [`HELLO_INCONSISTENT`].
     pub flags: u8,

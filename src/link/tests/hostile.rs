@@ -258,6 +258,7 @@ fn a_chunk_whose_content_does_not_fit_its_range_is_refused() {
     assert_eq!(refused(|body| body[24] = 0), "the range");
     assert_eq!(refused(|body| body.truncate(32)), "the range");
     assert_eq!(refused(|body| body[..8].fill(0xFF)), "the range");
+    assert_eq!(refused(|body| body[7] = 0x80), "the range");
     assert_eq!(refused(|body| body[24] = 3), "flags");
     assert_eq!(refused(|body| body[31] = 1), "reserved bytes");
 }
