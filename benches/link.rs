@@ -92,9 +92,9 @@ fn decoding(c: &mut Criterion) {
                 received.extend_from_slice(&bytes[..header]);
                 let early = decoder.next(&mut received);
                 assert_eq!(early, Ok(None));
-                let target = decoder.direct().expect("a frame is under way");
-                target.copy_from_slice(&bytes[header..]);
-                decoder.advance(size);
+                let (mut frame, _) = decoder.lend().expect("a frame is under way");
+                frame.extend_from_slice(&bytes[header..]);
+                decoder.give_back(frame);
                 decoder.next(&mut received)
             });
         });

@@ -63,6 +63,10 @@ pub struct Store {
     allocating_bytes: u64,
 }
 
+/// Memory that an operation is counted with beside its data, in bytes: its slot and its place in the overlay.
+pub const OP_BYTES: u64 = 128;
+const _: () = assert!(size_of::<Slot>() + 24 <= OP_BYTES as usize);
+
 #[derive(Debug)]
 struct Slot {
     op: Op,
@@ -210,7 +214,7 @@ impl Store {
         self.applied.plus(self.slots.len() as u64)
     }
 
-    /// Bytes of write data that are not yet in the homes: what the store keeps in memory.
+    /// Memory held by operations that are not yet in the homes, in bytes: the data of writes, and [`OP_BYTES`] for each.
     pub fn unapplied_bytes(&self) -> u64 {
         self.bytes
     }
@@ -324,21 +328,21 @@ impl Store {
 
     fn count(&mut self, op: &Op) {
         self.ops += 1;
-        self.bytes += data_bytes(op);
+        self.bytes += held_bytes(op);
         self.allocating_bytes += allocated_bytes(op);
     }
 
     fn uncount(&mut self, op: &Op) {
         self.ops -= 1;
-        self.bytes -= data_bytes(op);
+        self.bytes -= held_bytes(op);
         self.allocating_bytes -= allocated_bytes(op);
     }
 }
 
-fn data_bytes(op: &Op) -> u64 {
+fn held_bytes(op: &Op) -> u64 {
     match op.kind {
-        OpKind::Write => op.range.len,
-        _ => 0,
+        OpKind::Write => OP_BYTES + op.range.len,
+        _ => OP_BYTES,
     }
 }
 

@@ -58,7 +58,7 @@ fn a_length_beyond_the_limit_is_refused_before_anything_is_allocated_or_awaited(
                     allowed
                 })
             );
-            assert!(decoder.direct().is_none());
+            assert!(decoder.lend().is_none());
             assert_eq!(decoder.wants(), HEADER);
             assert_eq!(buffer.capacity(), capacity);
         }
@@ -101,7 +101,7 @@ fn a_frame_header_that_was_damaged_allocates_nothing() {
             ..
         }
     ));
-    assert!(decoder.direct().is_none());
+    assert!(decoder.lend().is_none());
 }
 
 #[test]

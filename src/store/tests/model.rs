@@ -300,7 +300,7 @@ impl Model {
         assert_eq!(self.store.idle(), open().count() == 0);
         assert_eq!(
             self.store.unapplied_bytes(),
-            bytes.map(|e| e.op.range.len).sum::<u64>()
+            bytes.map(|e| e.op.range.len).sum::<u64>() + open().count() as u64 * OP_BYTES
         );
         for (_, volume, range) in &self.holds {
             let mut flights = self.in_flight.iter().filter(|a| !a.op.kind.is_control());
