@@ -245,7 +245,10 @@ impl Client {
         let (len, all) = match self.codec.wants(&self.input) {
             Wants::Nothing => return None,
             Wants::Header(_) => (room, false),
-            Wants::Skip(left) => (room.max(LARGE).min(usize::try_from(left).unwrap_or(LARGE)), false),
+            Wants::Skip(left) => (
+                room.max(LARGE).min(usize::try_from(left).unwrap_or(LARGE)),
+                false,
+            ),
             Wants::Payload { len, missing } if len <= LARGE => (room.max(missing), false),
             Wants::Payload { len, missing } => {
                 if self.payload.is_none() {
@@ -266,7 +269,11 @@ impl Client {
         }
         // Half a room left over from the last time will do, if nothing in particular is asked for.
         let left = into.capacity() - into.len();
-        let len = if !all && left >= room / 2 && left >= ROOM_MIN { left } else { make_room(&mut into, len, all) };
+        let len = if !all && left >= room / 2 && left >= ROOM_MIN {
+            left
+        } else {
+            make_room(&mut into, len, all)
+        };
         self.offered = len;
         Some(self.stream.receive(ReadBuf::Plain(into), len, all))
     }
@@ -275,7 +282,9 @@ impl Client {
     pub fn received(&mut self, into: ReadBuf, result: io::Result<usize>) {
         self.stream.received();
         let offered = std::mem::take(&mut self.offered);
-        let ReadBuf::Plain(into) = into else { unreachable!("clients receive into plain memory") };
+        let ReadBuf::Plain(into) = into else {
+            unreachable!("clients receive into plain memory")
+        };
         self.input = into;
         match result {
             Ok(0) => self.ended = true,
@@ -289,7 +298,11 @@ impl Client {
         if received >= offered {
             self.room = (self.room * 2).min(ROOM_MAX);
         }
-        self.roomy = if received < self.room / 4 { self.roomy + 1 } else { 0 };
+        self.roomy = if received < self.room / 4 {
+            self.roomy + 1
+        } else {
+            0
+        };
         if self.roomy > ROOMY_MAX {
             self.room = (self.room / 2).max(ROOM_MIN);
             self.roomy = 0;
@@ -376,7 +389,11 @@ impl Client {
     /// Bytes it makes the shard hold although it is the client's turn, since before `since`.
     pub fn hoards(&self, since: Duration) -> usize {
         let slow = [self.sending_since, self.payload_since];
-        if slow.iter().flatten().any(|slow| *slow <= since) { self.memory.held() } else { 0 }
+        if slow.iter().flatten().any(|slow| *slow <= since) {
+            self.memory.held()
+        } else {
+            0
+        }
     }
 
     fn unsent(&self) -> usize {

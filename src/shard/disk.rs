@@ -156,14 +156,20 @@ impl Files {
     /// Free bytes of the fullest file system that holds a home; `u64::MAX` if all homes are block devices.
     pub fn free_space(&self) -> Result<u64> {
         let free = |fd: &OwnedFd, path: &Path| {
-            let stat = rustix::fs::fstatvfs(fd).map_err(|e| fail(path, "ask for free space of", e))?;
+            let stat =
+                rustix::fs::fstatvfs(fd).map_err(|e| fail(path, "ask for free space of", e))?;
             Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
         };
         if self.homes.is_empty() {
             return free(&self.directory, &self.paths.dir);
         }
-        let sparse = self.homes.values().filter(|home| home.device_block.is_none());
-        sparse.map(|home| free(&home.fd, &home.path)).try_fold(u64::MAX, |min, free| Ok(min.min(free?)))
+        let sparse = self
+            .homes
+            .values()
+            .filter(|home| home.device_block.is_none());
+        sparse
+            .map(|home| free(&home.fd, &home.path))
+            .try_fold(u64::MAX, |min, free| Ok(min.min(free?)))
     }
 
     fn path_of(&self, file: File) -> PathBuf {
@@ -172,7 +178,10 @@ impl Files {
             File::State => self.paths.dir.join("state"),
             File::Home(volume) => match self.homes.get(&volume) {
                 Some(home) => home.path.clone(),
-                None => self.paths.dir.join(format!("(home of volume {})", volume.0)),
+                None => self
+                    .paths
+                    .dir
+                    .join(format!("(home of volume {})", volume.0)),
             },
         }
     }
@@ -260,7 +269,8 @@ impl Handle {
         let device_block = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => None,
             FileType::BlockDevice => Some(u64::from(
-                rustix::fs::ioctl_blksszget(&fd).map_err(|e| fail(path, "ask for the block size of", e))?,
+                rustix::fs::ioctl_blksszget(&fd)
+                    .map_err(|e| fail(path, "ask for the block size of", e))?,
             )),
             _ => {
                 return Err(Failure {
@@ -348,7 +358,10 @@ impl Handle {
         }
         [
             Step::Fill(ByteRange::new(range.offset, start - range.offset)),
-            Step::Allocate(flags | FallocateFlags::KEEP_SIZE, ByteRange::new(start, end - start)),
+            Step::Allocate(
+                flags | FallocateFlags::KEEP_SIZE,
+                ByteRange::new(start, end - start),
+            ),
             Step::Fill(ByteRange::new(end, range.end() - end)),
         ]
         .into_iter()
@@ -358,7 +371,9 @@ impl Handle {
 
     /// What to do instead of a step that failed; `None` if nothing helps.
     pub fn instead_of(&self, step: Step, errno: i32) -> Option<Step> {
-        let Step::Allocate(flags, range) = step else { return None };
+        let Step::Allocate(flags, range) = step else {
+            return None;
+        };
         let cannot = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV];
         if !cannot.contains(&Errno::from_raw_os_error(errno)) {
             return None;
@@ -388,7 +403,11 @@ impl Handle {
     }
 
     fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<()> {
-        let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+        let flags = if durable {
+            ReadWriteFlags::DSYNC
+        } else {
+            ReadWriteFlags::empty()
+        };
         let mut done = 0;
         while done < data.len() {
             let rest = [IoSlice::new(&data[done..])];
@@ -426,7 +445,10 @@ impl Handle {
     pub fn short(&self, offset: u64) -> Failure {
         Failure {
             errno: Errno::IO.raw_os_error(),
-            message: format!("{} ends at byte {offset}, where more was to be read", self.path.display()),
+            message: format!(
+                "{} ends at byte {offset}, where more was to be read",
+                self.path.display()
+            ),
         }
     }
 }
@@ -443,14 +465,18 @@ impl Step {
 /// `len` zero bytes, at most [`ZEROES`].
 pub fn zeroes(len: usize) -> Bytes {
     static ALL: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
-    ALL.get_or_init(|| Bytes::from_owner(AlignedBuf::zeroed(ZEROES))).slice(..len)
+    ALL.get_or_init(|| Bytes::from_owner(AlignedBuf::zeroed(ZEROES)))
+        .slice(..len)
 }
 
 /// A range in pieces that [`zeroes`] has.
 fn pieces(range: ByteRange) -> impl Iterator<Item = (u64, usize)> {
-    (0..range.len)
-        .step_by(ZEROES)
-        .map(move |at| (range.offset + at, (range.len - at).min(ZEROES as u64) as usize))
+    (0..range.len).step_by(ZEROES).map(move |at| {
+        (
+            range.offset + at,
+            (range.len - at).min(ZEROES as u64) as usize,
+        )
+    })
 }
 
 /// First piece of a range, for those who go step by step.
@@ -460,7 +486,10 @@ pub fn first_piece(range: ByteRange) -> usize {
 
 impl From<Failure> for io::Error {
     fn from(failure: Failure) -> io::Error {
-        io::Error::new(io::Error::from_raw_os_error(failure.errno).kind(), failure.message)
+        io::Error::new(
+            io::Error::from_raw_os_error(failure.errno).kind(),
+            failure.message,
+        )
     }
 }
 
@@ -475,7 +504,11 @@ pub fn fail(path: &Path, what: &str, error: impl Into<io::Error> + Display) -> F
 }
 
 fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(path, flags | OFlags::RDWR | OFlags::CLOEXEC, Mode::from_raw_mode(0o600))
+    rustix::fs::open(
+        path,
+        flags | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )
 }
 
 /// Direct if the file system can; `None` if the file does not exist.
@@ -548,7 +581,11 @@ fn lock(fd: &OwnedFd, path: &Path) -> Result<()> {
 }
 
 fn sync_directory(path: &Path) -> Result<()> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
         .and_then(rustix::fs::fsync)

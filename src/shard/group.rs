@@ -15,7 +15,8 @@ use crate::status::GroupStatus;
 /// What a shard runs: [`Group`], and in tests a stand-in for it.
 pub trait Machine: Sized + Send + 'static {
     /// As [`Group::open`].
-    fn open(config: GroupConfig, disk: &mut dyn Disk, seed: u128, now: Now) -> Result<Self, String>;
+    fn open(config: GroupConfig, disk: &mut dyn Disk, seed: u128, now: Now)
+    -> Result<Self, String>;
     /// As [`Group::handle`].
     fn handle(&mut self, now: Now, input: Input);
     /// As [`Group::finish_batch`].
@@ -29,7 +30,12 @@ pub trait Machine: Sized + Send + 'static {
 }
 
 impl Machine for Group {
-    fn open(config: GroupConfig, disk: &mut dyn Disk, seed: u128, now: Now) -> Result<Self, String> {
+    fn open(
+        config: GroupConfig,
+        disk: &mut dyn Disk,
+        seed: u128,
+        now: Now,
+    ) -> Result<Self, String> {
         Group::open(config, disk, seed, now).map_err(|error| error.to_string())
     }
 

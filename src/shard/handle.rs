@@ -165,10 +165,7 @@ pub fn spawn(index: usize) -> io::Result<ShardHandle> {
 }
 
 /// Starts a shard that runs such machines.
-pub(super) fn spawn_with<M: Machine>(
-    index: usize,
-    limits: Limits,
-) -> io::Result<ShardHandle> {
+pub(super) fn spawn_with<M: Machine>(index: usize, limits: Limits) -> io::Result<ShardHandle> {
     // In blocking mode: the ring waits for it.
     let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
     let (queue, inbox) = mpsc::channel::<Inbound<M>>();
@@ -198,7 +195,9 @@ pub(super) fn spawn_with<M: Machine>(
             }
             result
         })?;
-    started.recv().unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
+    started
+        .recv()
+        .unwrap_or_else(|_| Err(io::Error::other("the shard's thread ended at once")))?;
     let post = move |message| {
         let sent = queue.send(Inbound::Message(message)).is_ok();
         if sent {

@@ -25,10 +25,15 @@ enum Work {
         durable: bool,
     },
     /// Where the next byte comes from and how many there are.
-    Read { offset: u64, left: usize },
+    Read {
+        offset: u64,
+        left: usize,
+    },
     Sync,
     /// Steps still to be taken, the present one first.
-    Zero { steps: SmallVec<[Step; 3]> },
+    Zero {
+        steps: SmallVec<[Step; 3]>,
+    },
 }
 
 /// What comes next.
@@ -124,7 +129,10 @@ impl Job {
             }
             (Work::Zero { steps }, Op::Write { .. }) => {
                 let range = steps[0].range();
-                steps[0] = Step::Fill(ByteRange::new(range.offset + count as u64, range.len - count as u64));
+                steps[0] = Step::Fill(ByteRange::new(
+                    range.offset + count as u64,
+                    range.len - count as u64,
+                ));
                 if steps[0].range().len == 0 {
                     steps.remove(0);
                 }
@@ -152,9 +160,9 @@ impl Job {
                 data: data.clone(),
                 durable: *durable,
             }),
-            Work::Read { left: 0, .. } => {
-                Next::Done(DiskResult::Data(buf.map_or_else(Bytes::new, ReadBuf::freeze)))
-            }
+            Work::Read { left: 0, .. } => Next::Done(DiskResult::Data(
+                buf.map_or_else(Bytes::new, ReadBuf::freeze),
+            )),
             Work::Read { offset, left } => Next::Submit(Op::Read {
                 file,
                 offset: *offset,
@@ -190,7 +198,9 @@ impl Job {
     fn failed(&mut self, error: &io::Error) -> Next {
         let what = match &mut self.work {
             Work::Zero { steps } => {
-                let instead = self.file.instead_of(steps[0], error.raw_os_error().unwrap_or(0));
+                let instead = self
+                    .file
+                    .instead_of(steps[0], error.raw_os_error().unwrap_or(0));
                 if let Some(step) = instead {
                     steps[0] = step;
                     return self.next(None);

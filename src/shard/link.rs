@@ -77,7 +77,9 @@ impl Link {
         }
         let mut parts = std::mem::take(&mut self.parts);
         match encode(message, &mut parts) {
-            Ok(()) => parts.drain(..).for_each(|part| self.stream.queue(part, Vec::new())),
+            Ok(()) => parts
+                .drain(..)
+                .for_each(|part| self.stream.queue(part, Vec::new())),
             Err(error) => {
                 tracing::error!("{error}");
                 self.fail(error.to_string());
@@ -93,7 +95,10 @@ impl Link {
 
     /// The next send, if one is due.
     pub fn send(&mut self) -> Option<Op> {
-        self.broken().is_none().then(|| self.stream.send()).flatten()
+        self.broken()
+            .is_none()
+            .then(|| self.stream.send())
+            .flatten()
     }
 
     /// A send is over.
@@ -116,7 +121,11 @@ impl Link {
         let mut into = std::mem::take(&mut self.input);
         let left = into.capacity() - into.len();
         let wants = self.decoder.wants();
-        let len = if left >= wants.max(ROOM / 2) { left } else { make_room(&mut into, wants.max(ROOM), false) };
+        let len = if left >= wants.max(ROOM / 2) {
+            left
+        } else {
+            make_room(&mut into, wants.max(ROOM), false)
+        };
         Some(self.stream.receive(ReadBuf::Plain(into), len, false))
     }
 

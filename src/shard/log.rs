@@ -25,8 +25,14 @@ struct Line {
 impl Log {
     /// Writes a line unless it was written a moment ago.
     pub fn write(&mut self, group: &str, level: Level, text: &str, now: Duration) {
-        let Some(suppressed) = self.admit(text, now) else { return };
-        let again = if suppressed > 0 { format!(" (and {suppressed} times since)") } else { String::new() };
+        let Some(suppressed) = self.admit(text, now) else {
+            return;
+        };
+        let again = if suppressed > 0 {
+            format!(" (and {suppressed} times since)")
+        } else {
+            String::new()
+        };
         match level {
             Level::Info => tracing::info!(group, "{text}{again}"),
             Level::Warn => tracing::warn!(group, "{text}{again}"),

@@ -227,8 +227,14 @@ impl<M: Machine> Reactor<M> {
     fn time_left(&self) -> Option<Duration> {
         let groups = self.groups.iter().filter_map(|(_, group)| group.deadline());
         let closing = self.closing.front().map(|(at, _)| *at);
-        let starving = self.starving.iter().filter_map(|&key| self.clients.get(key)?.starving_since);
-        let due = groups.chain(closing).chain(starving.map(|since| since + self.limits.patience)).min()?;
+        let starving = self
+            .starving
+            .iter()
+            .filter_map(|&key| self.clients.get(key)?.starving_since);
+        let due = groups
+            .chain(closing)
+            .chain(starving.map(|since| since + self.limits.patience))
+            .min()?;
         // What was due already was told so in this turn.
         Some(due.saturating_sub(self.clock.mono()).max(TICK_MIN))
     }
@@ -256,7 +262,9 @@ impl<M: Machine> Reactor<M> {
                 self.clients_due.push(key);
             }
             (Token::LinkReceive(key), Op::Receive { into, .. }) => {
-                self.counters.link_received.add(*result.as_ref().unwrap_or(&0));
+                self.counters
+                    .link_received
+                    .add(*result.as_ref().unwrap_or(&0));
                 self.links[key].received(into, result);
                 self.read_link(key);
             }
@@ -271,7 +279,9 @@ impl<M: Machine> Reactor<M> {
     /// Gives a group an input.
     fn input(&mut self, group: usize, input: Input) {
         let slot = &mut self.groups[group];
-        let Some(machine) = &mut slot.machine else { return };
+        let Some(machine) = &mut slot.machine else {
+            return;
+        };
         machine.handle(self.now, input);
         if !mem::replace(&mut slot.touched, true) {
             self.touched.push(group);
@@ -281,8 +291,12 @@ impl<M: Machine> Reactor<M> {
     /// Lets time pass for those who asked for it.
     fn tick(&mut self) {
         let due = |deadline: Option<Duration>| deadline.is_some_and(|at| at <= self.now.mono);
-        let groups: Vec<usize> =
-            self.groups.iter().filter(|(_, g)| due(g.deadline())).map(|(key, _)| key).collect();
+        let groups: Vec<usize> = self
+            .groups
+            .iter()
+            .filter(|(_, g)| due(g.deadline()))
+            .map(|(key, _)| key)
+            .collect();
         for group in groups {
             self.input(group, Input::Tick);
         }
@@ -316,9 +330,13 @@ impl<M: Machine> Reactor<M> {
     }
 
     fn end_batch(&mut self, group: usize) {
-        let Some(slot) = self.groups.get_mut(group) else { return };
+        let Some(slot) = self.groups.get_mut(group) else {
+            return;
+        };
         slot.touched = false;
-        let Some(machine) = &mut slot.machine else { return };
+        let Some(machine) = &mut slot.machine else {
+            return;
+        };
         machine.finish_batch(self.now);
         let mut outputs = mem::take(&mut self.outputs);
         outputs.extend(machine.drain());
@@ -382,7 +400,10 @@ impl<M: Machine> Reactor<M> {
 /// Disk requests.
 impl<M: Machine> Reactor<M> {
     fn disk(&mut self, group: usize, id: DiskId, op: DiskOp) {
-        let files = self.groups[group].files.as_mut().expect("open while the engine runs");
+        let files = self.groups[group]
+            .files
+            .as_mut()
+            .expect("open while the engine runs");
         match job::begin(files, op) {
             Err(result) => self.input(group, Input::Disk { id, result }),
             Ok((job, op)) => {
@@ -415,7 +436,9 @@ impl<M: Machine> Reactor<M> {
             session,
             received,
         } = message;
-        let Some(group) = self.running(&group) else { return };
+        let Some(group) = self.running(&group) else {
+            return;
+        };
         let stream = match Stream::adopt(socket) {
             Ok(stream) => stream,
             Err(error) => return tracing::debug!("a client's socket is no use: {error}"),
@@ -432,7 +455,10 @@ impl<M: Machine> Reactor<M> {
 
     fn client(&self, id: ClientId) -> Option<usize> {
         let key = key_of(id.0);
-        self.clients.get(key).is_some_and(|client| client.id() == id).then_some(key)
+        self.clients
+            .get(key)
+            .is_some_and(|client| client.id() == id)
+            .then_some(key)
     }
 
     /// Takes requests out of what a client sent.
@@ -441,7 +467,13 @@ impl<M: Machine> Reactor<M> {
         let (id, group) = (client.id(), client.group);
         while let Some(request) = self.clients[key].request(self.now.mono) {
             self.counters.requests.add(1);
-            self.input(group, Input::Request { client: id, request });
+            self.input(
+                group,
+                Input::Request {
+                    client: id,
+                    request,
+                },
+            );
         }
         self.clients_due.push(key);
     }
@@ -487,7 +519,10 @@ impl<M: Machine> Reactor<M> {
     fn close_client(&mut self, key: usize) {
         let client = &mut self.clients[key];
         client.close();
-        let grace = (self.now.mono + self.limits.close_grace, Connection::Client(client.id()));
+        let grace = (
+            self.now.mono + self.limits.close_grace,
+            Connection::Client(client.id()),
+        );
         self.closing.push_back(grace);
         self.clients_due.push(key);
     }
@@ -505,23 +540,35 @@ impl<M: Machine> Reactor<M> {
     }
 
     fn is_starving(&self, key: usize) -> bool {
-        self.clients.get(key).is_some_and(|client| client.starving_since.is_some())
+        self.clients
+            .get(key)
+            .is_some_and(|client| client.starving_since.is_some())
     }
 
     /// When somebody has waited for memory for long, takes it from whoever holds most of it without doing his part.
     fn evict(&mut self) {
-        let Some(since) = self.now.mono.checked_sub(self.limits.patience) else { return };
+        let Some(since) = self.now.mono.checked_sub(self.limits.patience) else {
+            return;
+        };
         let starved = |key: &usize| {
-            self.clients.get(*key).is_some_and(|c| c.starving_since.is_some_and(|at| at <= since))
+            self.clients
+                .get(*key)
+                .is_some_and(|c| c.starving_since.is_some_and(|at| at <= since))
         };
         if !self.starving.iter().any(starved) {
             return;
         }
-        let hoards = self.clients.iter().map(|(key, client)| (client.hoards(since), key));
+        let hoards = self
+            .clients
+            .iter()
+            .map(|(key, client)| (client.hoards(since), key));
         if let Some((held @ 1.., key)) = hoards.max() {
             let client = &mut self.clients[key];
             let export = client.export();
-            tracing::warn!(export, "a client holds {held} bytes and neither reads nor sends: disconnected");
+            tracing::warn!(
+                export,
+                "a client holds {held} bytes and neither reads nor sends: disconnected"
+            );
             client.fail("others wait for its memory".into());
             self.clients_due.push(key);
         }
@@ -540,7 +587,9 @@ impl<M: Machine> Reactor<M> {
     }
 
     fn link_accepted(&mut self, group: &str, socket: OwnedFd, received: BytesMut) {
-        let Some(group) = self.running(group) else { return };
+        let Some(group) = self.running(group) else {
+            return;
+        };
         match self.add_link(group, socket, received) {
             Ok(key) => {
                 let link = self.links[key].id();
@@ -551,8 +600,15 @@ impl<M: Machine> Reactor<M> {
         }
     }
 
-    fn link_connected(&mut self, group: &str, peer: String, outcome: Result<OwnedFd, (bool, String)>) {
-        let Some(group) = self.running(group) else { return };
+    fn link_connected(
+        &mut self,
+        group: &str,
+        peer: String,
+        outcome: Result<OwnedFd, (bool, String)>,
+    ) {
+        let Some(group) = self.running(group) else {
+            return;
+        };
         let outcome = outcome.and_then(|socket| {
             let added = self.add_link(group, socket, BytesMut::new());
             added.map_err(|error| (false, format!("the socket is no use: {error}")))
@@ -576,7 +632,10 @@ impl<M: Machine> Reactor<M> {
 
     fn link(&self, id: LinkId) -> Option<usize> {
         let key = key_of(id.0);
-        self.links.get(key).is_some_and(|link| link.id() == id).then_some(key)
+        self.links
+            .get(key)
+            .is_some_and(|link| link.id() == id)
+            .then_some(key)
     }
 
     /// Takes messages out of what a peer sent.
@@ -632,7 +691,10 @@ impl<M: Machine> Reactor<M> {
     fn close_link(&mut self, key: usize) {
         let link = &mut self.links[key];
         link.close();
-        let grace = (self.now.mono + self.limits.close_grace, Connection::Link(link.id()));
+        let grace = (
+            self.now.mono + self.limits.close_grace,
+            Connection::Link(link.id()),
+        );
         self.closing.push_back(grace);
         self.links_due.push(key);
     }
@@ -719,7 +781,10 @@ impl<M: Machine> Reactor<M> {
             },
             ToShard::Status { done } => {
                 let now = self.now;
-                let machines = self.groups.iter_mut().filter_map(|(_, slot)| slot.machine.as_mut());
+                let machines = self
+                    .groups
+                    .iter_mut()
+                    .filter_map(|(_, slot)| slot.machine.as_mut());
                 let _ = done.send(machines.map(|machine| machine.status(now)).collect());
             }
             ToShard::Shutdown => {
@@ -774,7 +839,9 @@ impl<M: Machine> Reactor<M> {
             }
             let (machine, files) = *opened;
             let memory = self.memory.child(self.limits.group_bytes, 0);
-            let group = self.groups.insert(Slot::new(name.clone(), machine, files, memory));
+            let group = self
+                .groups
+                .insert(Slot::new(name.clone(), machine, files, memory));
             self.names.insert(name, group);
             // It has something to say from the start.
             self.groups[group].touched = true;
@@ -795,13 +862,21 @@ impl<M: Machine> Reactor<M> {
     /// The engine has stopped: its connections end when what is queued on them was sent.
     fn stopped(&mut self, group: usize) {
         self.groups[group].stop();
-        let clients: Vec<usize> =
-            self.clients.iter().filter(|(_, c)| c.group == group).map(|(key, _)| key).collect();
+        let clients: Vec<usize> = self
+            .clients
+            .iter()
+            .filter(|(_, c)| c.group == group)
+            .map(|(key, _)| key)
+            .collect();
         for key in clients {
             self.close_client(key);
         }
-        let links: Vec<usize> =
-            self.links.iter().filter(|(_, l)| l.group == group).map(|(key, _)| key).collect();
+        let links: Vec<usize> = self
+            .links
+            .iter()
+            .filter(|(_, l)| l.group == group)
+            .map(|(key, _)| key)
+            .collect();
         for key in links {
             self.close_link(key);
         }

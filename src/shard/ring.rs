@@ -200,12 +200,10 @@ impl<T> Ring<T> {
                 offset,
                 data,
                 durable,
-            } => {
-                opcode::Write::new(Fd(file.as_raw_fd()), data.as_ptr(), bytes_32(data.len()))
-                    .offset(*offset)
-                    .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
-                    .build()
-            }
+            } => opcode::Write::new(Fd(file.as_raw_fd()), data.as_ptr(), bytes_32(data.len()))
+                .offset(*offset)
+                .rw_flags(if *durable { libc::RWF_DSYNC } else { 0 })
+                .build(),
             Op::Sync { file } => opcode::Fsync::new(Fd(file.as_raw_fd()))
                 .flags(FsyncFlags::DATASYNC)
                 .build(),
@@ -222,7 +220,10 @@ impl<T> Ring<T> {
                 all,
             } => {
                 let start = spare(into, *len);
-                assert!(*len > 0, "to receive nothing would look like the end of the stream");
+                assert!(
+                    *len > 0,
+                    "to receive nothing would look like the end of the stream"
+                );
                 opcode::Recv::new(Fd(socket.as_raw_fd()), start, bytes_32(*len))
                     .flags(if *all { libc::MSG_WAITALL } else { 0 })
                     .build()
@@ -252,9 +253,9 @@ impl<T> Ring<T> {
                 return Ok(()); // completions have to be reaped first
             }
         }
-        let want = usize::from(wait && self.uring.completion().is_empty());
-        if want > 0 || !self.uring.submission().is_empty() || self.uring.submission().taskrun() {
-            self.call(want, limit)?;
+        let least = usize::from(wait && self.uring.completion().is_empty());
+        if least > 0 || !self.uring.submission().is_empty() || self.uring.submission().taskrun() {
+            self.call(least, limit)?;
         }
         Ok(())
     }
@@ -423,16 +424,28 @@ fn build() -> io::Result<IoUring> {
             builder.setup_coop_taskrun().setup_taskrun_flag();
         }
         if deferred {
-            builder.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
+            builder
+                .setup_single_issuer()
+                .setup_defer_taskrun()
+                .setup_submit_all();
         }
         builder.build(SUBMISSIONS)
     };
     // Kernels from 6.1 on have all, from 5.19 on the middle one; both only save time.
     let uring = builder(true, true)
-        .or_else(|error| is_unknown_flag(&error).then(|| builder(false, true)).unwrap_or(Err(error)))
-        .or_else(|error| is_unknown_flag(&error).then(|| builder(false, false)).unwrap_or(Err(error)))?;
+        .or_else(|error| {
+            is_unknown_flag(&error)
+                .then(|| builder(false, true))
+                .unwrap_or(Err(error))
+        })
+        .or_else(|error| {
+            is_unknown_flag(&error)
+                .then(|| builder(false, false))
+                .unwrap_or(Err(error))
+        })?;
     let params = uring.params();
-    if !(params.is_feature_nodrop() && params.is_feature_ext_arg() && params.is_feature_fast_poll()) {
+    if !(params.is_feature_nodrop() && params.is_feature_ext_arg() && params.is_feature_fast_poll())
+    {
         return Err(io::Error::from_raw_os_error(libc::ENOSYS));
     }
     Ok(uring)
@@ -488,7 +501,12 @@ mod tests {
         let len = 4 * PARTS_MAX;
         into.reserve(len);
         let into = ReadBuf::Plain(into);
-        Op::Receive { socket, into, len, all }
+        Op::Receive {
+            socket,
+            into,
+            len,
+            all,
+        }
     }
 
     fn next(ring: &mut Ring<u32>) -> Done<u32> {
@@ -504,12 +522,16 @@ mod tests {
     fn parts_are_sent_in_one_go_and_received_behind_what_is_there() {
         let mut ring = Ring::new().unwrap();
         let (a, b) = pair();
-        let parts = (0..PARTS_MAX).map(|i| Bytes::from(vec![i as u8; 3])).collect();
+        let parts = (0..PARTS_MAX)
+            .map(|i| Bytes::from(vec![i as u8; 3]))
+            .collect();
         ring.push(1, Op::Send { socket: a, parts });
         let sent = next(&mut ring);
         assert_eq!((sent.token, sent.result.unwrap()), (1, 3 * PARTS_MAX));
         ring.push(2, receive(b, BytesMut::from(&b"head"[..]), false));
-        let Op::Receive { into, .. } = next(&mut ring).op else { panic!() };
+        let Op::Receive { into, .. } = next(&mut ring).op else {
+            panic!()
+        };
         let into = into.freeze();
         assert_eq!(&into[..7], b"head\0\0\0");
         assert_eq!(into.len(), 4 + 3 * PARTS_MAX);
@@ -524,15 +546,33 @@ mod tests {
         for token in 0..count {
             let data = Bytes::copy_from_slice(&token.to_le_bytes());
             let offset = u64::from(token) * 4;
-            ring.push(token, Op::Write { file: file.clone(), offset, data, durable: false });
+            ring.push(
+                token,
+                Op::Write {
+                    file: file.clone(),
+                    offset,
+                    data,
+                    durable: false,
+                },
+            );
         }
         let mut seen: Vec<u32> = (0..count).map(|_| next(&mut ring).token).collect();
         seen.sort_unstable();
         assert_eq!(seen, (0..count).collect::<Vec<_>>());
         assert_eq!(ring.flights.len(), 0);
         let into = ReadBuf::Aligned(AlignedBuf::with_capacity(4 * count as usize));
-        ring.push(0, Op::Read { file, offset: 0, into, len: 4 * count as usize });
-        let Op::Read { into, .. } = next(&mut ring).op else { panic!() };
+        ring.push(
+            0,
+            Op::Read {
+                file,
+                offset: 0,
+                into,
+                len: 4 * count as usize,
+            },
+        );
+        let Op::Read { into, .. } = next(&mut ring).op else {
+            panic!()
+        };
         let all: Vec<u8> = (0..count).flat_map(u32::to_le_bytes).collect();
         assert_eq!(into.freeze(), all);
     }
@@ -554,9 +594,8 @@ mod tests {
 
     #[test]
     fn a_host_without_io_uring_is_told_what_to_do() {
-        let say = |errno, disabled| {
-            advice(Some(errno), disabled, &io::Error::from_raw_os_error(errno))
-        };
+        let say =
+            |errno, disabled| advice(Some(errno), disabled, &io::Error::from_raw_os_error(errno));
         assert!(say(libc::EPERM, "2").contains("kernel.io_uring_disabled=0"));
         assert!(say(libc::EPERM, "1").contains("kernel.io_uring_group"));
         assert!(say(libc::EPERM, "0").contains("io_uring_setup"));

@@ -180,7 +180,11 @@ pub fn make_room(buf: &mut BytesMut, len: usize, exact: bool) -> usize {
         larger.extend_from_slice(buf);
         *buf = larger;
     }
-    if exact { len } else { buf.capacity() - buf.len() }
+    if exact {
+        len
+    } else {
+        buf.capacity() - buf.len()
+    }
 }
 
 #[cfg(test)]

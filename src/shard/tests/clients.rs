@@ -15,9 +15,18 @@ fn what_a_client_writes_reads_back_in_all_sizes() {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         content.extend(state.to_le_bytes());
     }
-    for (offset, len) in [(0, 1), (511, 513), (4096, 4096), (10_000, 70_001), (1 << 20, 32 << 20)] {
+    for (offset, len) in [
+        (0, 1),
+        (511, 513),
+        (4096, 4096),
+        (10_000, 70_001),
+        (1 << 20, 32 << 20),
+    ] {
         client.write(offset, &content[..len]);
-        assert!(client.read(offset, len) == content[..len], "{len} bytes at {offset}");
+        assert!(
+            client.read(offset, len) == content[..len],
+            "{len} bytes at {offset}"
+        );
     }
     let cookies = [
         client.ask(TRIM, 1 << 20, 4096, &[]),
@@ -70,7 +79,11 @@ fn a_batch_costs_less_than_a_system_call_for_each_request() {
     }
     let after = shard.handle.stats();
     let enters = after.ring_enters - before.ring_enters;
-    assert!(enters < rounds * 32, "{enters} calls for {} requests", rounds * 32);
+    assert!(
+        enters < rounds * 32,
+        "{enters} calls for {} requests",
+        rounds * 32
+    );
     shard.stop();
 }
 
@@ -114,7 +127,10 @@ fn a_request_that_is_cut_off_is_not_executed() {
     cut.expect_end();
     shard.until("client closed");
     let mut confused = shard.client();
-    confused.socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    confused
+        .socket
+        .write_all(b"GET / HTTP/1.1\r\n\r\n")
+        .unwrap();
     confused.expect_end();
     shard.until("client closed");
     assert_eq!(client.read(0, 8192), [1; 8192]);
@@ -149,7 +165,10 @@ fn a_client_that_never_reads_is_not_read_from_and_hinders_nobody() {
         }
     }
     let taken = shard.handle.stats().requests;
-    assert!(taken * len as u64 <= 72 << 20, "{taken} requests of {len} bytes were taken");
+    assert!(
+        taken * len as u64 <= 72 << 20,
+        "{taken} requests of {len} bytes were taken"
+    );
 
     let mut client = shard.client();
     client.write(0, &[7; 1 << 20]);
@@ -191,7 +210,10 @@ fn whoever_hoards_memory_that_others_wait_for_is_disconnected() {
 fn writers_of_a_frozen_group_wait_within_their_budget_and_go_on_when_it_thaws() {
     let shard = Shard::start(FROZEN);
     let mut client = shard.client();
-    let mut sender = Client { socket: client.socket.try_clone().unwrap(), cookie: 0 };
+    let mut sender = Client {
+        socket: client.socket.try_clone().unwrap(),
+        cookie: 0,
+    };
     let (len, count) = (1 << 20, 150);
     let writer = std::thread::spawn(move || {
         let data = vec![3; len];
@@ -209,7 +231,10 @@ fn writers_of_a_frozen_group_wait_within_their_budget_and_go_on_when_it_thaws() 
     let mut answered = 0;
     while answered < count {
         shard.command(Command::Promote { force: vec![] }).unwrap();
-        client.socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        client
+            .socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
         let mut head = [0; 16];
         while client.socket.read_exact(&mut head).is_ok() {
             answered += 1;
@@ -258,7 +283,10 @@ fn the_engine_closes_a_client_after_its_replies() {
 
 #[test]
 fn a_client_that_does_not_read_its_last_replies_does_not_hold_up_the_stop() {
-    let limits = Limits { close_grace: Duration::from_millis(100), ..Limits::default() };
+    let limits = Limits {
+        close_grace: Duration::from_millis(100),
+        ..Limits::default()
+    };
     let mut shard = Shard::with("g", limits, Duration::from_secs(3600));
     let mut deaf = shard.client();
     deaf.ask(READ, 0, 8 << 20, &[]);
@@ -282,7 +310,12 @@ fn a_group_ticks_when_it_asks_for_it_and_stops_when_it_is_told() {
     assert!(waits < 100, "{waits} waits for 20 ticks");
     let taken = shard.add_group(Duration::from_secs(1)).unwrap_err();
     assert!(taken.contains("in use"), "{taken}");
-    assert!(shard.command(Command::Switchover).unwrap().ends_with("ticks"));
+    assert!(
+        shard
+            .command(Command::Switchover)
+            .unwrap()
+            .ends_with("ticks")
+    );
     shard.command(Command::Shutdown).unwrap();
     shard.until("stopped");
     let gone = shard.command(Command::Connect).unwrap_err();

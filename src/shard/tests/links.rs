@@ -17,13 +17,21 @@ fn tcp() -> (TcpStream, TcpStream) {
 fn connect(shard: &Shard, outcome: Result<TcpStream, (bool, String)>) {
     let group = shard.group.clone();
     let outcome = outcome.map(Into::into);
-    shard.handle.send(ToShard::LinkConnected { group, peer: "chelles".into(), outcome });
+    shard.handle.send(ToShard::LinkConnected {
+        group,
+        peer: "chelles".into(),
+        outcome,
+    });
 }
 
 fn accept(shard: &Shard, socket: TcpStream, received: &[u8]) {
     let group = shard.group.clone();
     let received = BytesMut::from(received);
-    shard.handle.send(ToShard::LinkAccepted { group, socket: socket.into(), received });
+    shard.handle.send(ToShard::LinkAccepted {
+        group,
+        socket: socket.into(),
+        received,
+    });
 }
 
 #[test]
@@ -74,7 +82,13 @@ fn what_came_with_the_greeting_is_read_first() {
     };
     let mut parts: Vec<Bytes> = Vec::new();
     crate::link::encode(&Message::Hello(Box::new(hello(&config))), &mut parts).unwrap();
-    crate::link::encode(&Message::Bye { reason: "so soon".into() }, &mut parts).unwrap();
+    crate::link::encode(
+        &Message::Bye {
+            reason: "so soon".into(),
+        },
+        &mut parts,
+    )
+    .unwrap();
     let bytes = parts.concat();
     let (first, rest) = bytes.split_at(bytes.len() - 5);
     accept(&shard, far, first);
@@ -94,9 +108,14 @@ fn strangers_and_failures_are_told_to_the_engine_by_name() {
     let (near, far) = tcp();
     accept(&shard, far, &[]);
     near.set_nonblocking(false).unwrap();
-    (&near).write_all(b"GET / HTTP/1.1\r\nHost: clichy\r\n\r\n").unwrap();
+    (&near)
+        .write_all(b"GET / HTTP/1.1\r\nHost: clichy\r\n\r\n")
+        .unwrap();
     let report = shard.until("link closed");
-    assert!(report.contains("not a message of a doublure link"), "{report}");
+    assert!(
+        report.contains("not a message of a doublure link"),
+        "{report}"
+    );
     let mut rest = Vec::new();
     let _ = (&near).read_to_end(&mut rest); // a greeting, then the end or a reset
     shard.command(Command::Connect).unwrap();

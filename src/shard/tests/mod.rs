@@ -79,23 +79,37 @@ impl Fake {
     fn request(&mut self, client: ClientId, request: nbd::Request) {
         let file = File::Home(self.clients[&client]);
         let op = match request.command.clone() {
-            nbd::Command::Write { offset, data, fua } => {
-                DiskOp::Write { file, offset, data, durable: fua }
-            }
-            nbd::Command::Read { range, .. } | nbd::Command::Cache { range } => {
-                DiskOp::Read { file, offset: range.offset, len: range.len }
-            }
+            nbd::Command::Write { offset, data, fua } => DiskOp::Write {
+                file,
+                offset,
+                data,
+                durable: fua,
+            },
+            nbd::Command::Read { range, .. } | nbd::Command::Cache { range } => DiskOp::Read {
+                file,
+                offset: range.offset,
+                len: range.len,
+            },
             nbd::Command::Flush => DiskOp::Sync { file },
-            nbd::Command::Trim { range, .. } => DiskOp::Zero { file, range, keep: false },
-            nbd::Command::WriteZeroes { range, no_hole, .. } => {
-                DiskOp::Zero { file, range, keep: no_hole }
-            }
-            nbd::Command::BlockStatus { range, one } => {
-                DiskOp::Extents { file, range, limit: if one { 1 } else { 100 } }
-            }
+            nbd::Command::Trim { range, .. } => DiskOp::Zero {
+                file,
+                range,
+                keep: false,
+            },
+            nbd::Command::WriteZeroes { range, no_hole, .. } => DiskOp::Zero {
+                file,
+                range,
+                keep: no_hole,
+            },
+            nbd::Command::BlockStatus { range, one } => DiskOp::Extents {
+                file,
+                range,
+                limit: if one { 1 } else { 100 },
+            },
         };
         let id = self.disk(op);
-        self.requests.insert(id, (client, request.reply_to, request.command));
+        self.requests
+            .insert(id, (client, request.reply_to, request.command));
     }
 
     fn disk_done(&mut self, id: DiskId, result: DiskResult) {
@@ -113,26 +127,38 @@ impl Fake {
         }
         let (client, reply_to, command) = self.requests.remove(&id).expect("asked for");
         let offset = match command {
-            nbd::Command::Read { range, .. } | nbd::Command::BlockStatus { range, .. } => range.offset,
+            nbd::Command::Read { range, .. } | nbd::Command::BlockStatus { range, .. } => {
+                range.offset
+            }
             _ => 0,
         };
         let body = match (result, command) {
-            (DiskResult::Data(data), nbd::Command::Read { .. }) => {
-                ReplyBody::Data { offset, pieces: vec![Piece::Data(data)] }
-            }
+            (DiskResult::Data(data), nbd::Command::Read { .. }) => ReplyBody::Data {
+                offset,
+                pieces: vec![Piece::Data(data)],
+            },
             (DiskResult::Extents(extents), _) => {
                 let extent = |(len, allocated): (u64, bool)| Extent {
                     len,
                     hole: !allocated,
                     zero: !allocated,
                 };
-                ReplyBody::Status { offset, extents: extents.into_iter().map(extent).collect() }
+                ReplyBody::Status {
+                    offset,
+                    extents: extents.into_iter().map(extent).collect(),
+                }
             }
-            (DiskResult::Failed { message, .. }, _) => ReplyBody::Error { errno: Errno::Io, message },
+            (DiskResult::Failed { message, .. }, _) => ReplyBody::Error {
+                errno: Errno::Io,
+                message,
+            },
             _ => ReplyBody::Done,
         };
         if self.clients.contains_key(&client) {
-            self.outputs.push(Output::Reply { client, reply: Reply { reply_to, body } });
+            self.outputs.push(Output::Reply {
+                client,
+                reply: Reply { reply_to, body },
+            });
         }
     }
 
@@ -140,10 +166,19 @@ impl Fake {
         match message {
             Message::Hello(hello) => self.report(format!("hello from {}", hello.site)),
             Message::Frame(data) => {
-                assert_eq!(data.as_ptr() as usize % 4096, 0, "a frame in memory for direct IO");
+                assert_eq!(
+                    data.as_ptr() as usize % 4096,
+                    0,
+                    "a frame in memory for direct IO"
+                );
                 let offset = self.received * FRAME as u64;
                 self.received += 1;
-                let id = self.disk(DiskOp::Write { file: File::Journal, offset, data, durable: true });
+                let id = self.disk(DiskOp::Write {
+                    file: File::Journal,
+                    offset,
+                    data,
+                    durable: true,
+                });
                 self.frames.insert(id, (link, self.received));
             }
             Message::Ack { durable, .. } => self.report(format!("ack {durable}")),
@@ -175,9 +210,13 @@ impl Machine for Fake {
         let mut create = || {
             disk.create(File::State, 8192)?;
             disk.create(File::Journal, config.journal_bytes)?;
-            config.volumes.iter().enumerate().try_for_each(|(id, (name, size))| {
-                disk.create_home(&volume(id as u32, name, *size))
-            })
+            config
+                .volumes
+                .iter()
+                .enumerate()
+                .try_for_each(|(id, (name, size))| {
+                    disk.create_home(&volume(id as u32, name, *size))
+                })
         };
         create().map_err(|error: std::io::Error| error.to_string())?;
         let mut fake = Fake {
@@ -236,7 +275,11 @@ impl Machine for Fake {
                 }
             }
             Input::LinkClosed { reason, .. } => self.report(format!("link closed: {reason}")),
-            Input::ConnectFailed { peer, refused, reason } => {
+            Input::ConnectFailed {
+                peer,
+                refused,
+                reason,
+            } => {
                 self.report(format!("no connection to {peer}: {reason} ({refused})"));
             }
             Input::Command { id, command } => {
@@ -248,7 +291,8 @@ impl Machine for Fake {
                     }
                     Command::Demote => {
                         let clients = std::mem::take(&mut self.clients).into_keys();
-                        self.outputs.extend(clients.map(|client| Output::CloseClient { client }));
+                        self.outputs
+                            .extend(clients.map(|client| Output::CloseClient { client }));
                     }
                     Command::Connect => {
                         let peer = "chelles".to_owned();
@@ -256,7 +300,9 @@ impl Machine for Fake {
                     }
                     Command::Disconnect => {
                         for link in std::mem::take(&mut self.links) {
-                            let message = Message::Bye { reason: "the operator".into() };
+                            let message = Message::Bye {
+                                reason: "the operator".into(),
+                            };
                             self.outputs.push(Output::Send { link, message });
                             self.outputs.push(Output::CloseLink { link });
                         }
@@ -294,7 +340,12 @@ impl Machine for Fake {
 }
 
 fn volume(id: u32, name: &str, size: u64) -> VolumeSpec {
-    VolumeSpec { id: VolumeId(id), uuid: uuid::Uuid::nil(), name: name.into(), size }
+    VolumeSpec {
+        id: VolumeId(id),
+        uuid: uuid::Uuid::nil(),
+        name: name.into(),
+        size,
+    }
 }
 
 fn hello(config: &GroupConfig) -> Hello {
@@ -333,7 +384,11 @@ impl Shard {
     fn with(group: &str, limits: Limits, tick: Duration) -> Shard {
         let handle = spawn_with::<Fake>(0, limits).unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let mut shard = Shard { handle, group: group.into(), dir };
+        let mut shard = Shard {
+            handle,
+            group: group.into(),
+            dir,
+        };
         shard.add_group(tick).unwrap();
         shard.until("up");
         shard
@@ -355,7 +410,11 @@ impl Shard {
         let (done, answer) = oneshot::channel();
         let paths = paths(self.dir.path());
         let config = Box::new(config);
-        assert!(self.handle.send(ToShard::AddGroup { config, paths, done }));
+        assert!(self.handle.send(ToShard::AddGroup {
+            config,
+            paths,
+            done
+        }));
         answer.blocking_recv().unwrap()
     }
 
@@ -376,7 +435,11 @@ impl Shard {
 
     fn command(&self, command: Command) -> Result<String, String> {
         let (done, answer) = oneshot::channel();
-        self.handle.send(ToShard::Command { group: self.group.clone(), command, done });
+        self.handle.send(ToShard::Command {
+            group: self.group.clone(),
+            command,
+            done,
+        });
         answer.blocking_recv().expect("an answer")
     }
 
@@ -400,9 +463,14 @@ impl Shard {
             received: BytesMut::from(received),
         });
         assert!(sent);
-        mine.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        mine.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-        Client { socket: mine, cookie: 0 }
+        mine.set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        mine.set_write_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        Client {
+            socket: mine,
+            cookie: 0,
+        }
     }
 
     fn stop(self) {
@@ -412,7 +480,10 @@ impl Shard {
 }
 
 fn paths(dir: &Path) -> GroupPaths {
-    GroupPaths { dir: dir.join("g"), homes: HashMap::new() }
+    GroupPaths {
+        dir: dir.join("g"),
+        homes: HashMap::new(),
+    }
 }
 
 const READ: u16 = 0;
