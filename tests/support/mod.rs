@@ -7,6 +7,8 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod checker;
+pub mod fio;
+pub mod mount;
 pub mod nbd;
 pub mod netns;
 pub mod record;

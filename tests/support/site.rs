@@ -545,12 +545,21 @@ impl Site {
             eprintln!("{line}");
         }
         match self.try_group() {
-            Some(group) => eprintln!(
-                "---- {}: {}",
-                self.name,
-                serde_json::to_string(&group).unwrap_or_default()
-            ),
             None => eprintln!("---- {}: no status", self.name),
+            Some(g) => eprintln!(
+                "---- {}: {} {:?}: {}; tail {} durable {} commit {} applied {} checkpoint {}; alone {:?}; peers {:?}",
+                self.name,
+                g.role,
+                g.state,
+                g.reason,
+                g.tail_lsn,
+                g.durable_lsn,
+                g.commit_lsn,
+                g.applied_lsn,
+                g.checkpoint_lsn,
+                g.alone,
+                g.peers
+            ),
         }
     }
 }
