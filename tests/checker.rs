@@ -150,7 +150,7 @@ fn serve(mut stream: UnixStream, disk: &Disk) -> io::Result<()> {
         match command {
             CMD_READ => content.copy_from_slice(&state.data[offset..offset + len]),
             CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES => {
-                change(disk, &mut state, command, offset, content.as_slice())
+                change(disk, &mut state, command, offset, content.as_slice());
             }
             CMD_FLUSH => {}
             _ => return Ok(()),

@@ -289,7 +289,7 @@ impl<'a> Worker<'a> {
         let client = self.shared.targets.iter().find_map(|target| {
             let mut client = Client::attach(target, &plan.export, plan.dialect).ok()?;
             // A frozen group answers nothing for as long as the test likes.
-            client.patience(Some(Duration::from_secs(180))).ok()?;
+            client.patience(Some(Duration::from_mins(3))).ok()?;
             Some(client)
         });
         if client.is_none() {

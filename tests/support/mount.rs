@@ -6,6 +6,16 @@ use std::time::Duration;
 
 use super::tools::{Running, command, eventually, run};
 
+/// Makes a directory of a name that is free below `dir`.
+fn fresh_dir(dir: &Path, name: &str) -> PathBuf {
+    // Mounted over; removed with the directory of the pair.
+    tempfile::Builder::new()
+        .prefix(name)
+        .tempdir_in(dir)
+        .expect("a directory")
+        .keep()
+}
+
 /// A volume as a file.
 pub struct NbdFuse {
     mountpoint: PathBuf,
@@ -15,11 +25,7 @@ pub struct NbdFuse {
 impl NbdFuse {
     /// Mounts it below `dir`.
     pub fn new(dir: &Path, uri: &str) -> NbdFuse {
-        let mountpoint = (0..)
-            .map(|n| dir.join(format!("fuse{n}")))
-            .find(|p| !p.exists())
-            .expect("a free name");
-        std::fs::create_dir(&mountpoint).expect("a directory");
+        let mountpoint = fresh_dir(dir, "fuse");
         let mut nbdfuse = command("nbdfuse");
         nbdfuse.arg(&mountpoint).arg(uri).stdout(Stdio::null());
         let fuse = NbdFuse {
@@ -57,11 +63,7 @@ pub struct Mount {
 impl Mount {
     /// Mounts the file system in `image` below `dir`, replaying its journal. Needs root.
     pub fn new(dir: &Path, image: &Path, options: &str) -> Mount {
-        let mountpoint = (0..)
-            .map(|n| dir.join(format!("mnt{n}")))
-            .find(|p| !p.exists())
-            .expect("a free name");
-        std::fs::create_dir(&mountpoint).expect("a directory");
+        let mountpoint = fresh_dir(dir, "mnt");
         let device = run(command("losetup").args(["--find", "--show"]).arg(image))
             .trim()
             .to_owned();

@@ -232,7 +232,7 @@ impl Client {
             reads: Vec::new(),
             partial: Vec::new(),
         };
-        client.patience(Some(Duration::from_secs(60)))?;
+        client.patience(Some(Duration::from_mins(1)))?;
         let hello = client.take(18)?;
         if be64(&hello) != MAGIC_INIT || be64(&hello[8..]) != MAGIC_OPTION {
             return Err(bad("not a newstyle NBD server"));

@@ -16,7 +16,7 @@ use super::nbd::Target;
 use super::tools::{Command, command, said, succeeded};
 
 /// How long anything may take that is not under a test's control. Generous: the machine may be busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The program under test.
 pub fn program() -> PathBuf {
@@ -32,13 +32,13 @@ pub fn free_address() -> SocketAddr {
 }
 
 /// What may differ between the pairs of tests.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Setup {
     pub ack: &'static str,
     pub on_peer_loss: &'static str,
     pub timeout: &'static str,
     pub journal: &'static str,
-    /// Bytes.
+    /// Bytes, a multiple of a mebibyte.
     pub size: u64,
     /// More lines for the group.
     pub group_lines: &'static str,
