@@ -1,3 +1,7 @@
 //! The `doublure` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    doublure::cli::main()
+}

@@ -68,6 +68,31 @@ pub struct Epoch {
     pub time_ns: u64,
 }
 
+impl Epoch {
+    fn check_follows(&self, last: Option<&Epoch>) -> Result<(), String> {
+        if self.first_lsn == Lsn::ZERO {
+            return Err(format!(
+                "epoch {} begins at LSN 0; the first LSN is 1",
+                self.number
+            ));
+        }
+        let Some(last) = last else { return Ok(()) };
+        if self.number <= last.number {
+            return Err(format!(
+                "epoch {} follows epoch {}; numbers must rise",
+                self.number, last.number
+            ));
+        }
+        if self.first_lsn <= last.first_lsn {
+            return Err(format!(
+                "epoch {} begins at LSN {}, not after LSN {} where epoch {} began",
+                self.number, self.first_lsn, last.first_lsn, last.number
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// The epochs of a group from the beginning, oldest first.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -99,11 +124,18 @@ impl Lineage {
     /// # Errors
     /// Says which rule is broken: numbers must rise, first LSNs must not fall, ids must be unique.
     pub fn new(epochs: Vec<Epoch>) -> Result<Lineage, String> {
-        let mut lineage = Lineage::default();
-        for epoch in epochs {
-            lineage.push(epoch)?;
+        let mut last = None;
+        for epoch in &epochs {
+            epoch.check_follows(last)?;
+            last = Some(epoch);
         }
-        Ok(lineage)
+        // Sorted, because comparing each with each takes seconds for as many as a peer may send.
+        let mut ids: Vec<Uuid> = epochs.iter().map(|e| e.id).collect();
+        ids.sort_unstable();
+        match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("epoch id {} appears twice", pair[0])),
+            None => Ok(Lineage(epochs)),
+        }
     }
 
     /// Adds the next epoch.
@@ -111,26 +143,7 @@ impl Lineage {
     /// # Errors
     /// Refuses an epoch that cannot follow the last one, and says why.
     pub fn push(&mut self, epoch: Epoch) -> Result<(), String> {
-        if epoch.first_lsn == Lsn::ZERO {
-            return Err(format!(
-                "epoch {} begins at LSN 0; the first LSN is 1",
-                epoch.number
-            ));
-        }
-        if let Some(last) = self.0.last() {
-            if epoch.number <= last.number {
-                return Err(format!(
-                    "epoch {} follows epoch {}; numbers must rise",
-                    epoch.number, last.number
-                ));
-            }
-            if epoch.first_lsn <= last.first_lsn {
-                return Err(format!(
-                    "epoch {} begins at LSN {}, not after LSN {} where epoch {} began",
-                    epoch.number, epoch.first_lsn, last.first_lsn, last.number
-                ));
-            }
-        }
+        epoch.check_follows(self.0.last())?;
         if self.contains(epoch.id) {
             return Err(format!("epoch id {} appears twice", epoch.id));
         }
@@ -262,6 +275,8 @@ mod tests {
         assert!(a.push(epoch(2, 30, 60)).is_err());
         assert!(a.push(epoch(3, 30, 50)).is_err());
         assert!(a.push(epoch(3, 10, 60)).is_err());
+        assert!(Lineage::new(vec![epoch(1, 10, 1), epoch(2, 10, 50)]).is_err());
+        assert!(Lineage::new(vec![epoch(1, 10, 0)]).is_err());
         assert!(a.push(epoch(3, 30, 60)).is_ok());
         a.truncate_after(Lsn(59));
         assert_eq!(a.last().unwrap().number, 2);

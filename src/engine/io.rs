@@ -325,6 +325,8 @@ pub trait Disk {
     fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> std::io::Result<()>;
     /// As `DiskOp::Sync`.
     fn sync(&mut self, file: File) -> std::io::Result<()>;
+    /// Opens the home of a volume that exists by record, if it is there; never creates it.
+    fn attach_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
     /// As `DiskOp::CreateHome`.
     fn create_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
 }

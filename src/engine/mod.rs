@@ -1,17 +1,44 @@
 //! One group at one site: puts `core`, `journal`, `store` and the messages of `link` together. Still without IO:
 //! inputs in, outputs out; the same inputs give the same outputs.
+//!
+//! # Where a write passes
+//! [`clients`] admits it (LSN from the core, content into the open frame, range into the overlay), [`frames`] closes
+//! the frame and writes it to the journal, [`streams`] sends the same bytes to the mirror, the core releases the
+//! reply, [`homes`] applies it. At the mirror, [`receive`] takes the frame from the link and the rest is the same.
+//!
+//! # Who decides
+//! Rules about acknowledging, roles and peers are the core's; this module only carries them out. What it decides by
+//! itself is about resources: when a frame closes, what waits for space, what is read from where.
 
+mod arbiter;
+mod clients;
+mod frames;
+mod homes;
 mod io;
+mod open;
+mod receive;
+mod report;
+mod state;
+mod stats;
+mod streams;
+#[cfg(test)]
+mod tests;
 
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+use slab::Slab;
 
 pub use io::{
     ClientId, Command, Disk, DiskId, DiskOp, DiskResult, Exports, File, Force, Input, Level,
     LinkId, Now, Output,
 };
+pub use open::OpenError;
 
-use crate::base::{AckMode, Compress, OnPeerLoss, Role, VolumeSpec};
-use crate::status::GroupStatus;
+use crate::base::{AckMode, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
+use crate::core::{self, Action, Core, Event, Link, Overrides, Severity, View};
+use crate::journal;
+use crate::store::Store;
 
 /// What the configuration says about a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -38,46 +65,133 @@ pub struct GroupConfig {
     pub volumes: Vec<(String, u64)>,
 }
 
-/// Why a group could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The disk failed.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// What is on the disk is not what it should be; says what was found and what to do.
-    #[error("{0}")]
-    Refused(String),
-}
-
 /// One group at one site.
 pub struct Group {
+    config: GroupConfig,
+    core: Core,
+    log: journal::Log,
+    store: Store,
+    volumes: Vec<VolumeSpec>,
+    next_volume_id: u32,
+    clients: clients::Clients,
+    frames: frames::Frames,
+    homes: homes::Homes,
+    state: state::State,
+    streams: BTreeMap<LinkId, streams::Stream>,
+    receive: receive::Receive,
+    disk: Slab<Pending>,
+    stats: stats::Stats,
+    marks: stats::Marks,
+    disagreements: Vec<String>,
+    stopping: Option<Stopping>,
+    events: VecDeque<Event>,
     outputs: Vec<Output>,
+    now: Now,
+    #[cfg(test)]
+    pub(crate) sabotage: tests::Sabotage,
 }
 
-impl Group {
-    /// Opens the group's files: creates them at the first start, recovers them at any later one.
-    ///
-    /// `seed` feeds the ids of groups, volumes and epochs; never use one twice.
-    pub fn open(
-        config: GroupConfig,
-        disk: &mut dyn Disk,
-        seed: u128,
-        now: Now,
-    ) -> Result<Group, OpenError> {
-        let _ = (config, disk, seed, now);
-        todo!()
-    }
+/// What a disk request was for.
+#[derive(Debug)]
+enum Pending {
+    JournalWrite {
+        last: Lsn,
+        since: Duration,
+    },
+    StateWrite,
+    ApplyWrite {
+        lsn: Lsn,
+        volume: VolumeId,
+        since: Duration,
+    },
+    CreateHome {
+        lsn: Lsn,
+    },
+    HomeSync,
+    FreeSpace,
+    ReadPiece {
+        read: usize,
+        slot: usize,
+    },
+    ReadExtents {
+        read: usize,
+        slot: usize,
+    },
+    StreamRead {
+        link: LinkId,
+    },
+    CopyRead {
+        link: LinkId,
+        part: u64,
+    },
+    ChunkWrite {
+        hold: crate::store::HoldId,
+        volume: VolumeId,
+    },
+    Scrap,
+}
 
+/// Stopping by command.
+#[derive(Debug)]
+struct Stopping {
+    give_up_at: Duration,
+    said_goodbye: bool,
+}
+
+/// Requests that are under way when the daemon is told to stop get this long to finish.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+impl Group {
     /// Takes an input. Outputs gather until [`Group::drain`].
     pub fn handle(&mut self, now: Now, input: Input) {
-        let _ = (now, input);
-        todo!()
+        self.now = now;
+        match input {
+            Input::ClientOpened { client, volume } => self.client_opened(client, volume),
+            Input::Request { client, request } => self.request(client, request),
+            Input::ClientClosed { client } => self.clients.closed(client),
+            Input::Disk { id, result } => self.disk_done(id, result),
+            Input::LinkConnected { link, peer } => self.event(Event::Connected(Link(link.0), peer)),
+            Input::LinkAccepted { link } => self.event(Event::Accepted(Link(link.0))),
+            Input::Link { link, message } => self.message(link, message),
+            Input::LinkDrained { link, queued_bytes } => self.link_drained(link, queued_bytes),
+            Input::LinkClosed { link, reason } => {
+                self.streams.remove(&link);
+                self.event(Event::Closed(Link(link.0), reason));
+            }
+            Input::ConnectFailed {
+                peer,
+                refused,
+                reason,
+            } => {
+                self.event(Event::ConnectFailed {
+                    peer,
+                    refused,
+                    reason,
+                });
+            }
+            Input::Command { id, command } => self.command(id, &command),
+            Input::Tick => {
+                self.stats.turn(now.mono);
+                self.event(Event::Tick);
+            }
+        }
     }
 
     /// Ends a batch of inputs: closes the open frame if the journal can take it, sends what was gathered.
     pub fn finish_batch(&mut self, now: Now) {
-        let _ = now;
-        todo!()
+        self.now = now;
+        self.resume_stalled();
+        self.close_frames();
+        self.retry_reads();
+        self.pump_streams();
+        self.pump_copies();
+        self.core.end_batch();
+        self.carry_out();
+        self.apply();
+        self.write_chunks();
+        self.consider_checkpoint();
+        self.write_state();
+        self.continue_stopping();
     }
 
     /// What is to be done, in order.
@@ -87,17 +201,219 @@ impl Group {
 
     /// When `Input::Tick` is due at the latest.
     pub fn deadline(&self) -> Option<Duration> {
-        todo!()
+        let stopping = self.stopping.as_ref().map(|s| s.give_up_at);
+        [self.core.deadline(), self.homes.deadline(), stopping]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The volumes as of now.
     pub fn volumes(&self) -> &[VolumeSpec] {
-        todo!()
+        &self.volumes
     }
 
-    /// For operators.
-    pub fn status(&mut self, now: Now) -> GroupStatus {
-        let _ = now;
-        todo!()
+    fn command(&mut self, id: u64, command: &Command) {
+        let command = match command {
+            Command::Promote { force } => core::Command::Promote(Overrides {
+                peer_unreachable: force.contains(&Force::PeerUnreachable),
+                inconsistent: force.contains(&Force::Inconsistent),
+                behind: force.contains(&Force::Behind),
+            }),
+            Command::Demote => core::Command::Demote,
+            Command::Switchover => core::Command::Switchover,
+            Command::Connect => core::Command::Connect,
+            Command::Disconnect => core::Command::Disconnect,
+            Command::Shutdown => core::Command::Shutdown,
+        };
+        self.event(Event::Command(id, command));
+    }
+
+    /// Tells the core, and carries out what it wants.
+    fn event(&mut self, event: Event) {
+        self.events.push_back(event);
+        self.carry_out();
+    }
+
+    fn feed_core(&mut self, event: Event) {
+        let view = View {
+            chain: self.frames.chain(),
+            journal_first: self.log.first_lsn(),
+            volumes: &self.volumes,
+            time_ns: self.frames.time_after(self.now.wall_ns),
+        };
+        self.core.handle(self.now.mono, event, &view);
+    }
+
+    /// Carries out actions, and feeds the events they cause, until neither is left.
+    fn carry_out(&mut self) {
+        loop {
+            let actions: Vec<Action> = self.core.drain().collect();
+            if actions.is_empty() && self.events.is_empty() {
+                return;
+            }
+            for action in actions {
+                self.act(action);
+            }
+            if let Some(event) = self.events.pop_front() {
+                self.feed_core(event);
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Save(seq) => self.state.request_save(seq),
+            Action::OpenEpoch(epoch) => self.open_epoch(&epoch),
+            Action::Reply(token) => self.reply_token(token),
+            Action::ReleaseRead(token) => self.release_read(token),
+            Action::Allow(lsn) => self.allow(lsn),
+            Action::Connect(peer) => self.outputs.push(Output::Connect { peer }),
+            Action::Send(link, message) => self.send(LinkId(link.0), message),
+            Action::Close(link) => {
+                self.streams.remove(&LinkId(link.0));
+                self.outputs.push(Output::CloseLink {
+                    link: LinkId(link.0),
+                });
+            }
+            Action::Stream { link, from, end } => self.start_stream(LinkId(link.0), from, end),
+            Action::StopStream(link) => {
+                self.streams.remove(&LinkId(link.0));
+            }
+            Action::ProposeCopy(link) => self.propose_copy(LinkId(link.0)),
+            Action::Copy(link) => self.start_copy(LinkId(link.0)),
+            Action::Truncate(lsn) => self.truncate_after(lsn),
+            Action::Reset {
+                base,
+                chain,
+                volumes,
+            } => self.reset(base, chain, volumes),
+            Action::Exports(open) => self.exports(open),
+            Action::CloseClients => self.close_clients(),
+            Action::Ask(question) => {
+                let answer = arbiter::answer(&self.config, question);
+                self.events.push_back(answer);
+            }
+            Action::CommandDone(id, result) => {
+                self.outputs.push(Output::CommandDone { id, result })
+            }
+            Action::Log(severity, text) => self.log_line(severity, text),
+            Action::Stop => {
+                self.stopping.get_or_insert(Stopping {
+                    give_up_at: self.now.mono + STOP_GRACE,
+                    said_goodbye: false,
+                });
+            }
+        }
+    }
+
+    fn exports(&mut self, open: Result<(), String>) {
+        let opened = open.is_ok();
+        let exports = Exports {
+            open,
+            volumes: self.volumes.clone(),
+            commit: self.core.commit(),
+        };
+        self.outputs.push(Output::Exports(exports));
+        if opened {
+            self.create_missing_volumes();
+        }
+    }
+
+    fn log_line(&mut self, severity: Severity, text: String) {
+        let level = match severity {
+            Severity::Info => Level::Info,
+            Severity::Warn => Level::Warn,
+            Severity::Error => Level::Error,
+        };
+        self.outputs.push(Output::Log { level, text });
+    }
+
+    fn submit(&mut self, pending: Pending, op: DiskOp) {
+        let id = DiskId(self.disk.insert(pending) as u64);
+        self.outputs.push(Output::Disk { id, op });
+    }
+
+    fn send(&mut self, link: LinkId, message: Message) {
+        self.outputs.push(Output::Send { link, message });
+    }
+
+    fn disk_done(&mut self, id: DiskId, result: DiskResult) {
+        let pending = self
+            .disk
+            .remove(usize::try_from(id.0).expect("an id of this slab"));
+        match (pending, result) {
+            (Pending::Scrap, _) => {}
+            (Pending::JournalWrite { last, since }, DiskResult::Done) => {
+                self.frame_written(last, since)
+            }
+            (Pending::StateWrite, DiskResult::Done) => self.state_written(),
+            (Pending::ApplyWrite { lsn, volume, since }, DiskResult::Done) => {
+                self.homes.touch(volume);
+                self.applied(lsn, Some(since));
+            }
+
+            (Pending::CreateHome { lsn }, DiskResult::Done) => self.home_created(lsn),
+            (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
+            (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
+            (Pending::FreeSpace, _) => self.homes.free_space(u64::MAX),
+            (Pending::ReadPiece { read, slot }, result) => self.piece_read(read, slot, result),
+            (Pending::ReadExtents { read, slot }, result) => self.extents_read(read, slot, result),
+            (Pending::StreamRead { link }, result) => self.stream_read(link, result),
+            (Pending::CopyRead { link, part }, result) => self.copy_read(link, part, result),
+            (Pending::ChunkWrite { hold, volume }, DiskResult::Done) => {
+                self.homes.touch(volume);
+                self.chunk_written(hold);
+            }
+            // What reached the disk is not known; nothing that builds on it may be said any more. Never tried again: a
+            // second fdatasync may succeed although the pages were dropped.
+            (_, DiskResult::Failed { message, .. }) => self.event(Event::DiskFailed(message)),
+            (pending, result) => {
+                self.event(Event::DiskFailed(format!(
+                    "the driver answered {pending:?} with {result:?}"
+                )));
+            }
+        }
+    }
+
+    fn continue_stopping(&mut self) {
+        let Some(stopping) = &self.stopping else {
+            return;
+        };
+        let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
+        if !stopping.said_goodbye {
+            let finished =
+                self.clients.idle() && self.frames.idle() && self.core.commit() >= self.core.tail();
+            let mirror = !self.core.serving();
+            if !(finished
+                || mirror && self.frames.idle()
+                || self.now.mono >= stopping.give_up_at
+                || fenced)
+            {
+                return;
+            }
+            let view = View {
+                chain: self.frames.chain(),
+                journal_first: self.log.first_lsn(),
+                volumes: &self.volumes,
+                time_ns: self.frames.time_after(self.now.wall_ns),
+            };
+            self.core.goodbye(self.now.mono, &view);
+            self.carry_out();
+            self.stopping.as_mut().expect("just seen").said_goodbye = true;
+            self.homes.want_checkpoint();
+            self.consider_checkpoint();
+            self.write_state();
+        }
+        let stopping = self.stopping.as_ref().expect("just seen");
+        let settled = self.homes.idle() && self.state.idle() && self.frames.idle();
+        let given_up = self.now.mono >= stopping.give_up_at + STOP_GRACE;
+        if fenced || settled || given_up {
+            self.outputs.push(Output::Stopped);
+            self.stopping = Some(Stopping {
+                give_up_at: Duration::MAX,
+                said_goodbye: true,
+            });
+        }
     }
 }

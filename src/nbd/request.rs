@@ -26,11 +26,57 @@ pub enum Errno {
     Shutdown = 108,
 }
 
+/// Which request a reply answers: all that its encoding needs to know. Copied from request to reply, otherwise opaque.
+///
+/// Cookies are the client's choice and may repeat; two of these are equal if client and server cannot tell the
+/// requests apart either.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReplyTo {
+    pub(super) cookie: u64,
+    /// Of the request; extended replies repeat it.
+    pub(super) offset: u64,
+    /// Bytes the command concerns: a read's answer covers them exactly.
+    pub(super) len: u64,
+    pub(super) shape: Shape,
+}
+
+/// What an answer looks like if the request succeeds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Shape {
+    /// No content.
+    Plain,
+    /// Content in any number of chunks.
+    Read,
+    /// Content in one chunk (DF).
+    ReadWhole,
+    /// Extents.
+    Status,
+    /// One extent, no longer than asked.
+    StatusOne,
+}
+
+impl ReplyTo {
+    /// A request that carries this cookie and whose answer has no content.
+    pub fn plain(cookie: u64) -> ReplyTo {
+        ReplyTo {
+            cookie,
+            offset: 0,
+            len: 0,
+            shape: Shape::Plain,
+        }
+    }
+
+    /// The client's name for the request.
+    pub fn cookie(self) -> u64 {
+        self.cookie
+    }
+}
+
 /// One request of a client: checked against the export's size, flags and negotiated features.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Request {
-    /// The client's name for it; opaque.
-    pub cookie: u64,
+    /// Goes into the reply.
+    pub reply_to: ReplyTo,
     /// What it asks.
     pub command: Command,
 }
@@ -110,9 +156,30 @@ pub struct Extent {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Reply {
     /// From the request.
-    pub cookie: u64,
+    pub reply_to: ReplyTo,
     /// What to say.
     pub body: ReplyBody,
+}
+
+impl Reply {
+    /// The request is done.
+    pub fn done(reply_to: ReplyTo) -> Reply {
+        Reply {
+            reply_to,
+            body: ReplyBody::Done,
+        }
+    }
+
+    /// The request failed.
+    pub fn error(reply_to: ReplyTo, errno: Errno, message: impl Into<String>) -> Reply {
+        Reply {
+            reply_to,
+            body: ReplyBody::Error {
+                errno,
+                message: message.into(),
+            },
+        }
+    }
 }
 
 /// What to say.

@@ -2,4 +2,4 @@
 
 mod handle;
 
-pub use handle::{FromShard, ToShard};
+pub use handle::{FromShard, GroupPaths, ToShard};

@@ -1,0 +1,255 @@
+//! The command line: what an operator types, what is printed, and how it ends.
+//!
+//! `serve` runs a site in this process. `try` runs two as children. All others are clients of the control API of a
+//! running site and know nothing of its files.
+
+mod client;
+mod status;
+mod table;
+mod terminal;
+mod tryout;
+mod units;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use client::{Client, ClientError};
+
+use crate::config::{Config, DEFAULT_CONTROL, is_plain_name};
+use crate::status::CommandRequest;
+
+/// Ended, but something is missing: a group of `status` is degraded.
+const EXIT_DEGRADED: u8 = 3;
+/// The command line makes no sense; clap ends with the same code.
+const EXIT_USAGE: u8 = 2;
+
+/// A block replicator: an NBD disk whose every acknowledged write is on two sites.
+#[derive(Parser, Debug)]
+#[command(
+    name = "doublure",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 degraded (status)."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run a site
+    Serve {
+        /// Configuration of the site
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Stop when this process is gone. For `try`, whose sites must not outlive it
+        #[arg(long, value_name = "PID", hide = true)]
+        with_parent: Option<i32>,
+    },
+    /// Check a configuration and report everything wrong with it
+    Check {
+        /// Configuration of a site
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Run two sites on this machine, ready to use: no configuration, no root
+    Try {
+        /// Where configuration, data and logs go; a second run picks up the same data
+        #[arg(long, value_name = "DIR", default_value = "doublure-try")]
+        dir: PathBuf,
+    },
+    /// Show how a site and its groups are
+    Status {
+        /// This group only
+        group: Option<String>,
+        /// Print JSON (with --watch one document per line)
+        #[arg(long)]
+        json: bool,
+        /// Show it again every second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        site: SiteArgument,
+    },
+    /// Make this site the primary of a group
+    ///
+    /// Refused while the peer answers as primary, and whenever something may be lost; the refusal says what, and which
+    /// --force overrides it.
+    Promote {
+        #[command(flatten)]
+        target: Target,
+        /// Override a refusal; may be repeated or comma separated
+        #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',')]
+        force: Vec<Force>,
+    },
+    /// Give up the primary role of a group; nobody is primary afterwards
+    Demote {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Hand the primary role of a group to the peer, losing nothing
+    Switchover {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Let a group's link connect again after `disconnect`
+    Connect {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Cut a group's link and keep it cut
+    Disconnect {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Args, Debug)]
+struct Target {
+    /// Name of the group
+    group: String,
+    #[command(flatten)]
+    site: SiteArgument,
+}
+
+#[derive(Args, Debug)]
+struct SiteArgument {
+    /// Control socket of the site
+    #[arg(
+        short,
+        long,
+        value_name = "PATH",
+        value_parser = parse_socket,
+        default_value_os_t = PathBuf::from(DEFAULT_CONTROL)
+    )]
+    socket: PathBuf,
+}
+
+/// What a promotion may override.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+enum Force {
+    /// The peer cannot be asked whether it is primary: make sure that it is down
+    PeerUnreachable,
+    /// This site is in the middle of a full copy: its content is a mixture
+    Inconsistent,
+    /// The peer has, or this site once had, more history: the difference is lost
+    Behind,
+}
+
+/// `unix:PATH`, as the configuration writes it, or a bare path.
+fn parse_socket(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("unix:").unwrap_or(text) {
+        "" => Err("allowed: PATH or unix:PATH".to_owned()),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("doublure: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Serve {
+            config,
+            with_parent,
+        } => {
+            if let Some(parent) = with_parent {
+                terminal::end_with_parent(parent)?;
+            }
+            let Some(config) = load(&config)? else {
+                return Ok(ExitCode::FAILURE);
+            };
+            crate::control::serve(config)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { config: file } => {
+            let Some(config) = load(&file)? else {
+                return Ok(ExitCode::FAILURE);
+            };
+            let line = format!(
+                "{} is fine: site {}, {}, {}\n",
+                file.display(),
+                config.site.name,
+                units::counted(config.groups.len() as u64, "group"),
+                units::counted(config.volume_count() as u64, "volume"),
+            );
+            terminal::print(&line)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Try { dir } => terminal::runtime()?.block_on(tryout::run(&dir)),
+        Command::Status {
+            group,
+            json,
+            watch,
+            site,
+        } => {
+            if let Some(code) = group.as_deref().and_then(refuse_group) {
+                return Ok(code);
+            }
+            let client = Client::new(site.socket);
+            let shown = status::Shown { group, json };
+            terminal::runtime()?.block_on(async {
+                if watch {
+                    status::watch(&client, &shown).await
+                } else {
+                    status::once(&client, &shown).await
+                }
+            })
+        }
+        Command::Promote { target, force } => {
+            let force = force.iter().filter_map(ValueEnum::to_possible_value);
+            let force = force.map(|value| value.get_name().to_owned()).collect();
+            send(&target, "promote", &CommandRequest { force })
+        }
+        Command::Demote { target } => send(&target, "demote", &CommandRequest::default()),
+        Command::Switchover { target } => send(&target, "switchover", &CommandRequest::default()),
+        Command::Connect { target } => send(&target, "connect", &CommandRequest::default()),
+        Command::Disconnect { target } => send(&target, "disconnect", &CommandRequest::default()),
+    }
+}
+
+/// `None` if something is wrong with it, which is printed then.
+fn load(file: &Path) -> anyhow::Result<Option<Config>> {
+    match Config::load(file) {
+        Ok(config) => Ok(Some(config)),
+        Err(crate::config::ConfigError::Invalid(report)) => {
+            // Each line begins with the file's name, as editors and terminals like it.
+            eprintln!("{report}");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn send(target: &Target, word: &str, request: &CommandRequest) -> anyhow::Result<ExitCode> {
+    if let Some(code) = refuse_group(&target.group) {
+        return Ok(code);
+    }
+    let client = Client::new(target.site.socket.clone());
+    let message = terminal::runtime()?.block_on(client.command(&target.group, word, request))?;
+    terminal::print(&format!("{message}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A name that no group can have is not worth a request; it could not even stand in one.
+fn refuse_group(group: &str) -> Option<ExitCode> {
+    if is_plain_name(group) {
+        return None;
+    }
+    eprintln!("doublure: {group:?} cannot be the name of a group");
+    Some(ExitCode::from(EXIT_USAGE))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! The life of a site: start, run until told to stop, stop.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::listen::Listener;
+use super::process::{init_log, lock_data, raise_descriptor_limit};
+use super::site::{Listeners, Site};
+use super::start::{Thread, start};
+use crate::config::Config;
+
+/// How long a clean stop may take.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs a site until it is told to stop by SIGTERM or SIGINT. A second signal ends the process at once.
+///
+/// # Errors
+/// If the site cannot start (an address is taken, no group can be opened), or could not be stopped cleanly.
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    init_log();
+    raise_descriptor_limit();
+    let inherited = Listener::inherited()?;
+    let _lock = lock_data(&config.site.data)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control plane")?;
+    let result = runtime.block_on(run(config, inherited));
+    // A name lookup that hangs in the C library must not keep the process alive.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run(config: Config, inherited: Vec<Listener>) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let listeners = bind_all(&config, inherited)?;
+    let (events, inbox) = mpsc::unbounded_channel();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let started = start(&config, cores, |number| spawn(number, &events))?;
+    drop(events); // the shards' copies are left: the inbox ends with them
+    let mut site = Site::new(started.shards, started.ended);
+    let outcome = tokio::select! {
+        Err(error) = site.live(listeners, started.opening, inbox) => {
+            tracing::error!("stopping: {error:#}");
+            Err(error)
+        }
+        name = signals.next() => {
+            tracing::info!("{name}: stopping");
+            Ok(())
+        }
+    };
+    let stopped = tokio::select! {
+        stopped = site.stop(STOP_LIMIT) => stopped,
+        name = signals.next() => {
+            tracing::warn!("{name} while stopping: not waiting any longer");
+            std::process::exit(1);
+        }
+    };
+    outcome.and(stopped)
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Signals> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context("cannot watch SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot watch SIGINT")?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Binds all addresses before anything else is touched: a second start by mistake ends here.
+fn bind_all(config: &Config, inherited: Vec<Listener>) -> anyhow::Result<Listeners> {
+    let site = &config.site;
+    let mut nbd = inherited;
+    for address in &site.nbd {
+        let address = address.to_string();
+        // A socket unit usually has the same address as the configuration.
+        if !nbd.iter().any(|l| l.address == address) {
+            nbd.push(Listener::bind(&address)?);
+        }
+    }
+    Ok(Listeners {
+        nbd,
+        link: site.link.as_ref().map(bind).transpose()?,
+        control: Listener::bind(&format!("unix:{}", site.control.display()))?,
+        http: site.http.as_ref().map(bind).transpose()?,
+    })
+}
+
+fn bind(address: &impl ToString) -> anyhow::Result<Listener> {
+    Listener::bind(&address.to_string())
+}

@@ -1,0 +1,152 @@
+//! Starting the shards and spreading the groups over them.
+
+use tokio::sync::oneshot;
+
+use super::shards::{Member, Post, Shards};
+use super::site::Opening;
+use crate::config::{Config, Group};
+use crate::shard::ToShard;
+
+/// A shard's thread, just started.
+pub struct Thread {
+    /// Sends to it.
+    pub post: Post,
+    /// Resolves when it has ended.
+    pub ended: oneshot::Receiver<()>,
+}
+
+/// All shards, started, their groups being opened.
+pub struct Started {
+    /// The shards.
+    pub shards: Shards,
+    /// For each of them, when it has ended.
+    pub ended: Vec<oneshot::Receiver<()>>,
+    /// For each group, what will come of its opening.
+    pub opening: Vec<Opening>,
+}
+
+/// Starts as many shards as there are cores, but not more than groups, and tells them to open their groups. `spawn`
+/// starts the thread of the shard with the given number.
+///
+/// # Errors
+/// If a thread cannot be started.
+pub fn start(
+    config: &Config,
+    cores: usize,
+    spawn: impl FnMut(usize) -> anyhow::Result<Thread>,
+) -> anyhow::Result<Started> {
+    let count = cores.min(config.groups.len()).max(1);
+    let threads = (0..count).map(spawn).collect::<anyhow::Result<Vec<_>>>()?;
+    let (posts, ended) = threads.into_iter().map(|t| (t.post, t.ended)).unzip();
+    let groups = config.groups.iter().enumerate();
+    let members = groups
+        .map(|(index, group)| member(config, group, index % count))
+        .collect();
+    let shards = Shards::new(&config.site.name, members, posts);
+    let opening = config
+        .groups
+        .iter()
+        .map(|group| open(config, group, &shards))
+        .collect();
+    Ok(Started {
+        shards,
+        ended,
+        opening,
+    })
+}
+
+fn member(config: &Config, group: &Group, shard: usize) -> Member {
+    let addresses = group
+        .peers
+        .iter()
+        .map(|p| (p.site.clone(), p.link.to_string()));
+    Member {
+        config: config.engine(group),
+        addresses: addresses.collect(),
+        exports: group.volumes.iter().map(|v| v.name.clone()).collect(),
+        shard,
+    }
+}
+
+fn open(config: &Config, group: &Group, shards: &Shards) -> Opening {
+    let (done, outcome) = oneshot::channel();
+    let message = ToShard::AddGroup {
+        config: Box::new(config.engine(group)),
+        paths: config.paths(group),
+        done,
+    };
+    shards.post(&group.name, message);
+    Opening {
+        group: group.name.clone(),
+        done: outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::control::tests::FakeShard;
+
+    fn config(groups: &[&str]) -> Config {
+        let site = "[site]\nname = \"clichy\"\ndata = \"/data\"\n\
+                    nbd = [\"127.0.0.1:10809\"]\nlink = \"127.0.0.1:10810\"\n";
+        let groups = groups.iter().map(|group| {
+            format!(
+                "[[group]]\nname = \"{group}\"\nrole = \"primary\"\n\
+                 peers = [{{ site = \"chelles\", link = \"10.0.0.2:10810\" }}]\n\
+                 [[group.volume]]\nname = \"{group}-data\"\nsize = \"1GiB\"\nhome = \"/dev/{group}\"\n"
+            )
+        });
+        let text: String = std::iter::once(site.to_owned()).chain(groups).collect();
+        Config::parse(&text, Path::new("test.toml")).unwrap()
+    }
+
+    #[test]
+    fn groups_are_spread_over_no_more_shards_than_there_are_cores_or_groups() {
+        for (cores, groups, expected) in [(2, 3, 2), (8, 3, 3), (0, 1, 1)] {
+            let (tx, seen) = mpsc::channel();
+            let started = start(&config(&["a", "b", "c"][..groups]), cores, |shard| {
+                let tx = tx.clone();
+                let fake = FakeShard::new(move |message| {
+                    if let ToShard::AddGroup {
+                        config,
+                        paths,
+                        done,
+                    } = message
+                    {
+                        tx.send((shard, config.group.clone(), paths)).unwrap();
+                        done.send(Ok(())).unwrap();
+                    }
+                    true
+                });
+                Ok(Thread {
+                    post: fake.post,
+                    ended: fake.ended,
+                })
+            })
+            .unwrap();
+            assert_eq!(
+                (started.ended.len(), started.opening.len()),
+                (expected, groups)
+            );
+            let mut added: Vec<_> = seen.iter().take(groups).collect();
+            added.sort_by(|a, b| a.1.cmp(&b.1));
+            for (index, (shard, group, paths)) in added.into_iter().enumerate() {
+                assert_eq!(shard, index % expected);
+                assert_eq!(paths.dir, Path::new("/data").join(&group));
+                assert_eq!(
+                    paths.homes[&format!("{group}-data")],
+                    PathBuf::from(format!("/dev/{group}"))
+                );
+                let member = &started.shards.members()[&group];
+                assert_eq!(
+                    (member.shard, member.addresses["chelles"].as_str()),
+                    (shard, "10.0.0.2:10810")
+                );
+            }
+        }
+    }
+}

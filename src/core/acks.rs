@@ -1,0 +1,151 @@
+//! Replies and reads that wait for a position in the history.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::{Action, Core, Mode};
+use crate::base::{AckMode, Lsn, Message};
+
+/// The caller's name for something that waits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// How strong an acknowledgement is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Strength {
+    /// The group's acknowledgement rule.
+    Commit,
+    /// Committed, and on stable storage wherever the mode promises durability (flush, FUA).
+    Durable,
+}
+
+/// What waits. Replies come in LSN order per strength, so that two queues do; reads do not.
+#[derive(Debug, Default)]
+pub(super) struct Acks {
+    commit: VecDeque<(Lsn, Token)>,
+    durable: VecDeque<(Lsn, Token)>,
+    reads: BTreeMap<Lsn, Vec<Token>>,
+    /// Commit LSN that mirrors were last told.
+    told: Lsn,
+}
+
+impl Acks {
+    pub fn reply_when(&mut self, lsn: Lsn, strength: Strength, token: Token) {
+        let queue = match strength {
+            Strength::Commit => &mut self.commit,
+            Strength::Durable => &mut self.durable,
+        };
+        debug_assert!(
+            queue.back().is_none_or(|&(last, _)| last <= lsn),
+            "acknowledgements out of LSN order"
+        );
+        queue.push_back((lsn, token));
+    }
+
+    pub fn read_when(&mut self, lsn: Lsn, token: Token) {
+        self.reads.entry(lsn).or_default().push(token);
+    }
+
+    /// A mirror has connected: it was told nothing yet.
+    pub fn forget_told(&mut self) {
+        self.told = Lsn::ZERO;
+    }
+
+    fn release(&mut self, commit: Lsn, durable: Lsn, actions: &mut Vec<Action>) {
+        for (queue, reached) in [(&mut self.commit, commit), (&mut self.durable, durable)] {
+            while queue.front().is_some_and(|&(lsn, _)| lsn <= reached) {
+                let (_, token) = queue.pop_front().expect("just seen");
+                actions.push(Action::Reply(token));
+            }
+        }
+        while let Some(entry) = self.reads.first_entry() {
+            if *entry.key() > commit {
+                break;
+            }
+            actions.extend(entry.remove().into_iter().map(Action::ReleaseRead));
+        }
+    }
+}
+
+impl Core {
+    /// The commit rule of the primary, by mode. `None` while nothing may be committed here.
+    fn rule_met(&self) -> Option<Lsn> {
+        if !matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
+            return None;
+        }
+        if self.frozen() {
+            return None;
+        }
+        let gated = || self.peers.iter().filter(|p| p.gated);
+        let met = match self.facts.ack {
+            AckMode::Sync => gated().map(|p| p.durable).fold(self.durable, Lsn::min),
+            AckMode::Memsync => match gated().map(|p| p.received).min() {
+                Some(received) => received.min(self.tail),
+                // Without a peer, memory on one site is too little.
+                None => self.durable,
+            },
+            AckMode::Async => self.durable,
+        };
+        Some(met)
+    }
+
+    /// Everything up to here is durable wherever the mode promises durability.
+    fn durable_everywhere(&self) -> Lsn {
+        match self.facts.ack {
+            AckMode::Async => self.durable,
+            AckMode::Sync | AckMode::Memsync => self
+                .peers
+                .iter()
+                .filter(|p| p.gated)
+                .map(|p| p.durable)
+                .fold(self.durable, Lsn::min),
+        }
+    }
+
+    /// Moves the commit LSN as far as the rule allows, and releases what waited for it.
+    pub(super) fn advance_commit(&mut self) {
+        if let Some(met) = self.rule_met()
+            && met > self.commit
+        {
+            self.commit = met;
+        }
+        self.release();
+    }
+
+    /// Releases what is acknowledged by now. Not while frozen or being reopened: the positions stand still then.
+    pub(super) fn release(&mut self) {
+        if matches!(self.mode, Mode::Serving | Mode::Draining(_)) && !self.frozen() {
+            let durable = self.durable_everywhere().min(self.commit);
+            self.acks.release(self.commit, durable, &mut self.actions);
+        }
+        self.allow();
+    }
+
+    /// The WAL rule: homes hold what is committed and durable here, nothing else.
+    pub(super) fn allow(&mut self) {
+        let limit = self.commit.min(self.durable);
+        self.actions.push(Action::Allow(limit));
+    }
+
+    /// Tells mirrors the commit LSN when no frame has carried it since it moved.
+    pub(super) fn flush_commit_news(&mut self) {
+        if self.commit <= self.acks.told || !matches!(self.mode, Mode::Serving | Mode::Draining(_))
+        {
+            return;
+        }
+        // While operations are under way, the next frame tells.
+        if self.commit < self.tail {
+            return;
+        }
+        self.acks.told = self.commit;
+        let lsn = self.commit;
+        let links: Vec<_> = self
+            .peers
+            .iter()
+            .filter_map(super::Peer::streaming_link)
+            .collect();
+        for link in links {
+            self.actions
+                .push(Action::Send(link, Message::Commit { lsn }));
+        }
+    }
+}

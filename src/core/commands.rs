@@ -1,0 +1,617 @@
+//! What operators order: promote, demote, switchover, connect, disconnect, stop.
+
+use std::time::Duration;
+
+use super::{
+    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity, Then,
+    View,
+};
+use crate::base::{Hello, Message, Role, Stance};
+
+/// Asking the peers before a promotion.
+#[derive(Debug)]
+pub(super) struct Probe {
+    command: u64,
+    overrides: Overrides,
+    since: Duration,
+    asked: Vec<Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    peer: String,
+    link: Option<Link>,
+    answer: Option<Result<Box<Hello>, String>>,
+}
+
+impl Core {
+    pub(super) fn command(&mut self, id: u64, command: Command, view: &View) {
+        match command {
+            Command::Promote(overrides) => self.promote(id, overrides, view),
+            Command::Demote => self.demote(id),
+            Command::Switchover => self.switchover(id),
+            Command::Connect => {
+                for peer in &mut self.peers {
+                    peer.cut = false;
+                }
+                self.connect_all();
+                self.done(id, Ok("the link may connect".into()));
+            }
+            Command::Disconnect => self.disconnect(id),
+            Command::Shutdown => {
+                self.closing = true;
+                self.actions.push(Action::Stop);
+                self.done(id, Ok("stopping".into()));
+            }
+        }
+    }
+
+    fn done(&mut self, id: u64, result: Result<String, String>) {
+        self.actions.push(Action::CommandDone(id, result));
+    }
+
+    /// Ends a promotion that waited for its outcome.
+    pub(super) fn promised_done(&mut self, result: Result<String, String>) {
+        if let Some(id) = self.promised_command.take() {
+            self.done(id, result);
+        }
+    }
+
+    fn promote(&mut self, id: u64, overrides: Overrides, view: &View) {
+        let (me, group) = (self.config.site.clone(), self.config.group.clone());
+        match &self.mode {
+            Mode::Serving | Mode::Draining(_) => {
+                self.done(id, Ok(format!("{me} is primary of {group} already")))
+            }
+            Mode::Opening => self.done(id, Ok(format!("{me} is becoming primary of {group}"))),
+            Mode::Probing => self.done(id, Err("another promotion is under way".into())),
+            Mode::Fenced(why) => {
+                let text = format!("{group} is fenced on {me}: {why}");
+                self.done(id, Err(text));
+            }
+            Mode::Stopped => self.done(id, Err("stopping".into())),
+            Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => {
+                self.promote_waiting(id, overrides, view)
+            }
+            Mode::HandedOver if !overrides.peer_unreachable => {
+                let to = self.primary_name();
+                let text = format!(
+                    "{group} was handed to {to} and this completes by itself when {to} answers; if {to} is gone for good, \
+                     `--force peer-unreachable` takes it back (both would be primary if {to} took it)"
+                );
+                self.done(id, Err(text));
+            }
+            Mode::HandedOver | Mode::Mirror => {
+                if let Err(text) = self.may_promote(overrides) {
+                    self.done(id, Err(text));
+                } else {
+                    self.begin_probe(id, overrides, view);
+                }
+            }
+        }
+    }
+
+    /// What this site knows by itself that speaks against a promotion.
+    fn may_promote(&self, overrides: Overrides) -> Result<(), String> {
+        let me = &self.config.site;
+        if let Some(upstream) = &self.upstream {
+            return Err(format!(
+                "{} answers as primary; use `doublure switchover {}` there, which loses nothing",
+                upstream.site, self.config.group
+            ));
+        }
+        if self.facts.inconsistent_until.is_some() && !overrides.inconsistent {
+            return Err(format!(
+                "{me} is in the middle of a full copy: its volumes mix old and new content and are most likely \
+                 unusable. `--force inconsistent` promotes it all the same"
+            ));
+        }
+        if self.facts.lineage.is_empty() {
+            return Err(format!(
+                "{me} holds nothing of group {} yet",
+                self.config.group
+            ));
+        }
+        if self.tail < self.facts.floor && !overrides.behind {
+            return Err(format!(
+                "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. `--force behind` \
+                 gives up the {} operations between",
+                self.facts.floor,
+                self.tail,
+                self.facts.floor.since(self.tail)
+            ));
+        }
+        Ok(())
+    }
+
+    fn begin_probe(&mut self, id: u64, overrides: Overrides, view: &View) {
+        let asked = self
+            .peers
+            .iter()
+            .map(|p| Asked {
+                peer: p.name.clone(),
+                link: None,
+                answer: None,
+            })
+            .collect();
+        self.probe = Some(Probe {
+            command: id,
+            overrides,
+            since: self.now,
+            asked,
+        });
+        for at in 0..self.peers.len() {
+            self.peer_link_down(at, None);
+            self.peers[at].phase = PeerPhase::Down { retry_at: None };
+            self.actions
+                .push(Action::Connect(self.peers[at].name.clone()));
+        }
+        self.set_mode(Mode::Probing);
+        self.probe_complete(view);
+    }
+
+    pub(super) fn probe_connected(&mut self, link: Link, name: &str, view: &View) -> bool {
+        if self.mode != Mode::Probing {
+            return false;
+        }
+        let hello = self.hello(name, view);
+        let asked = self
+            .probe
+            .as_mut()
+            .and_then(|p| p.asked.iter_mut().find(|a| a.peer == name));
+        match asked {
+            Some(asked) if asked.answer.is_none() => {
+                asked.link = Some(link);
+                self.actions
+                    .push(Action::Send(link, Message::Hello(Box::new(hello))));
+            }
+            _ => self.actions.push(Action::Close(link)),
+        }
+        true
+    }
+
+    pub(super) fn probe_failed(&mut self, name: &str, reason: &str, view: &View) -> bool {
+        if self.mode != Mode::Probing {
+            return false;
+        }
+        self.probe_answer(|a| a.peer == name, Err(reason.to_owned()), view);
+        true
+    }
+
+    pub(super) fn probe_closed(&mut self, link: Link, reason: &str, view: &View) -> bool {
+        if !self.is_probe(link) {
+            return false;
+        }
+        self.probe_answer(|a| a.link == Some(link), Err(reason.to_owned()), view);
+        true
+    }
+
+    fn is_probe(&self, link: Link) -> bool {
+        self.probe
+            .as_ref()
+            .is_some_and(|p| p.asked.iter().any(|a| a.link == Some(link)))
+    }
+
+    pub(super) fn probe_message(&mut self, link: Link, message: &Message, view: &View) -> bool {
+        if !self.is_probe(link) {
+            return false;
+        }
+        let answer = match message {
+            Message::Hello(theirs) => Ok(theirs.clone()),
+            Message::Refuse { text, .. } | Message::Bye { reason: text } => Err(text.clone()),
+            other => Err(format!("answered with {}", super::links::kind(other))),
+        };
+        self.actions.push(Action::Close(link));
+        self.probe_answer(|a| a.link == Some(link), answer, view);
+        true
+    }
+
+    fn probe_answer(
+        &mut self,
+        which: impl Fn(&Asked) -> bool,
+        answer: Result<Box<Hello>, String>,
+        view: &View,
+    ) {
+        if let Some(asked) = self
+            .probe
+            .as_mut()
+            .and_then(|p| p.asked.iter_mut().find(|a| which(a)))
+        {
+            asked.link = None;
+            asked.answer.get_or_insert(answer);
+        }
+        self.probe_complete(view);
+    }
+
+    pub(super) fn probe_deadline(&self) -> Option<Duration> {
+        let handing = matches!(self.mode, Mode::HandedOver) && self.promised_command.is_some();
+        let handed = handing.then(|| self.handed_at + self.config.timeout * 2);
+        self.probe
+            .as_ref()
+            .map(|p| p.since + self.config.timeout)
+            .or(handed)
+    }
+
+    pub(super) fn probe_tick(&mut self, view: &View) {
+        let now = self.now;
+        let timeout = self.config.timeout;
+        if matches!(self.mode, Mode::HandedOver) && now >= self.handed_at + timeout * 2 {
+            let to = self.primary_name();
+            self.promised_done(Err(format!(
+                "the group is handed to {to}, which has not confirmed yet; nobody serves until it does. This goes on by \
+                 itself when {to} answers"
+            )));
+        }
+        let Some(probe) = self.probe.as_mut().filter(|p| now >= p.since + timeout) else {
+            return;
+        };
+        let mut late = Vec::new();
+        for asked in probe.asked.iter_mut().filter(|a| a.answer.is_none()) {
+            asked.answer = Some(Err(format!("no answer within {timeout:?}")));
+            late.extend(asked.link.take());
+        }
+        self.actions.extend(late.into_iter().map(Action::Close));
+        self.probe_complete(view);
+    }
+
+    /// All peers have answered or cannot: promote, or say why not.
+    fn probe_complete(&mut self, view: &View) {
+        if self
+            .probe
+            .as_ref()
+            .is_none_or(|p| p.asked.iter().any(|a| a.answer.is_none()))
+        {
+            return;
+        }
+        let probe = self.probe.take().expect("just seen");
+        let back = if self.facts.handed.is_some() {
+            Mode::HandedOver
+        } else {
+            Mode::Mirror
+        };
+        let mut unreachable = Vec::new();
+        for asked in &probe.asked {
+            let verdict = match asked.answer.as_ref().expect("all answered") {
+                Ok(theirs) => self.objection(theirs, probe.overrides),
+                Err(reason) if probe.overrides.peer_unreachable => {
+                    unreachable.push(asked.peer.clone());
+                    self.log(
+                        Severity::Warn,
+                        format!("promotion without {}: {reason}", asked.peer),
+                    );
+                    None
+                }
+                Err(reason) => Some(self.unreachable_text(&asked.peer, reason)),
+            };
+            if let Some(text) = verdict {
+                self.set_mode(back.clone());
+                self.done(probe.command, Err(text));
+                self.connect_all();
+                return;
+            }
+        }
+        self.become_primary(probe.command, &unreachable, view);
+    }
+
+    /// What a peer's answer has against this site becoming primary.
+    fn objection(&self, theirs: &Hello, overrides: Overrides) -> Option<String> {
+        let group = &self.config.group;
+        match theirs.stance {
+            Stance::Serving => Some(format!(
+                "{} answers as primary; use `doublure switchover {group}` there, which loses nothing",
+                theirs.site
+            )),
+            Stance::Returning => Some(format!(
+                "{} is primary by its record and is starting; if it shall not be, run `doublure demote {group}` there first",
+                theirs.site
+            )),
+            Stance::HandedOver | Stance::Probe => None,
+            Stance::Mirror => {
+                let common = self
+                    .facts
+                    .lineage
+                    .common(self.tail, &theirs.lineage, theirs.tail);
+                let has_more = common.is_none_or(|c| c.they_went_on || c.theirs > c.mine);
+                (has_more && !overrides.behind).then(|| {
+                    format!(
+                        "{} has more: its history ends at LSN {}, here it ends at LSN {}. Promote {} instead, or give its \
+                         surplus up with `--force behind`",
+                        theirs.site, theirs.tail, self.tail, theirs.site
+                    )
+                })
+            }
+        }
+    }
+
+    fn unreachable_text(&self, peer: &str, reason: &str) -> String {
+        let heard = self
+            .peers
+            .iter()
+            .find(|p| p.name == peer)
+            .and_then(|p| p.last_heard);
+        let heard = heard.map_or_else(
+            || "it was not heard of since this daemon started".to_owned(),
+            |at| {
+                format!(
+                    "it was last heard of {} s ago",
+                    self.now.saturating_sub(at).as_secs()
+                )
+            },
+        );
+        let loss = match self.facts.ack {
+            crate::base::AckMode::Async => "writes it acknowledged since then are lost",
+            _ => "writes it acknowledged alone since then, if any, are not here",
+        };
+        format!(
+            "{peer} cannot be reached ({reason}); {heard}. If it still serves, two primaries would write apart from each \
+             other; {loss}. This site is at LSN {} (committed {}). When you are sure that {peer} is down: \
+             `doublure promote {} --force peer-unreachable`",
+            self.tail, self.commit, self.config.group
+        )
+    }
+
+    fn become_primary(&mut self, command: u64, unreachable: &[String], view: &View) {
+        let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
+        self.log(
+            Severity::Warn,
+            format!("group {}: promoted at LSN {}", self.config.group, self.tail),
+        );
+        self.facts.role = Role::Primary;
+        self.facts.handed = None;
+        self.facts.floor = self.facts.floor.min(self.tail);
+        self.facts.inconsistent_until = None;
+        self.facts.alone = unreachable.first().map(|peer| Alone {
+            peer: peer.clone(),
+            since_ns,
+            from_lsn,
+        });
+        self.facts.told_durable.clear();
+        self.promised_command = Some(command);
+        self.set_mode(Mode::Returning);
+        for peer in &mut self.peers {
+            peer.asked = unreachable.contains(&peer.name);
+            peer.gated = false;
+        }
+        self.connect_all();
+        self.try_to_open(view);
+    }
+
+    /// Primary by record, and the operator says that it shall serve.
+    fn promote_waiting(&mut self, id: u64, overrides: Overrides, view: &View) {
+        if let Some(text) = self.peers.iter().find_map(|p| p.refused.clone()) {
+            self.done(id, Err(text));
+            return;
+        }
+        if self.tail < self.facts.floor && !overrides.behind {
+            let why = if let Mode::Waiting(why) = &self.mode {
+                why.clone()
+            } else {
+                "starting".into()
+            };
+            self.done(id, Err(why));
+            return;
+        }
+        if !overrides.peer_unreachable {
+            let why = match &self.mode {
+                Mode::Waiting(why) => why.clone(),
+                _ => "this site is primary by its record and is asking its peer; it serves as soon as that is settled".into(),
+            };
+            self.done(id, Err(why));
+            return;
+        }
+        if let Mode::Fetching(_) = self.mode {
+            self.done(
+                id,
+                Err("the peer answers; its tail is being taken over".into()),
+            );
+            return;
+        }
+        let answers = |p: &super::Peer| {
+            matches!(
+                p.phase,
+                PeerPhase::Agreed { .. } | PeerPhase::Greeting { .. }
+            )
+        };
+        if let Some(peer) = self.peers.iter().find(|p| answers(p)) {
+            let text = format!(
+                "{} answers; this site will serve as soon as the two have agreed",
+                peer.name
+            );
+            self.done(id, Err(text));
+            return;
+        }
+        self.facts.floor = self.facts.floor.min(self.tail);
+        let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
+        if self.facts.alone.is_none() {
+            self.facts.alone = self.peers.first().map(|p| Alone {
+                peer: p.name.clone(),
+                since_ns,
+                from_lsn,
+            });
+        }
+        for peer in &mut self.peers {
+            peer.asked = true;
+        }
+        self.promised_command = Some(id);
+        self.try_to_open(view);
+    }
+
+    fn demote(&mut self, id: u64) {
+        match &self.mode {
+            Mode::Mirror | Mode::Probing => {
+                self.done(id, Ok(format!("{} is a mirror already", self.config.site)));
+            }
+            Mode::Returning | Mode::Waiting(_) => {
+                self.drop_all_links("demoted");
+                self.facts.role = Role::Mirror;
+                self.save(Then::Demoted(id));
+            }
+            Mode::Serving => {
+                let waiting = self
+                    .peers
+                    .iter()
+                    .find(|p| p.gated && p.streaming_link().is_none());
+                if let Some(peer) = waiting.filter(|_| self.commit < self.tail) {
+                    let text = format!(
+                        "{} operations wait for {} and cannot be finished; try again when it is back or declared dead",
+                        self.tail.since(self.commit),
+                        peer.name
+                    );
+                    self.done(id, Err(text));
+                    return;
+                }
+                self.set_mode(Mode::Draining(Drain::Demote(id)));
+                self.continue_drain();
+            }
+            other => {
+                let text = format!("not while the group is in the state {other:?}");
+                self.done(id, Err(text));
+            }
+        }
+    }
+
+    fn switchover(&mut self, id: u64) {
+        if self.mode != Mode::Serving {
+            let text = match &self.mode {
+                Mode::Mirror | Mode::Probing => {
+                    format!(
+                        "{} is a mirror; give the command to {}",
+                        self.config.site,
+                        self.primary_name()
+                    )
+                }
+                Mode::Waiting(why) => why.clone(),
+                other => format!("not while the group is in the state {other:?}"),
+            };
+            self.done(id, Err(text));
+            return;
+        }
+        let Some(peer) = self.peers.iter().find(|p| p.in_sync) else {
+            let text = match self.peers.first() {
+                None => "no peer is configured".to_owned(),
+                Some(p) => format!(
+                    "{} is not in sync; a switchover now would lose writes. Wait until `doublure status` says in_sync",
+                    p.name
+                ),
+            };
+            self.done(id, Err(text));
+            return;
+        };
+        let to = peer.name.clone();
+        self.log(
+            Severity::Info,
+            format!("group {}: switching over to {to}", self.config.group),
+        );
+        self.set_mode(Mode::Draining(Drain::Switchover(id, to)));
+        self.continue_drain();
+    }
+
+    /// Goes on with a demotion or switchover once nothing is in flight any more.
+    pub(super) fn continue_drain(&mut self) {
+        let Mode::Draining(drain) = &self.mode else {
+            return;
+        };
+        let settled = |p: &super::Peer| !p.gated || p.durable >= self.tail;
+        let already = self
+            .saves
+            .iter()
+            .any(|(_, then)| matches!(then, Then::Handed(_) | Then::Demoted(_)));
+        if already
+            || self.commit < self.tail
+            || self.durable < self.tail
+            || !self.peers.iter().all(settled)
+        {
+            return;
+        }
+        match drain.clone() {
+            Drain::Demote(id) => {
+                self.facts.role = Role::Mirror;
+                self.save(Then::Demoted(id));
+            }
+            Drain::Switchover(id, to) => {
+                let epoch_id = self
+                    .facts
+                    .lineage
+                    .last()
+                    .expect("a serving site has an epoch")
+                    .id;
+                self.facts.handed = Some(Handed {
+                    to,
+                    epoch_id,
+                    lsn: self.tail,
+                });
+                self.save(Then::Handed(id));
+            }
+        }
+    }
+
+    pub(super) fn demoted(&mut self, id: u64) {
+        self.drop_all_links("demoted");
+        self.set_mode(Mode::Mirror);
+        for peer in &mut self.peers {
+            peer.gated = false;
+            peer.owes_since = None;
+        }
+        self.claimed = self.commit;
+        self.actions.push(Action::CloseClients);
+        self.done(
+            id,
+            Ok(format!(
+                "{} is a mirror now; nobody is primary until one is promoted",
+                self.config.site
+            )),
+        );
+    }
+
+    /// The handing over is durable: from here on this site never serves by itself. Deliver it.
+    pub(super) fn handed_recorded(&mut self, id: u64) {
+        self.promised_command = Some(id);
+        self.handed_at = self.now;
+        self.set_mode(Mode::HandedOver);
+        self.actions.push(Action::CloseClients);
+        for at in 0..self.peers.len() {
+            self.peer_link_down(at, Some("switchover"));
+            self.peers[at].gated = false;
+            self.peers[at].owes_since = None;
+        }
+        self.connect_all();
+    }
+
+    /// The new primary has opened its epoch.
+    pub(super) fn taken(&mut self, at: usize) {
+        let name = self.peers[at].name.clone();
+        self.peer_link_down(at, None);
+        self.log(
+            Severity::Info,
+            format!("group {}: {name} is primary now", self.config.group),
+        );
+        self.facts.role = Role::Mirror;
+        self.facts.handed = None;
+        self.save(Then::StepDown);
+        self.promised_done(Ok(format!("{name} is primary now; nothing was lost")));
+    }
+
+    fn disconnect(&mut self, id: u64) {
+        for at in 0..self.peers.len() {
+            self.peers[at].cut = true;
+            self.peer_link_down(at, Some("the operator cut the link"));
+            if self.peers[at].gated {
+                self.peer_lost(at, "the operator cut the link");
+            }
+        }
+        self.forget_upstream("the operator cut the link");
+        self.done(
+            id,
+            Ok("the link is cut until `doublure connect`, or until the daemon restarts".into()),
+        );
+    }
+
+    /// All is finished that could be: says goodbye on every link and closes the clients.
+    pub fn goodbye(&mut self, now: Duration, view: &View) {
+        (self.now, self.now_ns) = (now, view.time_ns);
+        self.drop_all_links("stopping");
+        self.set_mode(Mode::Stopped);
+        self.actions.push(Action::CloseClients);
+        self.announce_exports();
+    }
+}

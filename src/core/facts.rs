@@ -1,0 +1,86 @@
+//! What a site must remember across a crash to keep the promise. Saved as a whole, before what depends on it is done.
+
+use uuid::Uuid;
+
+use crate::base::{AckMode, Lineage, Lsn, Role};
+
+/// The record of acknowledging without a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Alone {
+    /// Without whom.
+    pub peer: String,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
+    /// From this LSN on.
+    pub from_lsn: Lsn,
+}
+
+/// The record of having handed the role over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Handed {
+    /// To whom.
+    pub to: String,
+    /// In this epoch.
+    pub epoch_id: Uuid,
+    /// At this LSN.
+    pub lsn: Lsn,
+}
+
+/// The durable facts of a group at a site, except for what journal and homes say by themselves.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// Identity of the group; nil until a new mirror has met its primary.
+    pub group_id: Uuid,
+    /// Role of this site.
+    pub role: Role,
+    /// Mode of acknowledgement.
+    pub ack: AckMode,
+    /// The epochs. May name one more than the journal holds operations of.
+    pub lineage: Lineage,
+    /// Set before the first acknowledgement without a peer, cleared before that peer counts as in sync.
+    pub alone: Option<Alone>,
+    /// Set before the role is handed over, cleared once it was taken.
+    pub handed: Option<Handed>,
+    /// Highest LSN that this site was told it held durable. Above the journal's tail after a disk lost history.
+    pub floor: Lsn,
+    /// This site was in sync with a peer once: from then on `freeze` binds.
+    pub ever_in_sync: bool,
+    /// The homes are no prefix of any history until this LSN is durable and applied; `u64::MAX` while unknown.
+    pub inconsistent_until: Option<Lsn>,
+    /// Per peer: highest LSN it confirmed durable.
+    pub told_durable: Vec<(String, Lsn)>,
+}
+
+impl Facts {
+    /// A site that has no history yet.
+    pub fn new(group_id: Uuid, role: Role, ack: AckMode) -> Facts {
+        Facts {
+            group_id,
+            role,
+            ack,
+            lineage: Lineage::default(),
+            alone: None,
+            handed: None,
+            floor: Lsn::ZERO,
+            ever_in_sync: false,
+            inconsistent_until: None,
+            told_durable: Vec::new(),
+        }
+    }
+
+    /// Highest LSN that this peer confirmed durable.
+    pub fn told_durable(&self, peer: &str) -> Lsn {
+        self.told_durable
+            .iter()
+            .find(|(name, _)| name == peer)
+            .map_or(Lsn::ZERO, |&(_, lsn)| lsn)
+    }
+
+    /// Notes what a peer confirmed. Saved with the next save; no save is owed for it alone.
+    pub fn note_told_durable(&mut self, peer: &str, lsn: Lsn) {
+        match self.told_durable.iter_mut().find(|(name, _)| name == peer) {
+            Some((_, known)) => *known = lsn,
+            None => self.told_durable.push((peer.to_owned(), lsn)),
+        }
+    }
+}

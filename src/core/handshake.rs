@@ -1,0 +1,479 @@
+//! The handshake's truth table: what two sites do with each other, given what both said in their greetings.
+//!
+//! [`decide`] is a pure function of the two greetings, connecting side first. Both sides call it with the same
+//! arguments, so they cannot disagree about the outcome; there is exactly one for every pair.
+//!
+//! | connecting \ accepting | mirror | serving | returning | handed over |
+//! | --- | --- | --- | --- | --- |
+//! | serving | stream, copy, forked | both primary | acceptor steps down, forked | acceptor steps down, forked |
+//! | returning | stream, fetch, copy, forked | initiator steps down, forked | by lineage | acceptor steps down, forked |
+//! | handed over | handover | initiator steps down, forked | initiator steps down, forked | disagree |
+//! | probe | probe | probe | probe | probe |
+//! | mirror | disagree | disagree | disagree | disagree |
+
+use crate::base::{AckMode, Common, Hello, Lsn, Stance};
+
+/// What follows from two greetings.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Frames go from the connecting side to the accepting mirror, from this LSN on. The mirror first drops its
+    /// own tail from there, which is not committed.
+    Stream {
+        /// First LSN to send.
+        from: Lsn,
+    },
+    /// The mirror's tail is longer and of the same history: the returning primary takes it over first.
+    Fetch {
+        /// First LSN wanted.
+        from: Lsn,
+    },
+    /// The mirror needs a copy of the whole volumes.
+    Copy,
+    /// The mirror takes the role that was handed to it.
+    Handover,
+    /// The connecting side becomes a mirror of the accepting one.
+    InitiatorStepsDown,
+    /// The accepting side becomes a mirror of the connecting one.
+    AcceptorStepsDown,
+    /// Both serve.
+    BothPrimary,
+    /// Both went on after the last LSN they share, and what one would lose was or may have been acknowledged.
+    Forked {
+        /// The last LSN they share.
+        common: Lsn,
+    },
+    /// Two histories without a shared epoch.
+    Unrelated,
+    /// Not the same group, or not the site that was meant.
+    WrongGroup(String),
+    /// Nothing the sites may settle by themselves.
+    Disagree(String),
+    /// The connecting side only asked.
+    Probe,
+}
+
+/// Tells what the site that connected (`init`) and the site that accepted (`acc`) do.
+pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
+    if let Some(text) = wrong_group(init, acc) {
+        return Outcome::WrongGroup(text);
+    }
+    if init.stance == Stance::Probe {
+        return Outcome::Probe;
+    }
+    let Some(common) = init.lineage.common(init.tail, &acc.lineage, acc.tail) else {
+        return Outcome::Unrelated;
+    };
+    if let Some(text) = volumes_differ(init, acc) {
+        return Outcome::Disagree(text);
+    }
+    match (init.stance, acc.stance) {
+        (Stance::Mirror | Stance::Probe, _) | (_, Stance::Probe) => {
+            Outcome::Disagree("a mirror does not open links; only a primary does".into())
+        }
+        (Stance::Serving, Stance::Serving) => Outcome::BothPrimary,
+        (Stance::Returning | Stance::HandedOver, Stance::Serving) => {
+            initiator_steps_down(init, acc, common)
+        }
+        (Stance::Serving, Stance::Returning | Stance::HandedOver)
+        | (Stance::Returning, Stance::HandedOver) => acceptor_steps_down(init, acc, common),
+        (Stance::HandedOver, Stance::Returning) => initiator_steps_down(init, acc, common),
+        (Stance::Returning, Stance::Returning) => match (common.i_went_on, common.they_went_on) {
+            (true, false) => acceptor_steps_down(init, acc, common),
+            (false, true) => initiator_steps_down(init, acc, common),
+            (true, true) => Outcome::Forked { common: common.lsn() },
+            (false, false) => Outcome::Disagree(
+                "both sites are primary by their records and neither has gone on; demote one of them".into(),
+            ),
+        },
+        (Stance::HandedOver, Stance::HandedOver) => Outcome::Disagree(
+            "each site handed the group over to the other; promote one of them".into(),
+        ),
+        (Stance::HandedOver, Stance::Mirror) => handover(init, acc, common),
+        (Stance::Serving | Stance::Returning, Stance::Mirror) => to_mirror(init, acc, common),
+    }
+}
+
+fn wrong_group(init: &Hello, acc: &Hello) -> Option<String> {
+    if init.group != acc.group {
+        return Some(format!(
+            "{} speaks of group '{}', {} of '{}'",
+            init.site, init.group, acc.site, acc.group
+        ));
+    }
+    if init.to_site != acc.site {
+        return Some(format!(
+            "{} looks for site '{}' and reached '{}'; check the peer's address in its configuration",
+            init.site, init.to_site, acc.site
+        ));
+    }
+    let both_known = !init.group_id.is_nil() && !acc.group_id.is_nil();
+    if both_known && init.group_id != acc.group_id {
+        return Some(format!(
+            "group '{}' of {} has the id {}, that of {} has {}: they were created separately",
+            init.group, init.site, init.group_id, acc.site, acc.group_id
+        ));
+    }
+    None
+}
+
+fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
+    for theirs in &acc.volumes {
+        let Some(mine) = init.volumes.iter().find(|v| v.id == theirs.id) else {
+            continue;
+        };
+        if mine.uuid != theirs.uuid || mine.size != theirs.size {
+            return Some(format!(
+                "volume {} is '{}' ({}, {} bytes) on {} and '{}' ({}, {} bytes) on {}",
+                mine.id.0,
+                mine.name,
+                mine.uuid,
+                mine.size,
+                init.site,
+                theirs.name,
+                theirs.uuid,
+                theirs.size,
+                acc.site
+            ));
+        }
+    }
+    None
+}
+
+/// Whether the side with this greeting may drop its history after `keep`, because nothing there was acknowledged.
+///
+/// What is committed may have been acknowledged. Beyond the commit LSN that it wrote down, a primary may have
+/// acknowledged more, unless it ran in `sync` with its peer: then whatever it acknowledged the peer has.
+fn may_drop_after(side: &Hello, keep: Lsn) -> bool {
+    if side.tail <= keep {
+        return true;
+    }
+    let wrote_it = side.stance != Stance::Mirror;
+    side.commit <= keep && (!wrote_it || (side.ack == AckMode::Sync && !side.alone))
+}
+
+fn initiator_steps_down(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let _ = acc;
+    if may_drop_after(init, common.lsn()) {
+        Outcome::InitiatorStepsDown
+    } else {
+        Outcome::Forked {
+            common: common.lsn(),
+        }
+    }
+}
+
+fn acceptor_steps_down(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let _ = init;
+    if may_drop_after(acc, common.lsn()) {
+        Outcome::AcceptorStepsDown
+    } else {
+        Outcome::Forked {
+            common: common.lsn(),
+        }
+    }
+}
+
+fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let same_end = !common.i_went_on && !common.they_went_on && common.mine == common.theirs;
+    if same_end && acc.inconsistent_until.is_none() {
+        Outcome::Handover
+    } else {
+        Outcome::Disagree(format!(
+            "{} handed the group over at LSN {}, but {} is at LSN {}; promote the site that has more",
+            init.site, init.tail, acc.site, acc.tail
+        ))
+    }
+}
+
+fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    // A copy that was cut off leaves nothing to build on.
+    if acc
+        .inconsistent_until
+        .is_some_and(|lsn| lsn == Lsn(u64::MAX))
+    {
+        return if init.inconsistent_until.is_some() {
+            both_unusable(init, acc)
+        } else {
+            Outcome::Copy
+        };
+    }
+    if acc.lineage.is_empty() {
+        return stream_or_copy(init, Lsn::ZERO);
+    }
+    let mirror_has_more = common.theirs > common.mine || common.they_went_on;
+    if !mirror_has_more {
+        return stream_or_copy(init, common.theirs);
+    }
+    if common.i_went_on || init.stance == Stance::Serving {
+        // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
+        return if acc.commit <= common.lsn() {
+            stream_or_copy(init, common.lsn())
+        } else {
+            Outcome::Forked {
+                common: common.lsn(),
+            }
+        };
+    }
+    if common.mine > common.theirs {
+        // The mirror was primary in between, and this side holds a tail that it never saw.
+        return Outcome::Forked {
+            common: common.lsn(),
+        };
+    }
+    if acc.journal_first > init.tail.next() {
+        return Outcome::Disagree(format!(
+            "{} has history up to LSN {} that {} (at LSN {}) lacks, but its journal begins at LSN {}; promote {}",
+            acc.site, acc.tail, init.site, init.tail, acc.journal_first, acc.site
+        ));
+    }
+    Outcome::Fetch {
+        from: init.tail.next(),
+    }
+}
+
+fn stream_or_copy(init: &Hello, have: Lsn) -> Outcome {
+    if init.journal_first <= have.next() {
+        Outcome::Stream { from: have.next() }
+    } else {
+        Outcome::Copy
+    }
+}
+
+fn both_unusable(init: &Hello, acc: &Hello) -> Outcome {
+    Outcome::Disagree(format!(
+        "the homes of {} and of {} are both in the middle of a copy",
+        init.site, acc.site
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::base::{Epoch, Lineage};
+
+    fn hello(stance: Stance, epochs: &[(u128, u64)], tail: u64, commit: u64) -> Hello {
+        let (site, to) = ("a", "b");
+        let epochs = epochs.iter().enumerate().map(|(i, &(id, first))| Epoch {
+            number: i as u64 + 1,
+            id: Uuid::from_u128(id),
+            site: site.into(),
+            first_lsn: Lsn(first),
+            ack: AckMode::Sync,
+            alone: false,
+            time_ns: 0,
+        });
+        Hello {
+            group_id: Uuid::from_u128(7),
+            group: "g".into(),
+            site: site.into(),
+            to_site: to.into(),
+            stance,
+            lineage: Lineage::new(epochs.collect()).unwrap(),
+            tail: Lsn(tail),
+            commit: Lsn(commit),
+            chain: 0,
+            told_durable: Lsn::ZERO,
+            floor: Lsn::ZERO,
+            inconsistent_until: None,
+            alone: false,
+            ack: AckMode::Sync,
+            volumes: Vec::new(),
+            journal_first: Lsn(1),
+        }
+    }
+
+    fn accepting(stance: Stance, epochs: &[(u128, u64)], tail: u64, commit: u64) -> Hello {
+        let mut hello = hello(stance, epochs, tail, commit);
+        std::mem::swap(&mut hello.site, &mut hello.to_site);
+        hello
+    }
+
+    const ONE: &[(u128, u64)] = &[(1, 1)];
+    const TWO: &[(u128, u64)] = &[(1, 1), (2, 11)];
+
+    #[test]
+    fn a_mirror_behind_is_streamed_to_and_a_new_one_gets_all_of_it() {
+        let init = hello(Stance::Serving, TWO, 20, 20);
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 5, 5)),
+            Outcome::Stream { from: Lsn(6) }
+        );
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, &[], 0, 0)),
+            Outcome::Stream { from: Lsn(1) }
+        );
+    }
+
+    #[test]
+    fn a_mirror_that_the_journal_no_longer_reaches_is_copied() {
+        let mut init = hello(Stance::Serving, TWO, 20, 20);
+        init.journal_first = Lsn(8);
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 5, 5)),
+            Outcome::Copy
+        );
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 7, 5)),
+            Outcome::Stream { from: Lsn(8) }
+        );
+    }
+
+    #[test]
+    fn a_returning_primary_adopts_the_mirrors_longer_tail() {
+        let init = hello(Stance::Returning, ONE, 8, 8);
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 10, 8)),
+            Outcome::Fetch { from: Lsn(9) }
+        );
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, TWO, 11, 8)),
+            Outcome::Fetch { from: Lsn(9) }
+        );
+    }
+
+    #[test]
+    fn a_mirrors_uncommitted_tail_gives_way_and_a_committed_one_is_a_fork() {
+        let init = hello(Stance::Serving, TWO, 20, 20);
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 12, 10)),
+            Outcome::Stream { from: Lsn(11) }
+        );
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 12, 11)),
+            Outcome::Forked { common: Lsn(10) }
+        );
+    }
+
+    #[test]
+    fn an_old_primary_steps_down_if_it_ran_in_sync_and_is_a_fork_otherwise() {
+        let acc = accepting(Stance::Serving, TWO, 20, 20);
+        let mut init = hello(Stance::Returning, ONE, 12, 10);
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        init.alone = true;
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+        init.alone = false;
+        init.ack = AckMode::Memsync;
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+        init.tail = Lsn(10);
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+    }
+
+    #[test]
+    fn two_serving_sites_are_refused_whatever_their_histories() {
+        let acc = accepting(Stance::Serving, TWO, 20, 20);
+        assert_eq!(
+            decide(&hello(Stance::Serving, ONE, 10, 10), &acc),
+            Outcome::BothPrimary
+        );
+        assert_eq!(
+            decide(&hello(Stance::Serving, TWO, 20, 20), &acc),
+            Outcome::BothPrimary
+        );
+    }
+
+    #[test]
+    fn a_handover_is_taken_only_at_the_very_point_where_it_was_made() {
+        let init = hello(Stance::HandedOver, ONE, 10, 10);
+        assert_eq!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 10, 9)),
+            Outcome::Handover
+        );
+        assert!(matches!(
+            decide(&init, &accepting(Stance::Mirror, ONE, 9, 9)),
+            Outcome::Disagree(_)
+        ));
+    }
+
+    #[test]
+    fn strangers_are_told_apart() {
+        let init = hello(Stance::Serving, ONE, 10, 10);
+        let mut acc = accepting(Stance::Mirror, &[(9, 1)], 3, 3);
+        assert_eq!(decide(&init, &acc), Outcome::Unrelated);
+        acc.group_id = Uuid::from_u128(8);
+        assert!(matches!(decide(&init, &acc), Outcome::WrongGroup(_)));
+        acc.group_id = Uuid::nil();
+        acc.site = "c".into();
+        assert!(matches!(decide(&init, &acc), Outcome::WrongGroup(_)));
+    }
+
+    /// Walks every combination of stances, lineages, tails and commit LSNs, and holds the outcome against what must
+    /// hold for all of them: nothing committed is ever dropped, and nobody serves beside another.
+    #[test]
+    fn every_pair_has_one_outcome_and_none_drops_what_is_committed() {
+        let stances = [
+            Stance::Serving,
+            Stance::Returning,
+            Stance::HandedOver,
+            Stance::Mirror,
+            Stance::Probe,
+        ];
+        let lineages: [&[(u128, u64)]; 5] = [&[], ONE, TWO, &[(1, 1), (3, 9)], &[(4, 1)]];
+        let mut seen = 0;
+        for a in stances {
+            for b in stances {
+                for la in lineages {
+                    for lb in lineages {
+                        for ta in [0u64, 8, 10, 12] {
+                            for tb in [0u64, 8, 10, 12] {
+                                // What has no epoch has no operations, and an epoch begins within the history.
+                                let starts_before = |l: &[(u128, u64)], t| {
+                                    l.is_empty() == (t == 0)
+                                        && l.iter().all(|&(_, first)| first <= t)
+                                };
+                                if !starts_before(la, ta) || !starts_before(lb, tb) {
+                                    continue;
+                                }
+                                for ca in [0, ta.saturating_sub(2), ta] {
+                                    for cb in [0, tb.saturating_sub(2), tb] {
+                                        let init = hello(a, la, ta, ca);
+                                        let acc = accepting(b, lb, tb, cb);
+                                        check(&init, &acc, &decide(&init, &acc));
+                                        seen += 1;
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(seen > 5000, "{seen} combinations");
+    }
+
+    fn check(init: &Hello, acc: &Hello, outcome: &Outcome) {
+        match outcome {
+            Outcome::Stream { from } => {
+                assert_eq!(acc.stance, Stance::Mirror);
+                assert!(from.prev() <= init.tail, "{init:?} {acc:?}");
+                let keeps = from.prev();
+                assert!(
+                    acc.tail <= keeps || acc.commit <= keeps,
+                    "dropped committed history: {init:?} {acc:?}"
+                );
+            }
+            Outcome::Fetch { from } => {
+                assert_eq!(init.stance, Stance::Returning);
+                assert_eq!(*from, init.tail.next());
+                assert!(acc.tail >= *from, "{init:?} {acc:?}");
+            }
+            Outcome::InitiatorStepsDown => {
+                assert!(matches!(acc.stance, Stance::Serving | Stance::Returning));
+                assert!(init.stance != Stance::Serving && init.stance != Stance::Mirror);
+            }
+            Outcome::AcceptorStepsDown => {
+                assert!(matches!(init.stance, Stance::Serving | Stance::Returning));
+                assert!(acc.stance != Stance::Serving && acc.stance != Stance::Mirror);
+            }
+            Outcome::Handover => assert_eq!(init.tail, acc.tail),
+            Outcome::BothPrimary => {
+                assert_eq!(
+                    (init.stance, acc.stance),
+                    (Stance::Serving, Stance::Serving)
+                );
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,749 @@
+//! Connections: greetings, keepalive, loss, reconnection. Who says what on a link, for either side.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::peer::Conflict;
+use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
+use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
+
+/// A connection that a peer opened and that is not in use yet.
+#[derive(Debug)]
+pub(super) struct Handshake {
+    pub link: Link,
+    pub since: Duration,
+    /// What both greetings led to, and who is at the other end.
+    pub agreed: Option<Agreed>,
+}
+
+/// What two greetings led to.
+#[derive(Clone, Debug)]
+pub(super) struct Agreed {
+    pub site: String,
+    pub group_id: Uuid,
+    pub outcome: Outcome,
+}
+
+/// What an acknowledgement says.
+pub(super) struct Progress {
+    pub received: Lsn,
+    pub durable: Lsn,
+    pub applied: Lsn,
+    pub credit_bytes: u64,
+    pub inconsistent: bool,
+}
+
+impl Core {
+    pub(super) fn peer_on(&self, link: Link) -> Option<usize> {
+        self.peers.iter().position(|p| p.link() == Some(link))
+    }
+
+    /// The greeting of this site towards a peer. The caller completes what `View` holds when it sends it; here it is
+    /// complete already, because it also decides.
+    pub(super) fn hello(&self, to: &str, view: &View) -> Hello {
+        let stance = match self.mode {
+            Mode::Serving | Mode::Draining(_) => Stance::Serving,
+            Mode::Opening if self.facts_served() => Stance::Serving,
+            Mode::Opening | Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => {
+                Stance::Returning
+            }
+            Mode::HandedOver => Stance::HandedOver,
+            Mode::Probing => Stance::Probe,
+            Mode::Mirror | Mode::Fenced(_) | Mode::Stopped => Stance::Mirror,
+        };
+        Hello {
+            group_id: self.facts.group_id,
+            group: self.config.group.clone(),
+            site: self.config.site.clone(),
+            to_site: to.to_owned(),
+            stance,
+            lineage: self.facts.lineage.clone(),
+            tail: self.tail,
+            commit: self.commit,
+            chain: view.chain,
+            told_durable: self.facts.told_durable(to),
+            floor: self.facts.floor,
+            inconsistent_until: self.facts.inconsistent_until,
+            alone: self.facts.alone.is_some(),
+            ack: self.facts.ack,
+            volumes: view.volumes.to_vec(),
+            journal_first: view.journal_first,
+        }
+    }
+
+    /// In `Opening`: whether this site was serving already, and opens a further epoch.
+    fn facts_served(&self) -> bool {
+        self.reopening()
+    }
+
+    /// A connection that this site asked for is up.
+    pub(super) fn connected(&mut self, link: Link, name: &str, view: &View) {
+        if self.probe_connected(link, name, view) {
+            return;
+        }
+        let since = self.now;
+        match self.peers.iter().position(|p| p.name == name) {
+            Some(at)
+                if matches!(self.peers[at].phase, PeerPhase::Connecting { .. })
+                    && self.opens_links() =>
+            {
+                self.peers[at].phase = PeerPhase::Greeting { link, since };
+                let hello = self.hello(name, view);
+                self.actions
+                    .push(Action::Send(link, Message::Hello(Box::new(hello))));
+            }
+            _ => self.actions.push(Action::Close(link)),
+        }
+    }
+
+    pub(super) fn connect_failed(
+        &mut self,
+        name: &str,
+        refused: bool,
+        reason: String,
+        view: &View,
+    ) {
+        if self.probe_failed(name, &reason, view) {
+            return;
+        }
+        let Some(at) = self.peers.iter().position(|p| p.name == name) else {
+            return;
+        };
+        if !matches!(self.peers[at].phase, PeerPhase::Connecting { .. }) {
+            return;
+        }
+        let now = self.now;
+        self.peers[at].asked = true;
+        self.peers[at].link_lost(now);
+        if refused && self.peers[at].gated {
+            self.peer_lost(at, &reason);
+        }
+        self.try_to_open(view);
+    }
+
+    /// A peer connected to this site.
+    pub(super) fn accepted(&mut self, link: Link) {
+        if self.closing || matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+            self.refuse(
+                link,
+                Refusal::Busy,
+                format!("{} is not available for this group", self.config.site),
+            );
+            return;
+        }
+        self.handshakes.push(Handshake {
+            link,
+            since: self.now,
+            agreed: None,
+        });
+    }
+
+    pub(super) fn refuse(&mut self, link: Link, refusal: Refusal, text: String) {
+        self.actions
+            .push(Action::Send(link, Message::Refuse { refusal, text }));
+        self.actions.push(Action::Close(link));
+    }
+
+    pub(super) fn heard(&mut self, link: Link) {
+        let now = self.now;
+        if let Some(at) = self.peer_on(link) {
+            self.peers[at].last_heard = Some(now);
+        }
+        if let Some(upstream) = self.upstream.as_mut().filter(|u| u.link == link) {
+            upstream.last_heard = now;
+        }
+    }
+
+    /// Anything but frames and chunks.
+    pub(super) fn message(&mut self, link: Link, message: Message, view: &View) {
+        if let Message::Ping { token } = message {
+            self.actions
+                .push(Action::Send(link, Message::Pong { token }));
+            return;
+        }
+        if self.probe_message(link, &message, view) {
+            return;
+        }
+        if let Some(at) = self.handshakes.iter().position(|h| h.link == link) {
+            self.handshake_message(at, message, view);
+        } else if self.upstream.as_ref().is_some_and(|u| u.link == link) {
+            self.upstream_message(message, view);
+        } else if let Some(at) = self.peer_on(link) {
+            self.peer_message(at, message, view);
+        }
+    }
+
+    /// On a link that a peer opened and whose purpose is not settled.
+    fn handshake_message(&mut self, at: usize, message: Message, view: &View) {
+        let link = self.handshakes[at].link;
+        match message {
+            Message::Hello(theirs) if self.handshakes[at].agreed.is_none() => {
+                self.greeted(at, &theirs, view)
+            }
+            Message::Start(start) => {
+                let handshake = self.handshakes.swap_remove(at);
+                match handshake.agreed {
+                    Some(agreed) => self.start_proposed(link, agreed, *start, view),
+                    None => self.protocol_error(link, "a proposal before the greeting"),
+                }
+            }
+            Message::Refuse { text, .. } | Message::Bye { reason: text } => {
+                let from = self.handshakes.swap_remove(at);
+                let site = from
+                    .agreed
+                    .map_or_else(|| "a peer".into(), |agreed| agreed.site);
+                self.log(
+                    Severity::Warn,
+                    format!("{site} ended the handshake: {text}"),
+                );
+                self.actions.push(Action::Close(link));
+            }
+            other => {
+                self.handshakes.swap_remove(at);
+                self.protocol_error(link, &format!("{} during the handshake", kind(&other)));
+            }
+        }
+    }
+
+    pub(super) fn protocol_error(&mut self, link: Link, what: &str) {
+        let text = format!("protocol error: {what}");
+        self.log(Severity::Warn, text.clone());
+        self.refuse(link, Refusal::Disagree, text);
+    }
+
+    /// The first message of a peer that connected.
+    fn greeted(&mut self, at: usize, theirs: &Hello, view: &View) {
+        let link = self.handshakes[at].link;
+        let known = self.config.peers.iter().any(|p| *p == theirs.site);
+        let cut = self.peers.iter().any(|p| p.name == theirs.site && p.cut);
+        if !known || cut {
+            self.handshakes.swap_remove(at);
+            let text = if cut {
+                format!(
+                    "the link to {} was cut by the operator of {}",
+                    theirs.site, self.config.site
+                )
+            } else {
+                format!(
+                    "'{}' is not a peer of group {} on {}",
+                    theirs.site, self.config.group, self.config.site
+                )
+            };
+            self.refuse(link, Refusal::WrongGroup, text);
+            return;
+        }
+        if theirs.stance != Stance::Probe {
+            self.forget_upstream("its primary connected anew");
+            self.handshakes.retain(|h| {
+                h.link == link
+                    || h.agreed
+                        .as_ref()
+                        .is_none_or(|agreed| agreed.site != theirs.site)
+            });
+        }
+        let mine = self.hello(&theirs.site, view);
+        let outcome = decide(theirs, &mine);
+        let at = self
+            .handshakes
+            .iter()
+            .position(|h| h.link == link)
+            .expect("still there");
+        match &outcome {
+            Outcome::WrongGroup(text) => {
+                let text = text.clone();
+                self.handshakes.swap_remove(at);
+                self.log(Severity::Error, format!("link refused: {text}"));
+                self.refuse(link, Refusal::WrongGroup, text);
+                return;
+            }
+            Outcome::AcceptorStepsDown => {
+                self.handshakes.swap_remove(at);
+                self.refuse(
+                    link,
+                    Refusal::Busy,
+                    format!("{} is becoming a mirror; connect again", self.config.site),
+                );
+                self.drop_all_links("becoming a mirror");
+                let why = format!("{} is primary and has gone on from here", theirs.site);
+                self.step_down(&why);
+                return;
+            }
+            Outcome::BothPrimary
+            | Outcome::Forked { .. }
+            | Outcome::Unrelated
+            | Outcome::Disagree(_) => {
+                self.note_conflict(&theirs.site, &outcome);
+            }
+            _ => self.note_floor(theirs),
+        }
+        self.handshakes[at].agreed = Some(Agreed {
+            site: theirs.site.clone(),
+            group_id: theirs.group_id,
+            outcome,
+        });
+        self.actions
+            .push(Action::Send(link, Message::Hello(Box::new(mine))));
+    }
+
+    /// The other side knows that this one once held more than it has: its disk lost history.
+    fn note_floor(&mut self, theirs: &Hello) {
+        if theirs.told_durable > self.facts.floor && theirs.told_durable > self.tail {
+            let text = format!(
+                "{} was told that LSN {} is durable here, but the journal ends at LSN {}: this site's disk lost history",
+                theirs.site, theirs.told_durable, self.tail
+            );
+            self.log(Severity::Error, text);
+            self.facts.floor = theirs.told_durable;
+            self.save(super::Then::Nothing);
+        }
+    }
+
+    fn note_conflict(&mut self, site: &str, outcome: &Outcome) {
+        let text = self.conflict_text(site, outcome);
+        let Some(peer) = self.peers.iter_mut().find(|p| p.name == site) else {
+            return;
+        };
+        peer.conflict = match outcome {
+            Outcome::BothPrimary => Some(Conflict::BothPrimary),
+            Outcome::Forked { .. } => Some(Conflict::Forked),
+            _ => None,
+        };
+        if peer.refused.as_ref() != Some(&text) {
+            peer.refused = Some(text.clone());
+            self.log(
+                Severity::Error,
+                format!("group {}: link refused: {text}", self.config.group),
+            );
+        }
+    }
+
+    fn conflict_text(&self, site: &str, outcome: &Outcome) -> String {
+        let me = &self.config.site;
+        let group = &self.config.group;
+        match outcome {
+            Outcome::BothPrimary => format!(
+                "both {me} and {site} are primary; decide which one's writes to keep and run `doublure demote {group}` on \
+                 the other"
+            ),
+            Outcome::Forked { common } => format!(
+                "{me} and {site} have the same history up to LSN {common}, and each has gone on by itself; one side's \
+                 writes since must be given up, which only an operator can decide"
+            ),
+            Outcome::Unrelated => format!(
+                "{me} and {site} both have a history of group {group} and share nothing: one of them must be emptied \
+                 (stop it and move its data directory of the group away)"
+            ),
+            Outcome::Disagree(text) | Outcome::WrongGroup(text) => text.clone(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// On a link that this site opened.
+    fn peer_message(&mut self, at: usize, message: Message, view: &View) {
+        let phase = self.peers[at].phase.clone();
+        match (phase, message) {
+            (PeerPhase::Greeting { link, .. }, Message::Hello(theirs)) => {
+                self.answered(at, link, &theirs, view)
+            }
+            (PeerPhase::Proposed { .. }, Message::Started) => self.peer_started(at),
+            (PeerPhase::Fetching { .. } | PeerPhase::Handing { .. }, Message::Started) => {}
+            (
+                PeerPhase::Streaming { .. },
+                Message::Ack {
+                    received,
+                    durable,
+                    applied,
+                    credit_bytes,
+                    inconsistent_until,
+                    ..
+                },
+            ) => {
+                let inconsistent = inconsistent_until.is_some();
+                self.acked(
+                    at,
+                    &Progress {
+                        received,
+                        durable,
+                        applied,
+                        credit_bytes,
+                        inconsistent,
+                    },
+                );
+            }
+            (PeerPhase::Handing { .. }, Message::Taken) => self.taken(at),
+            (_, Message::Pong { .. }) => {}
+            (_, Message::Refuse { refusal, text }) => {
+                let now = self.now;
+                self.peers[at].asked = true;
+                let link = self.peers[at].link();
+                self.peers[at].link_lost(now);
+                self.actions.extend(link.map(Action::Close));
+                if refusal != Refusal::Busy {
+                    self.log(
+                        Severity::Error,
+                        format!("{} refused the link: {text}", self.peers[at].name),
+                    );
+                    self.peers[at].refused = Some(text);
+                }
+                self.try_to_open(view);
+            }
+            (_, Message::Bye { reason }) => {
+                let name = self.peers[at].name.clone();
+                self.log(Severity::Info, format!("{name} closed the link: {reason}"));
+                let link = self.peers[at].link();
+                let now = self.now;
+                self.peers[at].link_lost(now);
+                self.actions.extend(link.map(Action::Close));
+                if self.peers[at].gated {
+                    self.peer_lost(at, &reason);
+                }
+            }
+            (phase, other) => {
+                let text = format!("{} in phase {phase:?}", kind(&other));
+                self.drop_peer_link(at, &text);
+            }
+        }
+    }
+
+    /// The peer answered our greeting.
+    fn answered(&mut self, at: usize, link: Link, theirs: &Hello, view: &View) {
+        let name = self.peers[at].name.clone();
+        let mine = self.hello(&name, view);
+        let outcome = decide(&mine, theirs);
+        self.peers[at].asked = true;
+        self.note_floor(theirs);
+        match outcome {
+            Outcome::Stream { from } => self.agreed(at, link, from.prev(), false, view),
+            Outcome::Copy => self.agreed(at, link, Lsn::ZERO, true, view),
+            Outcome::Fetch { from } => {
+                self.log(
+                    Severity::Info,
+                    format!(
+                        "{name} has history up to LSN {}; taking over LSN {from} and after",
+                        theirs.tail
+                    ),
+                );
+                self.peers[at].phase = PeerPhase::Fetching { link };
+                self.actions.push(Action::Send(
+                    link,
+                    Message::Start(Box::new(Start::Fetch { from })),
+                ));
+                self.begin_fetch(link, name);
+            }
+            Outcome::Handover => {
+                let handed = self
+                    .facts
+                    .handed
+                    .clone()
+                    .expect("only a site that handed over greets so");
+                let start = Start::Handover {
+                    epoch_id: handed.epoch_id,
+                    lsn: handed.lsn,
+                };
+                self.peers[at].phase = PeerPhase::Handing {
+                    link,
+                    since: self.now,
+                };
+                self.actions
+                    .push(Action::Send(link, Message::Start(Box::new(start))));
+            }
+            Outcome::InitiatorStepsDown => {
+                self.drop_all_links(&format!("{} becomes a mirror", self.config.site));
+                self.step_down(&format!(
+                    "{name} is primary and has gone on from LSN {}",
+                    theirs.tail
+                ));
+            }
+            Outcome::AcceptorStepsDown | Outcome::Probe => self.peer_link_down(at, None),
+            conflict => {
+                self.note_conflict(&name, &conflict);
+                let text = self.peers[at].refused.clone().unwrap_or_default();
+                let now = self.now;
+                self.peers[at].link_lost(now);
+                self.refuse(link, refusal(&conflict), text);
+                self.try_to_open(view);
+            }
+        }
+    }
+
+    fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
+        let name = self.peers[at].name.clone();
+        self.facts.note_told_durable(&name, tail);
+        if copy {
+            self.peers[at].gated = false;
+        }
+        match self.mode {
+            Mode::Serving | Mode::Draining(_) => self.propose(at, link, tail.next(), copy),
+            Mode::Opening | Mode::Returning | Mode::Waiting(_) => {
+                self.peers[at].refused = None;
+                self.peers[at].conflict = None;
+                self.peers[at].phase = PeerPhase::Agreed { link, tail, copy };
+                self.try_to_open(view);
+            }
+            _ => self.peer_link_down(at, Some("not now")),
+        }
+    }
+
+    /// Closes a peer's link for a reason that it is told.
+    pub(super) fn drop_peer_link(&mut self, at: usize, reason: &str) {
+        let name = self.peers[at].name.clone();
+        self.log(
+            Severity::Warn,
+            format!(
+                "group {}: link to {name} dropped: {reason}",
+                self.config.group
+            ),
+        );
+        self.peer_link_down(at, Some(reason));
+    }
+
+    pub(super) fn peer_link_down(&mut self, at: usize, tell: Option<&str>) {
+        let now = self.now;
+        if let Some(link) = self.peers[at].link() {
+            if let Some(reason) = tell {
+                self.actions.push(Action::Send(
+                    link,
+                    Message::Bye {
+                        reason: reason.to_owned(),
+                    },
+                ));
+            }
+            self.actions.push(Action::StopStream(link));
+            self.actions.push(Action::Close(link));
+        }
+        self.peers[at].link_lost(now);
+    }
+
+    /// Drops every link, telling why.
+    pub(super) fn drop_all_links(&mut self, reason: &str) {
+        for at in 0..self.peers.len() {
+            self.peer_link_down(at, Some(reason));
+        }
+        for handshake in std::mem::take(&mut self.handshakes) {
+            self.actions.push(Action::Close(handshake.link));
+        }
+        if let Some(upstream) = self.upstream.take() {
+            self.actions.push(Action::Send(
+                upstream.link,
+                Message::Bye {
+                    reason: reason.to_owned(),
+                },
+            ));
+            self.actions.push(Action::Close(upstream.link));
+        }
+    }
+
+    /// A connection is gone.
+    pub(super) fn closed(&mut self, link: Link, reason: &str, view: &View) {
+        self.handshakes.retain(|h| h.link != link);
+        if self.probe_closed(link, reason, view) {
+            return;
+        }
+        if self.upstream.as_ref().is_some_and(|u| u.link == link) {
+            self.upstream = None;
+            self.log(
+                Severity::Warn,
+                format!(
+                    "group {}: link to the primary lost: {reason}",
+                    self.config.group
+                ),
+            );
+        }
+        let Some(at) = self.peer_on(link) else { return };
+        let now = self.now;
+        let was = self.peers[at].phase.clone();
+        self.actions.push(Action::StopStream(link));
+        self.peers[at].link_lost(now);
+        // Whether it is gone or only the connection is will show at the next attempt, which comes at once.
+        if matches!(was, PeerPhase::Streaming { .. }) {
+            let name = self.peers[at].name.clone();
+            self.log(
+                Severity::Warn,
+                format!("group {}: link to {name} lost: {reason}", self.config.group),
+            );
+            self.peers[at].retry_now(now);
+        }
+        self.peers[at].asked = true;
+        if matches!(self.mode, Mode::Fetching(l) if l == link) {
+            self.set_mode(Mode::Returning);
+        }
+        self.start_due_connects();
+        self.try_to_open(view);
+    }
+
+    /// Everything that only time brings about.
+    pub(super) fn tick(&mut self, view: &View) {
+        self.start_due_connects();
+        let now = self.now;
+        let timeout = self.config.timeout;
+        for at in 0..self.peers.len() {
+            self.peer_tick(at, view);
+        }
+        if self
+            .upstream
+            .as_ref()
+            .is_some_and(|u| now >= u.last_heard + timeout)
+        {
+            let site = self.primary_name();
+            self.forget_upstream(&format!("{site} was silent for {timeout:?}"));
+            if let Mode::Fetching(_) = self.mode {
+                self.set_mode(Mode::Returning);
+            }
+        }
+        self.ping_while_fetching();
+        let (late, fine): (Vec<_>, Vec<_>) = std::mem::take(&mut self.handshakes)
+            .into_iter()
+            .partition(|h| now >= h.since + timeout);
+        self.handshakes = fine;
+        self.actions
+            .extend(late.into_iter().map(|h| Action::Close(h.link)));
+        self.probe_tick(view);
+        self.try_to_open(view);
+    }
+
+    /// The mirror whose tail is being fetched would otherwise hear nothing from here.
+    fn ping_while_fetching(&mut self) {
+        let (now, interval) = (self.now, ping_interval(self.config.timeout));
+        let Mode::Fetching(link) = self.mode else {
+            return;
+        };
+        if let Some(upstream) = self
+            .upstream
+            .as_mut()
+            .filter(|u| now >= u.last_ping + interval)
+        {
+            upstream.last_ping = now;
+            self.actions
+                .push(Action::Send(link, Message::Ping { token: 0 }));
+        }
+    }
+
+    fn peer_tick(&mut self, at: usize, view: &View) {
+        let now = self.now;
+        let timeout = self.config.timeout;
+        match self.peers[at].phase {
+            PeerPhase::Connecting { since } if now >= since + timeout * 2 => {
+                let name = self.peers[at].name.clone();
+                self.connect_failed(&name, false, "no answer".into(), view);
+            }
+            PeerPhase::Greeting { since, .. } | PeerPhase::Handing { since, .. }
+                if now >= since + timeout =>
+            {
+                self.peers[at].asked = true;
+                self.drop_peer_link(at, "no answer to the greeting");
+            }
+            PeerPhase::Proposed { since, .. } if now >= since + timeout * 3 => {
+                self.drop_peer_link(at, "no answer to the proposal");
+            }
+            PeerPhase::Streaming { link, .. } => {
+                let silent = self.peers[at]
+                    .last_heard
+                    .is_some_and(|heard| now >= heard + timeout);
+                if silent {
+                    self.drop_peer_link(at, &format!("silent for {timeout:?}"));
+                    self.peers[at].owes_since = Some(now.saturating_sub(timeout));
+                } else if now >= self.peers[at].last_ping + ping_interval(timeout) {
+                    self.peers[at].last_ping = now;
+                    let token = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+                    self.actions
+                        .push(Action::Send(link, Message::Ping { token }));
+                    self.check_progress(at);
+                }
+            }
+            _ => {}
+        }
+        let overdue = self.peers[at]
+            .owes_since
+            .is_some_and(|since| now >= since + timeout);
+        if overdue && self.peers[at].gated && !self.peers[at].dead {
+            if self.peers[at].streaming_link().is_some() {
+                self.drop_peer_link(at, &format!("no progress for {timeout:?}"));
+            }
+            self.peer_lost(at, &format!("no progress for {timeout:?}"));
+        }
+    }
+
+    /// When [`super::Event::Tick`] is due at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        let timeout = self.config.timeout;
+        let mut due = Vec::with_capacity(4);
+        for peer in &self.peers {
+            match peer.phase {
+                PeerPhase::Down { retry_at: Some(at) } if self.opens_links() => due.push(at),
+                PeerPhase::Connecting { since } => due.push(since + timeout * 2),
+                PeerPhase::Greeting { since, .. } | PeerPhase::Handing { since, .. } => {
+                    due.push(since + timeout)
+                }
+                PeerPhase::Proposed { since, .. } => due.push(since + timeout * 3),
+                PeerPhase::Streaming { .. } => {
+                    due.push(peer.last_ping + ping_interval(timeout));
+                    due.extend(peer.last_heard.map(|heard| heard + timeout));
+                }
+                _ => {}
+            }
+            if peer.gated && !peer.dead {
+                due.extend(peer.owes_since.map(|since| since + timeout));
+            }
+        }
+        if let Some(upstream) = &self.upstream {
+            due.push(upstream.last_heard + timeout);
+            if let Mode::Fetching(_) = self.mode {
+                due.push(upstream.last_ping + ping_interval(timeout));
+            }
+        }
+        due.extend(self.handshakes.iter().map(|h| h.since + timeout));
+        due.extend(self.probe_deadline());
+        due.into_iter().min()
+    }
+
+    /// A drain that cannot end (its peer is gone) is taken back.
+    pub(super) fn abort_drain(&mut self, why: &str) {
+        let Mode::Draining(drain) = &self.mode else {
+            return;
+        };
+        let (Drain::Demote(command) | Drain::Switchover(command, _)) = *drain;
+        self.actions.push(Action::CommandDone(
+            command,
+            Err(format!("taken back, nothing was changed: {why}")),
+        ));
+        self.set_mode(Mode::Serving);
+        for at in 0..self.peers.len() {
+            self.settle_loss(at);
+        }
+    }
+}
+
+fn ping_interval(timeout: Duration) -> Duration {
+    timeout / 4
+}
+
+fn refusal(outcome: &Outcome) -> Refusal {
+    match outcome {
+        Outcome::BothPrimary => Refusal::BothPrimary,
+        Outcome::Forked { .. } => Refusal::Forked,
+        Outcome::Unrelated => Refusal::Unrelated,
+        Outcome::WrongGroup(_) => Refusal::WrongGroup,
+        _ => Refusal::Disagree,
+    }
+}
+
+/// A message's kind, for messages to people.
+pub(super) fn kind(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "a greeting",
+        Message::Refuse { .. } => "a refusal",
+        Message::Start(_) => "a proposal",
+        Message::Started => "an agreement",
+        Message::Frame(_) => "a frame",
+        Message::Ack { .. } => "an acknowledgement",
+        Message::Commit { .. } => "commit news",
+        Message::Ping { .. } => "a ping",
+        Message::Pong { .. } => "a pong",
+        Message::Chunk { .. } => "a chunk",
+        Message::ChunksEnd { .. } => "the end of a copy",
+        Message::FetchEnd { .. } => "the end of a fetched tail",
+        Message::Taken => "a taken handover",
+        Message::Bye { .. } => "a goodbye",
+    }
+}

@@ -1,0 +1,435 @@
+//! The mirror's side: accepting what the primary proposes, taking frames, acknowledging them. A returning primary
+//! takes a mirror's longer tail by the same means.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::links::Agreed;
+use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
+use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId};
+
+/// The link that frames come in on.
+#[derive(Debug)]
+pub(super) struct Upstream {
+    pub link: Link,
+    pub site: String,
+    pub last_heard: Duration,
+    pub last_ping: Duration,
+    /// Frames may come: what had to be durable before is.
+    pub started: bool,
+    /// A fetched tail ends here.
+    pub fetch_end: Option<Lsn>,
+    /// Progress of a copy.
+    pub copied: Option<(VolumeId, u64)>,
+    /// What the last acknowledgement said.
+    acked: Option<(Lsn, Lsn, Lsn, bool)>,
+    /// A copy's base, until the reset is durable.
+    resetting: Option<Lsn>,
+}
+
+impl Upstream {
+    fn new(link: Link, site: String, now: Duration) -> Upstream {
+        Upstream {
+            link,
+            site,
+            last_heard: now,
+            last_ping: now,
+            started: false,
+            fetch_end: None,
+            copied: None,
+            acked: None,
+            resetting: None,
+        }
+    }
+}
+
+/// What a frame says of itself, for the core to judge.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameInfo<'a> {
+    /// LSN of its first operation.
+    pub first: Lsn,
+    /// LSN of its last operation.
+    pub last: Lsn,
+    /// What the primary had committed when it closed the frame.
+    pub commit: Lsn,
+    /// Group it belongs to.
+    pub group: Uuid,
+    /// Epoch it belongs to.
+    pub epoch: Uuid,
+    /// The epoch that its first operation opens, if it does.
+    pub opens: Option<&'a Epoch>,
+}
+
+impl Core {
+    pub(super) fn forget_upstream(&mut self, why: &str) {
+        if let Some(upstream) = self.upstream.take() {
+            self.log(
+                super::Severity::Info,
+                format!(
+                    "group {}: link to {} closed: {why}",
+                    self.config.group, upstream.site
+                ),
+            );
+            self.actions.push(Action::Close(upstream.link));
+        }
+    }
+
+    /// The connecting side's proposal, which must be what both greetings led to.
+    pub(super) fn start_proposed(&mut self, link: Link, agreed: Agreed, start: Start, view: &View) {
+        let Agreed {
+            site,
+            group_id: theirs,
+            outcome,
+        } = agreed;
+        if self.mode != Mode::Mirror {
+            self.refuse(
+                link,
+                Refusal::Busy,
+                format!("{} is not a mirror any more", self.config.site),
+            );
+            return;
+        }
+        match (&outcome, start) {
+            (Outcome::Stream { .. } | Outcome::Copy, Start::Stream { from }) => {
+                self.begin_stream(link, site, theirs, from)
+            }
+            (
+                Outcome::Stream { .. } | Outcome::Copy,
+                Start::Copy {
+                    group_id,
+                    base,
+                    chain,
+                    lineage,
+                    volumes,
+                    ack,
+                    ..
+                },
+            ) => {
+                self.upstream = Some(Upstream::new(link, site, self.now));
+                self.upstream.as_mut().expect("just set").resetting = Some(base);
+                self.facts.group_id = group_id;
+                self.facts.ack = ack;
+                self.facts.lineage = lineage;
+                self.facts.alone = None;
+                self.facts.floor = Lsn::ZERO;
+                self.facts.told_durable.clear();
+                self.facts.inconsistent_until = Some(Lsn(u64::MAX));
+                (
+                    self.tail,
+                    self.durable,
+                    self.commit,
+                    self.claimed,
+                    self.applied,
+                ) = (base, base, base, base, base);
+                self.log(
+                    Severity::Warn,
+                    format!(
+                        "group {}: full copy begins; this site is not usable until it ends",
+                        self.config.group
+                    ),
+                );
+                self.actions.push(Action::Reset {
+                    base,
+                    chain,
+                    volumes,
+                });
+            }
+            (Outcome::Fetch { .. }, Start::Fetch { from }) => {
+                self.upstream = Some(Upstream::new(link, site, self.now));
+                self.actions.push(Action::Send(link, Message::Started));
+                let end = Some(self.tail);
+                self.actions.push(Action::Stream { link, from, end });
+            }
+            (Outcome::Handover, Start::Handover { epoch_id, lsn }) => {
+                self.take_over(link, &site, epoch_id, lsn, view)
+            }
+            (outcome, start) => {
+                let text = format!(
+                    "the proposal {start:?} does not follow from the greetings ({outcome:?})"
+                );
+                self.protocol_error(link, &text);
+            }
+        }
+    }
+
+    fn begin_stream(&mut self, link: Link, site: String, group_id: Uuid, from: Lsn) {
+        let keep = from.prev();
+        if keep > self.tail || keep < self.commit {
+            let text = format!(
+                "frames from LSN {from} do not follow: the journal here ends at LSN {}, committed up to LSN {}",
+                self.tail, self.commit
+            );
+            self.protocol_error(link, &text);
+            return;
+        }
+        let dropped = self.tail.since(keep);
+        if dropped > 0 {
+            self.log(
+                Severity::Info,
+                format!(
+                    "group {}: dropping {dropped} uncommitted operations after LSN {keep}",
+                    self.config.group
+                ),
+            );
+            self.actions.push(Action::Truncate(keep));
+            (self.tail, self.durable) = (keep, self.durable.min(keep));
+        }
+        // A new mirror learns which group it is of; its journal is found again by that.
+        if self.facts.group_id.is_nil() {
+            self.facts.group_id = group_id;
+        }
+        self.facts.lineage.truncate_after(keep);
+        // An earlier primary's word about what is committed does not hold for this one's history.
+        self.claimed = self.commit;
+        // What this site acknowledged by itself, if it ever did, is part of the shared history now.
+        self.facts.alone = None;
+        self.facts.told_durable.clear();
+        self.upstream = Some(Upstream::new(link, site, self.now));
+        self.save(Then::Started(link));
+    }
+
+    /// The facts under which the stream may begin are durable.
+    pub(super) fn started_recorded(&mut self, link: Link) {
+        if let Some(upstream) = self.upstream.as_mut().filter(|u| u.link == link) {
+            upstream.started = true;
+            self.actions.push(Action::Send(link, Message::Started));
+        }
+    }
+
+    pub(super) fn reset_done(&mut self) {
+        let Some(upstream) = self.upstream.as_mut() else {
+            return;
+        };
+        if upstream.resetting.take().is_some() {
+            upstream.started = true;
+            let link = upstream.link;
+            self.actions.push(Action::Send(link, Message::Started));
+        }
+    }
+
+    /// Whether this frame is the next of the history. If so it counts as received, and the caller appends it.
+    ///
+    /// # Errors
+    /// Says what is wrong with it; the link should be dropped with that text.
+    pub fn offer_frame(&mut self, link: Link, frame: &FrameInfo) -> Result<(), String> {
+        let Some(upstream) = self
+            .upstream
+            .as_ref()
+            .filter(|u| u.link == link && u.started)
+        else {
+            return Err("a frame on a link that is not streaming".into());
+        };
+        if frame.group != self.facts.group_id {
+            return Err(format!(
+                "a frame of group {}, not of {}",
+                frame.group, self.facts.group_id
+            ));
+        }
+        if frame.first != self.tail.next() {
+            return Err(format!(
+                "a frame that begins at LSN {}; LSN {} comes next",
+                frame.first,
+                self.tail.next()
+            ));
+        }
+        if upstream.fetch_end.is_some_and(|end| frame.last > end) {
+            return Err(format!(
+                "a frame up to LSN {}, beyond the end of the fetched tail",
+                frame.last
+            ));
+        }
+        if let Some(epoch) = frame.opens {
+            if epoch.id != frame.epoch || epoch.first_lsn != frame.first {
+                return Err(
+                    "a frame whose header and first operation name different epochs".into(),
+                );
+            }
+            self.facts.lineage.push(epoch.clone())?;
+            self.facts.ack = epoch.ack;
+        } else if self.facts.lineage.last().map(|e| e.id) != Some(frame.epoch) {
+            return Err(format!(
+                "a frame of epoch {}, which is not the current one",
+                frame.epoch
+            ));
+        }
+        self.tail = frame.last;
+        self.learn_commit(frame.commit);
+        Ok(())
+    }
+
+    /// The primary says that everything up to here is committed.
+    pub(super) fn learn_commit(&mut self, lsn: Lsn) {
+        self.claimed = self.claimed.max(lsn);
+        self.mirror_durable();
+    }
+
+    /// A mirror's commit LSN: what the primary said, as far as it is here.
+    pub(super) fn mirror_durable(&mut self) {
+        self.commit = self.commit.max(self.claimed.min(self.durable));
+        self.allow();
+    }
+
+    /// Anything but frames and chunks, from the primary.
+    pub(super) fn upstream_message(&mut self, message: Message, view: &View) {
+        let link = self.upstream.as_ref().expect("the caller looked").link;
+        match message {
+            // In `async` mode it may be ahead of what has arrived.
+            Message::Commit { lsn } => self.learn_commit(lsn),
+            Message::ChunksEnd { lsn } => {
+                if self.facts.inconsistent_until.is_some() {
+                    self.facts.inconsistent_until = Some(lsn);
+                    self.save(Then::Nothing);
+                }
+            }
+            Message::FetchEnd { tail } => {
+                if tail > self.tail {
+                    self.protocol_error(link, "the end of a fetched tail before its frames");
+                    return;
+                }
+                let upstream = self.upstream.as_mut().expect("the caller looked");
+                upstream.fetch_end = Some(tail);
+                self.local_durable(self.durable, view);
+            }
+            Message::Started => {
+                if let Mode::Fetching(_) = self.mode {
+                    self.upstream.as_mut().expect("the caller looked").started = true;
+                }
+            }
+            Message::Pong { .. } => {}
+            Message::Start(start) => {
+                // After a fetch the same link carries the stream.
+                let (site, fetching) = {
+                    let upstream = self.upstream.take().expect("the caller looked");
+                    (upstream.site, !upstream.started)
+                };
+                match *start {
+                    Start::Stream { from } if fetching && self.mode == Mode::Mirror => {
+                        self.begin_stream(link, site, self.facts.group_id, from);
+                    }
+                    other => {
+                        self.protocol_error(link, &format!("{other:?} on a link that is in use"))
+                    }
+                }
+            }
+            Message::Bye { reason } | Message::Refuse { text: reason, .. } => {
+                self.forget_upstream(&reason);
+                if let Mode::Fetching(_) = self.mode {
+                    self.closed(link, &reason, view);
+                }
+            }
+            other => {
+                self.upstream = None;
+                self.protocol_error(
+                    link,
+                    &format!("{} from the primary", super::links::kind(&other)),
+                );
+            }
+        }
+    }
+
+    /// Sends an acknowledgement if there is news.
+    pub(super) fn flush_ack(&mut self) {
+        let (tail, durable, applied) = (self.tail, self.durable, self.applied);
+        let inconsistent_until = self.facts.inconsistent_until;
+        // Only `memsync` waits for what is in memory; elsewhere saying so would only wake the primary.
+        let received = if self.facts.ack == AckMode::Memsync {
+            tail
+        } else {
+            durable
+        };
+        let Some(upstream) = self.upstream.as_mut().filter(|u| u.started) else {
+            return;
+        };
+        if self.mode != Mode::Mirror {
+            return;
+        }
+        // News of applies alone waits for the next durable LSN, or for the end of the stream.
+        let applied_news = if applied == tail { applied } else { Lsn::ZERO };
+        let news = (
+            received,
+            durable,
+            applied_news,
+            inconsistent_until.is_some(),
+        );
+        if upstream.acked == Some(news) {
+            return;
+        }
+        upstream.acked = Some(news);
+        let (link, copied) = (upstream.link, upstream.copied);
+        self.actions.push(Action::Send(
+            link,
+            Message::Ack {
+                received,
+                durable,
+                applied,
+                credit_bytes: u64::MAX,
+                inconsistent_until,
+                copied,
+            },
+        ));
+    }
+
+    /// A returning primary begins to take the mirror's tail.
+    pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
+        let upstream = Upstream::new(link, site, self.now);
+        self.upstream = Some(upstream);
+        self.set_mode(Mode::Fetching(link));
+    }
+
+    /// The homes hold a complete copy, durably: this site is consistent again.
+    pub(super) fn copy_durable(&mut self) {
+        if self.facts.inconsistent_until.take().is_some() {
+            self.log(
+                Severity::Info,
+                format!(
+                    "group {}: full copy complete; consistent again",
+                    self.config.group
+                ),
+            );
+            self.save(Then::Nothing);
+        }
+    }
+
+    /// The role was handed to this site: open an epoch, durably, then say so.
+    fn take_over(&mut self, link: Link, site: &str, epoch_id: Uuid, lsn: Lsn, view: &View) {
+        let mine = self.facts.lineage.last().map(|e| e.id);
+        if mine != Some(epoch_id) || self.tail != lsn {
+            let text = format!(
+                "{site} hands over LSN {lsn}, but this site is at LSN {}",
+                self.tail
+            );
+            self.refuse(link, Refusal::Disagree, text);
+            return;
+        }
+        self.log(
+            Severity::Info,
+            format!("group {}: taking over from {site}", self.config.group),
+        );
+        self.facts.role = Role::Primary;
+        self.facts.alone = None;
+        self.set_mode(Mode::Opening);
+        let epoch = self.next_epoch(view);
+        self.facts
+            .lineage
+            .push(epoch.clone())
+            .expect("numbers and LSNs rise");
+        // The old primary holds all there is; acknowledgements go on waiting for it.
+        let now = self.now;
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.name == site) {
+            peer.gated = true;
+            peer.gate_lsn = lsn;
+            (peer.received, peer.durable) = (lsn, lsn);
+            peer.owes_since = Some(now);
+        }
+        self.save(Then::Taken(link, epoch));
+    }
+
+    /// The taken role is durable: tell the old primary, serve, and connect to it as its primary.
+    pub(super) fn taken_recorded(&mut self, link: Link, epoch: Epoch) {
+        self.actions.push(Action::Send(link, Message::Taken));
+        self.actions.push(Action::Close(link));
+        self.facts_hold_epoch(epoch);
+        self.connect_all();
+    }
+}

@@ -1,0 +1,294 @@
+//! What a primary knows of one peer.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::Link;
+use crate::base::Lsn;
+
+/// First and longest pause between attempts to connect.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_LONGEST: Duration = Duration::from_secs(2);
+
+/// A peer lost this often within [`FLAP_WINDOW`] is held down: it catches up, but is not waited for, for
+/// [`FLAP_HOLD`] after its last loss.
+const FLAPS: usize = 3;
+const FLAP_WINDOW: Duration = Duration::from_secs(60);
+const FLAP_HOLD: Duration = Duration::from_secs(10);
+
+/// Where the link to a peer stands, from the side of the site that connects.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerPhase {
+    /// No link; the next attempt is due at this time (`None`: not now, or cut).
+    Down {
+        /// When to connect.
+        retry_at: Option<Duration>,
+    },
+    /// Connecting since.
+    Connecting {
+        /// When it began.
+        since: Duration,
+    },
+    /// Our greeting is sent.
+    Greeting {
+        /// The connection.
+        link: Link,
+        /// When it began.
+        since: Duration,
+    },
+    /// The greetings led to an outcome that waits for the group to open its epoch.
+    Agreed {
+        /// The connection.
+        link: Link,
+        /// Its last LSN.
+        tail: Lsn,
+        /// It needs a copy first.
+        copy: bool,
+    },
+    /// Our proposal is sent; the peer prepares.
+    Proposed {
+        /// The connection.
+        link: Link,
+        /// First LSN of the stream.
+        from: Lsn,
+        /// It is a copy.
+        copy: bool,
+        /// When it began.
+        since: Duration,
+    },
+    /// The longer tail of this peer is being fetched.
+    Fetching {
+        /// The connection.
+        link: Link,
+    },
+    /// Frames flow.
+    Streaming {
+        /// The connection.
+        link: Link,
+        /// The peer is not consistent: a copy is under way or not yet durable.
+        copying: bool,
+    },
+    /// The role is being handed over on this link.
+    Handing {
+        /// The connection.
+        link: Link,
+        /// When it began.
+        since: Duration,
+    },
+}
+
+/// One peer.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its site's name.
+    pub name: String,
+    /// Where the link stands.
+    pub phase: PeerPhase,
+    /// Acknowledgements wait for it (also while it is silent and not yet declared dead).
+    pub gated: bool,
+    /// It is in sync: gated, streaming, confirmed, and on record.
+    pub in_sync: bool,
+    /// The operator cut the link.
+    pub cut: bool,
+    /// It was declared dead since it was last streaming.
+    pub dead: bool,
+    /// Why the link is refused, if it is.
+    pub refused: Option<String>,
+    /// The refusal is a fork or both sides being primary, for the group's state.
+    pub conflict: Option<Conflict>,
+    /// Validated in its memory up to here.
+    pub received: Lsn,
+    /// Durable in its journal up to here.
+    pub durable: Lsn,
+    /// In its homes up to here.
+    pub applied: Lsn,
+    /// What it can still promise for allocating writes, bytes.
+    pub credit_bytes: u64,
+    /// It must reach this LSN before it counts as in sync (set when it is gated).
+    pub gate_lsn: Lsn,
+    /// When it was last heard of.
+    pub last_heard: Option<Duration>,
+    /// Since when it owes progress: unacknowledged frames, or no link.
+    pub owes_since: Option<Duration>,
+    /// Catching up does not converge; writers should be slowed.
+    pub cannot_keep_up: bool,
+    /// Answered or failed at least once since the start.
+    pub asked: bool,
+    pub(super) last_ping: Duration,
+    pub(super) recording: bool,
+    pub(super) asking: bool,
+    backoff: Duration,
+    losses: VecDeque<Duration>,
+    round: Option<Round>,
+}
+
+/// Why a link cannot be, beyond what the sites can settle.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Conflict {
+    /// Both serve.
+    BothPrimary,
+    /// Both went on.
+    Forked,
+}
+
+/// One round of catching up: the peer must reach what was the tail when it began.
+#[derive(Debug)]
+struct Round {
+    target: Lsn,
+    began: Duration,
+    last: Option<Duration>,
+    stalled: u32,
+}
+
+impl Peer {
+    pub(super) fn new(name: String) -> Peer {
+        Peer {
+            name,
+            phase: PeerPhase::Down { retry_at: None },
+            gated: false,
+            in_sync: false,
+            cut: false,
+            dead: false,
+            refused: None,
+            conflict: None,
+            received: Lsn::ZERO,
+            durable: Lsn::ZERO,
+            applied: Lsn::ZERO,
+            credit_bytes: u64::MAX,
+            gate_lsn: Lsn::ZERO,
+            last_heard: None,
+            owes_since: None,
+            cannot_keep_up: false,
+            asked: false,
+            last_ping: Duration::ZERO,
+            recording: false,
+            asking: false,
+            backoff: BACKOFF_FIRST,
+            losses: VecDeque::new(),
+            round: None,
+        }
+    }
+
+    /// Its connection, if there is one.
+    pub fn link(&self) -> Option<Link> {
+        match self.phase {
+            PeerPhase::Down { .. } | PeerPhase::Connecting { .. } => None,
+            PeerPhase::Greeting { link, .. }
+            | PeerPhase::Agreed { link, .. }
+            | PeerPhase::Proposed { link, .. }
+            | PeerPhase::Fetching { link }
+            | PeerPhase::Streaming { link, .. }
+            | PeerPhase::Handing { link, .. } => Some(link),
+        }
+    }
+
+    /// The connection on which frames flow.
+    pub fn streaming_link(&self) -> Option<Link> {
+        match self.phase {
+            PeerPhase::Streaming { link, .. } => Some(link),
+            _ => None,
+        }
+    }
+
+    /// Whether a copy to it is under way.
+    pub fn copying(&self) -> bool {
+        matches!(
+            self.phase,
+            PeerPhase::Streaming { copying: true, .. } | PeerPhase::Proposed { copy: true, .. }
+        )
+    }
+
+    /// From which LSN on the journal should be kept for it: what it has confirmed durable, plus one.
+    pub fn holds_from(&self) -> Option<Lsn> {
+        let known = self.durable > Lsn::ZERO || self.link().is_some();
+        known.then(|| self.durable.next())
+    }
+
+    /// The link is gone: try again soon.
+    pub(super) fn link_lost(&mut self, now: Duration) {
+        let retry_at = if self.cut {
+            None
+        } else {
+            Some(now + self.backoff)
+        };
+        self.backoff = (self.backoff * 2).min(BACKOFF_LONGEST);
+        self.phase = PeerPhase::Down { retry_at };
+        self.in_sync = false;
+        self.recording = false;
+        self.cannot_keep_up = false;
+        self.round = None;
+        if self.gated && self.owes_since.is_none() {
+            self.owes_since = Some(now);
+        }
+    }
+
+    /// Frames flow: the next loss starts with a short pause again.
+    pub(super) fn stream_began(&mut self, now: Duration) {
+        self.backoff = BACKOFF_FIRST;
+        self.refused = None;
+        self.conflict = None;
+        self.dead = false;
+        self.asked = true;
+        self.round = None;
+        self.owes_since = None;
+        self.last_heard = Some(now);
+        self.last_ping = now;
+    }
+
+    /// Connect again at once.
+    pub(super) fn retry_now(&mut self, now: Duration) {
+        self.backoff = BACKOFF_FIRST;
+        self.phase = PeerPhase::Down {
+            retry_at: Some(now),
+        };
+    }
+
+    /// Counts a loss, for flapping.
+    pub(super) fn note_loss(&mut self, now: Duration) {
+        self.losses.push_back(now);
+        while self
+            .losses
+            .front()
+            .is_some_and(|&at| at + FLAP_WINDOW < now)
+        {
+            self.losses.pop_front();
+        }
+    }
+
+    /// Until when it is not to be waited for, because it keeps getting lost.
+    pub(super) fn held_down_until(&self) -> Option<Duration> {
+        (self.losses.len() >= FLAPS).then(|| *self.losses.back().expect("not empty") + FLAP_HOLD)
+    }
+
+    /// Progress of catching up: whether the peer is near enough for writers to wait for it.
+    ///
+    /// Works in rounds: a round ends when the peer has what was the tail at its beginning. Short rounds mean a short
+    /// wait. If rounds do not get shorter, waiting is what will make them so, provided the wait is bearable; else the
+    /// writers must be slowed first.
+    pub(super) fn near_enough(&mut self, tail: Lsn, now: Duration, timeout: Duration) -> bool {
+        let round = self.round.get_or_insert(Round {
+            target: tail,
+            began: now,
+            last: None,
+            stalled: 0,
+        });
+        if self.durable < round.target {
+            return false;
+        }
+        let took = now.saturating_sub(round.began);
+        let stalled = if round.last.is_some_and(|last| took + took / 8 >= last) {
+            round.stalled + 1
+        } else {
+            0
+        };
+        let near = took <= timeout / 50 || (stalled >= 2 && took <= timeout / 4);
+        self.cannot_keep_up = stalled >= 2 && !near;
+        self.round = Some(Round {
+            target: tail,
+            began: now,
+            last: Some(took),
+            stalled,
+        });
+        near
+    }
+}

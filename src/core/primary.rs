@@ -1,0 +1,478 @@
+//! The primary's side: opening epochs, going alone, waiting for peers, letting them in again.
+
+use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
+use crate::base::{Epoch, Lsn, Message, OnPeerLoss, Role, Start};
+
+impl Core {
+    /// Primary by record: ask the peers first, whatever the record says.
+    pub(super) fn begin_returning(&mut self, view: &View) {
+        self.set_mode(Mode::Returning);
+        for peer in &mut self.peers {
+            peer.asked = false;
+        }
+        self.connect_all();
+        self.try_to_open(view);
+    }
+
+    pub(super) fn connect_all(&mut self) {
+        let now = self.now;
+        for peer in &mut self.peers {
+            if !peer.cut
+                && peer.link().is_none()
+                && !matches!(peer.phase, PeerPhase::Connecting { .. })
+            {
+                peer.retry_now(now);
+            }
+        }
+        self.start_due_connects();
+    }
+
+    pub(super) fn start_due_connects(&mut self) {
+        if !self.opens_links() {
+            return;
+        }
+        let now = self.now;
+        for peer in &mut self.peers {
+            if matches!(peer.phase, PeerPhase::Down { retry_at: Some(at) } if at <= now)
+                && !peer.cut
+            {
+                peer.phase = PeerPhase::Connecting { since: now };
+                self.actions.push(Action::Connect(peer.name.clone()));
+            }
+        }
+    }
+
+    /// Whether this site is one that opens links: it is or wants to be primary, or has a role to deliver.
+    pub(super) fn opens_links(&self) -> bool {
+        !self.closing
+            && !matches!(
+                self.mode,
+                Mode::Mirror | Mode::Probing | Mode::Fenced(_) | Mode::Stopped
+            )
+    }
+
+    /// In `Returning` or `Waiting`: opens the epoch if every peer has answered, or need not.
+    pub(super) fn try_to_open(&mut self, view: &View) {
+        if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
+            return;
+        }
+        if self.tail < self.facts.floor {
+            let text = format!(
+                "its journal ends at LSN {}, but it once held LSN {}: its disk lost history that only a peer can \
+                 give back (or `promote --force behind`, which gives it up)",
+                self.tail, self.facts.floor
+            );
+            self.wait(text);
+            return;
+        }
+        for at in 0..self.peers.len() {
+            let peer = &self.peers[at];
+            if matches!(peer.phase, PeerPhase::Agreed { copy: false, .. }) {
+                continue;
+            }
+            if !peer.asked && !peer.cut {
+                return;
+            }
+            if let Some(refused) = peer.refused.clone() {
+                self.wait(refused);
+                return;
+            }
+            let on_record = self
+                .facts
+                .alone
+                .as_ref()
+                .is_some_and(|a| a.peer == peer.name);
+            if on_record {
+                continue;
+            }
+            let name = peer.name.clone();
+            if self.facts.ever_in_sync && !matches!(peer.phase, PeerPhase::Agreed { .. }) {
+                let text = format!(
+                    "{name} cannot be reached, and when this site stopped the two were in sync: {name} may be primary by \
+                     now. It goes on by itself when {name} answers; `doublure promote {} --force peer-unreachable` makes \
+                     this site serve without it",
+                    self.config.group
+                );
+                self.wait(text);
+                return;
+            }
+            // Never in sync with it, or it needs a copy first: it cannot be waited for.
+            let question = Question::GoAlone {
+                peer: name,
+                first: !self.facts.ever_in_sync,
+            };
+            self.ask_to_go_alone(at, question);
+            return;
+        }
+        self.open_epoch(view);
+    }
+
+    fn wait(&mut self, text: String) {
+        self.promised_done(Err(text.clone()));
+        if !matches!(self.mode, Mode::Waiting(_)) {
+            self.log(
+                Severity::Warn,
+                format!("group {}: not serving yet: {text}", self.config.group),
+            );
+        }
+        self.set_mode(Mode::Waiting(text));
+    }
+
+    fn ask_to_go_alone(&mut self, at: usize, question: Question) {
+        if !self.peers[at].asking {
+            self.peers[at].asking = true;
+            self.actions.push(Action::Ask(question));
+        }
+    }
+
+    /// Makes the lineage with one more epoch durable, then has it opened. Nothing is admitted meanwhile.
+    pub(super) fn open_epoch(&mut self, view: &View) {
+        self.set_mode(Mode::Opening);
+        let epoch = self.next_epoch(view);
+        self.facts.role = Role::Primary;
+        self.facts.handed = None;
+        self.facts
+            .lineage
+            .push(epoch.clone())
+            .expect("numbers and LSNs rise");
+        self.save(Then::OpenEpoch(epoch));
+    }
+
+    pub(super) fn next_epoch(&mut self, view: &View) -> Epoch {
+        Epoch {
+            number: self.facts.lineage.last().map_or(1, |e| e.number + 1),
+            id: self.fresh_id(),
+            site: self.config.site.clone(),
+            first_lsn: self.tail.next(),
+            ack: self.facts.ack,
+            alone: self.facts.alone.is_some(),
+            time_ns: view.time_ns,
+        }
+    }
+
+    /// The lineage with this epoch is durable: append the operation that opens it, and serve.
+    pub(super) fn facts_hold_epoch(&mut self, epoch: Epoch) {
+        if self.mode != Mode::Opening || epoch.first_lsn != self.tail.next() {
+            return;
+        }
+        self.tail = epoch.first_lsn;
+        let alone = self
+            .facts
+            .alone
+            .as_ref()
+            .map_or(String::new(), |a| format!(", without {}", a.peer));
+        self.log(
+            Severity::Info,
+            format!(
+                "group {}: epoch {} opened at LSN {}{alone}",
+                self.config.group, epoch.number, epoch.first_lsn
+            ),
+        );
+        self.actions.push(Action::OpenEpoch(epoch));
+        self.set_mode(Mode::Serving);
+        self.propose_to_agreed();
+        self.promised_done(Ok(format!(
+            "{} is primary of {}",
+            self.config.site, self.config.group
+        )));
+        for at in 0..self.peers.len() {
+            self.settle_loss(at);
+        }
+        self.advance_commit();
+    }
+
+    /// Peers whose greeting led to an agreement before the epoch was open.
+    pub(super) fn propose_to_agreed(&mut self) {
+        for at in 0..self.peers.len() {
+            if let PeerPhase::Agreed { link, tail, copy } = self.peers[at].phase {
+                let on_record = self
+                    .facts
+                    .alone
+                    .as_ref()
+                    .is_some_and(|a| a.peer == self.peers[at].name);
+                if !copy && !on_record {
+                    // The two were in sync, or neither has any history: acknowledgements wait for it from the first on.
+                    self.peers[at].gated = true;
+                    self.peers[at].gate_lsn = self.tail;
+                    self.peers[at].owes_since = Some(self.now);
+                }
+                self.propose(at, link, tail.next(), copy);
+            }
+        }
+    }
+
+    pub(super) fn propose(&mut self, at: usize, link: Link, from: Lsn, copy: bool) {
+        let since = self.now;
+        self.peers[at].phase = PeerPhase::Proposed {
+            link,
+            from,
+            copy,
+            since,
+        };
+        if copy {
+            self.actions.push(Action::ProposeCopy(link));
+        } else {
+            self.actions.push(Action::Send(
+                link,
+                Message::Start(Box::new(Start::Stream { from })),
+            ));
+        }
+    }
+
+    /// The peer is ready for frames.
+    pub(super) fn peer_started(&mut self, at: usize) {
+        let PeerPhase::Proposed {
+            link, from, copy, ..
+        } = self.peers[at].phase
+        else {
+            return;
+        };
+        let now = self.now;
+        self.acks.forget_told();
+        let peer = &mut self.peers[at];
+        peer.stream_began(now);
+        peer.phase = PeerPhase::Streaming {
+            link,
+            copying: copy,
+        };
+        if copy {
+            (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
+            self.actions.push(Action::Copy(link));
+        } else {
+            (peer.received, peer.durable) = (from.prev(), from.prev());
+            peer.applied = peer.applied.min(from.prev());
+            self.actions.push(Action::Stream {
+                link,
+                from,
+                end: None,
+            });
+        }
+        if self.peers[at].gated {
+            self.peers[at].owes_since = Some(now);
+        }
+        self.check_progress(at);
+    }
+
+    /// The journal here is durable up to `lsn`.
+    pub(super) fn local_durable(&mut self, lsn: Lsn, view: &View) {
+        self.durable = self.durable.max(lsn);
+        match self.mode {
+            Mode::Fetching(link) => self.fetched_durable(link, view),
+            Mode::Mirror | Mode::Probing => self.mirror_durable(),
+            _ => self.advance_commit(),
+        }
+        self.continue_drain();
+    }
+
+    /// A mirror told its progress.
+    pub(super) fn acked(&mut self, at: usize, ack: &super::links::Progress) {
+        let now = self.now;
+        let tail = self.tail;
+        let peer = &mut self.peers[at];
+        let PeerPhase::Streaming {
+            ref mut copying, ..
+        } = peer.phase
+        else {
+            return;
+        };
+        if ack.received > tail || ack.durable > ack.received {
+            let text = format!(
+                "{} acknowledged LSN {} (durable {}) but LSN {tail} is the last",
+                peer.name, ack.received, ack.durable
+            );
+            self.drop_peer_link(at, &text);
+            return;
+        }
+        *copying = ack.inconsistent;
+        if ack.durable > peer.durable || ack.received > peer.received {
+            peer.owes_since = if ack.durable < tail { Some(now) } else { None };
+        }
+        peer.received = peer.received.max(ack.received);
+        peer.durable = peer.durable.max(ack.durable);
+        peer.applied = peer.applied.max(ack.applied);
+        peer.credit_bytes = ack.credit_bytes;
+        let (name, durable) = (peer.name.clone(), peer.durable);
+        self.facts.note_told_durable(&name, durable);
+        self.advance_commit();
+        self.check_progress(at);
+        self.continue_drain();
+    }
+
+    /// Lets a peer in when it is near, and counts it in sync when it has confirmed.
+    pub(super) fn check_progress(&mut self, at: usize) {
+        let now = self.now;
+        let timeout = self.config.timeout;
+        let tail = self.tail;
+        let peer = &mut self.peers[at];
+        if !matches!(peer.phase, PeerPhase::Streaming { copying: false, .. }) {
+            return;
+        }
+        if !peer.gated {
+            if peer.held_down_until().is_some_and(|until| now < until)
+                || !peer.near_enough(tail, now, timeout)
+            {
+                return;
+            }
+            peer.gated = true;
+            peer.gate_lsn = tail;
+            peer.cannot_keep_up = false;
+            peer.owes_since = if peer.durable < tail { Some(now) } else { None };
+        }
+        if !peer.in_sync && !peer.recording && peer.durable >= peer.gate_lsn {
+            peer.recording = true;
+            let name = peer.name.clone();
+            self.facts.ever_in_sync = true;
+            if self.facts.alone.as_ref().is_some_and(|a| a.peer == name) {
+                self.facts.alone = None;
+            }
+            self.save(Then::InSync(at));
+        }
+    }
+
+    /// It is on durable record that this peer is in sync (and that this site is not alone).
+    pub(super) fn in_sync_recorded(&mut self, at: usize) {
+        let peer = &mut self.peers[at];
+        if peer.recording && peer.gated && peer.streaming_link().is_some() {
+            peer.recording = false;
+            peer.in_sync = true;
+            let text = format!("group {}: {} is in sync", self.config.group, peer.name);
+            self.log(Severity::Info, text);
+        }
+    }
+
+    /// A gated peer's silence has lasted too long, or it is certainly gone.
+    pub(super) fn peer_lost(&mut self, at: usize, reason: &str) {
+        let now = self.now;
+        let peer = &mut self.peers[at];
+        if peer.dead {
+            return;
+        }
+        peer.dead = true;
+        peer.in_sync = false;
+        peer.recording = false;
+        let name = peer.name.clone();
+        if peer.gated {
+            peer.note_loss(now);
+            self.log(
+                Severity::Warn,
+                format!("group {}: lost {name}: {reason}", self.config.group),
+            );
+        }
+        self.abort_drain(&format!("{name} was lost"));
+        self.settle_loss(at);
+    }
+
+    /// Asks whether this site may go on without a dead peer that acknowledgements wait for.
+    pub(super) fn settle_loss(&mut self, at: usize) {
+        let peer = &self.peers[at];
+        let may_ask = matches!(self.mode, Mode::Serving) && peer.gated && peer.dead;
+        if may_ask {
+            let question = Question::GoAlone {
+                peer: peer.name.clone(),
+                first: !self.facts.ever_in_sync,
+            };
+            self.ask_to_go_alone(at, question);
+        }
+    }
+
+    pub(super) fn granted(&mut self, question: &Question, view: &View) {
+        let Question::GoAlone { peer: name, .. } = question;
+        let Some(at) = self.peers.iter().position(|p| &p.name == name) else {
+            return;
+        };
+        self.peers[at].asking = false;
+        let still_needed = match self.mode {
+            Mode::Serving => self.peers[at].gated && self.peers[at].dead,
+            Mode::Returning | Mode::Waiting(_) => true,
+            _ => false,
+        };
+        if !still_needed {
+            return;
+        }
+        self.peers[at].gated = false;
+        self.peers[at].owes_since = None;
+        self.facts.alone = Some(Alone {
+            peer: name.clone(),
+            since_ns: view.time_ns,
+            from_lsn: self.commit.next(),
+        });
+        self.log(
+            Severity::Warn,
+            format!(
+                "group {}: going on without {name}; writes are on this site only",
+                self.config.group
+            ),
+        );
+        self.open_epoch(view);
+    }
+
+    pub(super) fn denied(&mut self, question: &Question, reason: &str) {
+        let Question::GoAlone { peer: name, .. } = question;
+        let Some(at) = self.peers.iter().position(|p| &p.name == name) else {
+            return;
+        };
+        self.peers[at].asking = false;
+        self.log(
+            Severity::Error,
+            format!("group {}: frozen: {reason}", self.config.group),
+        );
+        if matches!(self.mode, Mode::Returning) {
+            self.set_mode(Mode::Waiting(reason.to_owned()));
+        }
+    }
+
+    /// Nothing is acknowledged because a dead peer is waited for.
+    pub fn frozen(&self) -> bool {
+        self.mode == Mode::Serving
+            && self.config.on_peer_loss == OnPeerLoss::Freeze
+            && self.peers.iter().any(|p| p.gated && p.dead)
+    }
+
+    /// A peer's fetched tail grew durable here.
+    fn fetched_durable(&mut self, link: Link, view: &View) {
+        let Some(upstream) = &self.upstream else {
+            return;
+        };
+        if upstream.fetch_end.is_some_and(|end| end <= self.durable) {
+            self.upstream = None;
+            self.set_mode(Mode::Returning);
+            if let Some(at) = self.peer_on(link) {
+                let tail = self.tail;
+                self.peers[at].asked = true;
+                self.peers[at].phase = PeerPhase::Agreed {
+                    link,
+                    tail,
+                    copy: false,
+                };
+            }
+            self.try_to_open(view);
+        }
+    }
+
+    /// Bookkeeping for the tests and the caller: a copy to this link was sent up to `lsn`.
+    pub(super) fn copy_sent(&mut self, link: Link, lsn: Lsn) {
+        self.actions
+            .push(Action::Send(link, Message::ChunksEnd { lsn }));
+    }
+
+    /// Becoming a mirror is on durable record.
+    pub(super) fn stepped_down(&mut self) {
+        if self.mode == Mode::Mirror {
+            return;
+        }
+        self.set_mode(Mode::Mirror);
+        self.claimed = self.commit;
+        self.actions.push(Action::CloseClients);
+    }
+
+    /// Starts becoming a mirror because another site is rightfully primary.
+    pub(super) fn step_down(&mut self, why: &str) {
+        self.log(
+            Severity::Warn,
+            format!("group {}: becoming a mirror: {why}", self.config.group),
+        );
+        self.facts.role = Role::Mirror;
+        self.facts.handed = None;
+        self.save(Then::StepDown);
+    }
+}

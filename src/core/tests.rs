@@ -1,0 +1,1026 @@
+//! A primary's and a mirror's core driven against each other: virtual time, links that can be cut at any message, disks
+//! that finish when the test says so.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::base::{Epoch, Hello, Start};
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// One site: a core, and the least of a journal and a state file that lets it run.
+struct Site {
+    name: &'static str,
+    peer: &'static str,
+    policy: OnPeerLoss,
+    core: Core,
+    /// What a crash leaves: facts, and the LSN up to which the journal is durable.
+    saved: Facts,
+    journal: Vec<(Uuid, Option<Epoch>)>,
+    durable: Lsn,
+    replies: Vec<Token>,
+    reads: Vec<Token>,
+    allowed: Lsn,
+    done: Vec<(u64, Result<String, String>)>,
+    exports: Option<Result<(), String>>,
+    streams: BTreeMap<Link, (Lsn, Option<Lsn>)>,
+    journal_first: Lsn,
+    seeds: u128,
+    /// The disk of this site takes part (else durable reports are held back).
+    disk_runs: bool,
+    saves_run: bool,
+    pending_saves: Vec<u64>,
+}
+
+#[derive(Clone)]
+enum Wire {
+    Message(Message),
+    Frame {
+        lsn: Lsn,
+        epoch: Uuid,
+        opens: Option<Epoch>,
+        commit: Lsn,
+    },
+    Closed,
+}
+
+/// Two sites, the wires between them, and the time.
+struct Pair {
+    sites: [Site; 2],
+    alive: [bool; 2],
+    connected: bool,
+    /// Both ends of a link have the same id.
+    wires: BTreeMap<Link, [VecDeque<Wire>; 2]>,
+    now: Duration,
+    next_link: u64,
+    next_token: u64,
+}
+
+fn facts(role: Role, ack: AckMode) -> Facts {
+    Facts::new(
+        if role == Role::Primary {
+            Uuid::from_u128(99)
+        } else {
+            Uuid::nil()
+        },
+        role,
+        ack,
+    )
+}
+
+impl Site {
+    fn new(
+        name: &'static str,
+        peer: &'static str,
+        role: Role,
+        ack: AckMode,
+        policy: OnPeerLoss,
+    ) -> Site {
+        let saved = facts(role, ack);
+        let seeds = name.as_bytes()[0].into();
+        Site {
+            name,
+            peer,
+            policy,
+            core: Core::new(
+                Site::config(name, peer, policy),
+                saved.clone(),
+                Lsn::ZERO,
+                Lsn::ZERO,
+                seeds,
+            ),
+            saved,
+            journal: Vec::new(),
+            durable: Lsn::ZERO,
+            replies: Vec::new(),
+            reads: Vec::new(),
+            allowed: Lsn::ZERO,
+            done: Vec::new(),
+            exports: None,
+            streams: BTreeMap::new(),
+            journal_first: Lsn(1),
+            seeds,
+            disk_runs: true,
+            saves_run: true,
+            pending_saves: Vec::new(),
+        }
+    }
+
+    fn config(name: &str, peer: &str, on_peer_loss: OnPeerLoss) -> Config {
+        Config {
+            site: name.into(),
+            group: "g".into(),
+            peers: vec![peer.into()],
+            on_peer_loss,
+            timeout: TIMEOUT,
+        }
+    }
+
+    fn tail(&self) -> Lsn {
+        Lsn(self.journal.len() as u64)
+    }
+}
+
+fn view(first: Lsn, now: Duration) -> View<'static> {
+    View {
+        chain: 0,
+        journal_first: first,
+        volumes: &[],
+        time_ns: now.as_nanos() as u64 + 1,
+    }
+}
+
+impl Pair {
+    fn new(ack: AckMode, policy: OnPeerLoss) -> Pair {
+        let mut pair = Pair {
+            sites: [
+                Site::new("a", "b", Role::Primary, ack, policy),
+                Site::new("b", "a", Role::Mirror, ack, policy),
+            ],
+            alive: [true, true],
+            connected: true,
+            wires: BTreeMap::new(),
+            now: Duration::ZERO,
+            next_link: 1,
+            next_token: 1,
+        };
+        for at in [1, 0] {
+            let v = view(Lsn(1), pair.now);
+            pair.sites[at].core.start(pair.now, &v);
+        }
+        pair
+    }
+
+    /// In sync, with a few operations written.
+    fn in_sync(ack: AckMode, policy: OnPeerLoss) -> Pair {
+        let mut pair = Pair::new(ack, policy);
+        pair.settle();
+        assert!(
+            pair.sites[0].core.peers()[0].in_sync,
+            "{:?}",
+            pair.sites[0].core.peers()[0]
+        );
+        for _ in 0..3 {
+            let token = pair.write(0);
+            pair.settle();
+            assert!(pair.sites[0].replies.contains(&token));
+        }
+        pair
+    }
+
+    fn handle(&mut self, at: usize, event: Event) {
+        let v = view(self.sites[at].journal_first, self.now);
+        self.sites[at].core.handle(self.now, event, &v);
+    }
+
+    /// Admits one write; its reply has this token.
+    fn write(&mut self, at: usize) -> Token {
+        self.write_with(at, Strength::Commit)
+    }
+
+    fn write_with(&mut self, at: usize, strength: Strength) -> Token {
+        let token = Token(self.next_token);
+        self.next_token += 1;
+        let now = self.now;
+        let site = &mut self.sites[at];
+        let lsn = site.core.assign(1, now);
+        let epoch = site.core.lineage().last().unwrap().id;
+        site.journal.push((epoch, None));
+        assert_eq!(site.tail(), lsn);
+        site.core.reply_when(lsn, strength, token);
+        token
+    }
+
+    fn replied(&self, at: usize, token: Token) -> bool {
+        self.sites[at].replies.contains(&token)
+    }
+
+    /// Carries out what the cores want, one thing; false if there is nothing to do now.
+    fn step(&mut self) -> bool {
+        for at in 0..2 {
+            if !self.alive[at] {
+                continue;
+            }
+            self.sites[at].core.end_batch();
+            let actions: Vec<Action> = self.sites[at].core.drain().collect();
+            if !actions.is_empty() {
+                for action in actions {
+                    self.act(at, action);
+                }
+                return true;
+            }
+            if self.sites[at].saves_run && !self.sites[at].pending_saves.is_empty() {
+                let seq = *self.sites[at].pending_saves.last().unwrap();
+                self.sites[at].pending_saves.clear();
+                self.sites[at].saved = self.sites[at].core.facts().clone();
+                self.handle(at, Event::Saved(seq));
+                return true;
+            }
+            let tail = self.sites[at].tail();
+            if self.sites[at].disk_runs && self.sites[at].durable < tail {
+                self.sites[at].durable = tail;
+                self.handle(at, Event::Durable(tail));
+                return true;
+            }
+            if self.stream(at) || self.deliver(at) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            if !self.step() {
+                // Pauses between attempts to connect are short; pass over those.
+                let due = (0..2)
+                    .filter(|&at| self.alive[at])
+                    .filter_map(|at| self.sites[at].core.deadline())
+                    .min();
+                match due {
+                    Some(due) if due <= self.now + Duration::from_millis(300) => {
+                        self.advance_to(due)
+                    }
+                    _ => return,
+                }
+            }
+        }
+        panic!(
+            "never settles: {:?} / {:?}",
+            self.sites[0].core, self.sites[1].core
+        );
+    }
+
+    fn advance_to(&mut self, time: Duration) {
+        self.now = self.now.max(time);
+        for at in 0..2 {
+            if self.alive[at] {
+                self.handle(at, Event::Tick);
+            }
+        }
+    }
+
+    /// Lets time pass, event by event.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            while self.step() {}
+            let due = (0..2)
+                .filter(|&at| self.alive[at])
+                .filter_map(|at| self.sites[at].core.deadline())
+                .min();
+            match due {
+                Some(due) if due <= end => {
+                    self.advance_to(due.max(self.now + Duration::from_millis(1)))
+                }
+                _ => break,
+            }
+        }
+        self.now = end;
+        self.advance_to(end);
+        while self.step() {}
+    }
+
+    fn act(&mut self, at: usize, action: Action) {
+        match action {
+            Action::Save(seq) => self.sites[at].pending_saves.push(seq),
+            Action::OpenEpoch(epoch) => {
+                let site = &mut self.sites[at];
+                assert!(
+                    site.saved.lineage.contains(epoch.id),
+                    "an epoch opened before its lineage was durable"
+                );
+                site.journal.push((epoch.id, Some(epoch.clone())));
+                assert_eq!(site.tail(), epoch.first_lsn);
+            }
+            Action::Reply(token) => self.sites[at].replies.push(token),
+            Action::ReleaseRead(token) => self.sites[at].reads.push(token),
+            Action::Allow(lsn) => {
+                let site = &mut self.sites[at];
+                assert!(lsn <= site.durable, "homes ahead of the journal");
+                site.allowed = site.allowed.max(lsn);
+            }
+            Action::Connect(peer) => self.connect(at, peer),
+            Action::Send(link, message) => {
+                if let Some(wires) = self.wires.get_mut(&link) {
+                    wires[1 - at].push_back(Wire::Message(message));
+                }
+            }
+            Action::Close(link) => {
+                self.sites[at].streams.remove(&link);
+                if let Some(wires) = self.wires.get_mut(&link) {
+                    wires[1 - at].push_back(Wire::Closed);
+                    wires[at].clear();
+                }
+            }
+            Action::Stream { link, from, end } => {
+                self.sites[at].streams.insert(link, (from, end));
+            }
+            Action::StopStream(link) => {
+                self.sites[at].streams.remove(&link);
+            }
+            Action::ProposeCopy(_) | Action::Copy(_) | Action::Reset { .. } => {
+                panic!("no copies in these tests")
+            }
+            Action::Truncate(lsn) => {
+                let site = &mut self.sites[at];
+                assert!(lsn >= site.allowed, "dropped what the homes may hold");
+                site.journal.truncate(lsn.0 as usize);
+                site.durable = site.durable.min(lsn);
+            }
+            Action::Exports(open) => self.sites[at].exports = Some(open),
+            Action::CloseClients | Action::Log(..) | Action::Stop => {}
+            Action::Ask(question) => {
+                let Question::GoAlone { first, .. } = &question;
+                let event = if self.sites[at].policy == OnPeerLoss::Continue || *first {
+                    Event::Granted(question)
+                } else {
+                    Event::Denied(question, "frozen by policy".into())
+                };
+                self.handle(at, event);
+            }
+            Action::CommandDone(id, result) => self.sites[at].done.push((id, result)),
+        }
+    }
+
+    fn connect(&mut self, at: usize, peer: String) {
+        if self.connected && self.alive[1 - at] {
+            let link = Link(self.next_link);
+            self.next_link += 1;
+            self.wires.insert(link, Default::default());
+            self.handle(1 - at, Event::Accepted(link));
+            self.handle(at, Event::Connected(link, peer));
+        } else {
+            let refused = self.connected;
+            self.handle(
+                at,
+                Event::ConnectFailed {
+                    peer,
+                    refused,
+                    reason: "no way".into(),
+                },
+            );
+        }
+    }
+
+    fn stream(&mut self, at: usize) -> bool {
+        let tail = self.sites[at].tail();
+        let links: Vec<Link> = self.sites[at].streams.keys().copied().collect();
+        for link in links {
+            let (next, end) = self.sites[at].streams[&link];
+            if next > end.unwrap_or(tail) {
+                if let Some(end) = end {
+                    self.sites[at].streams.remove(&link);
+                    self.act(at, Action::Send(link, Message::FetchEnd { tail: end }));
+                    return true;
+                }
+                continue;
+            }
+            let (epoch, opens) = self.sites[at].journal[next.0 as usize - 1].clone();
+            let commit = self.sites[at].core.commit();
+            self.sites[at].streams.insert(link, (next.next(), end));
+            if let Some(wires) = self.wires.get_mut(&link) {
+                wires[1 - at].push_back(Wire::Frame {
+                    lsn: next,
+                    epoch,
+                    opens,
+                    commit,
+                });
+            }
+            return true;
+        }
+        false
+    }
+
+    fn deliver(&mut self, at: usize) -> bool {
+        if !self.connected {
+            return false;
+        }
+        let Some((link, wire)) = self
+            .wires
+            .iter_mut()
+            .find_map(|(link, wires)| wires[at].pop_front().map(|wire| (*link, wire)))
+        else {
+            return false;
+        };
+        match wire {
+            Wire::Message(message) => self.handle(at, Event::Message(link, message)),
+            Wire::Closed => {
+                self.wires.remove(&link);
+                self.handle(at, Event::Closed(link, "closed by the other side".into()));
+            }
+            Wire::Frame {
+                lsn,
+                epoch,
+                opens,
+                commit,
+            } => {
+                self.handle(at, Event::Heard(link));
+                let info = FrameInfo {
+                    first: lsn,
+                    last: lsn,
+                    commit,
+                    group: Uuid::from_u128(99),
+                    epoch,
+                    opens: opens.as_ref(),
+                };
+                match self.sites[at].core.offer_frame(link, &info) {
+                    Ok(()) => self.sites[at].journal.push((epoch, opens)),
+                    Err(text) => {
+                        self.act(at, Action::Close(link));
+                        self.handle(at, Event::Closed(link, text));
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// SIGKILL and power cut in one: what was not durable is gone.
+    fn kill(&mut self, at: usize) {
+        self.alive[at] = false;
+        let site = &mut self.sites[at];
+        site.journal.truncate(site.durable.0 as usize);
+        site.streams.clear();
+        site.pending_saves.clear();
+        let links: Vec<Link> = self.wires.keys().copied().collect();
+        for link in links {
+            let wires = self.wires.get_mut(&link).unwrap();
+            wires[at].clear();
+            wires[1 - at].push_back(Wire::Closed);
+        }
+    }
+
+    fn restart(&mut self, at: usize) {
+        self.alive[at] = true;
+        let now = self.now;
+        let site = &mut self.sites[at];
+        site.seeds += 1000;
+        let mut saved = site.saved.clone();
+        // Recovery learns from the journal which epochs were opened.
+        for (lsn, (_, opens)) in site.journal.iter().enumerate() {
+            if let Some(epoch) = opens.as_ref().filter(|e| !saved.lineage.contains(e.id)) {
+                saved.lineage.truncate_after(Lsn(lsn as u64));
+                saved.lineage.push(epoch.clone()).unwrap();
+            }
+        }
+        let config = Site::config(site.name, site.peer, site.policy);
+        site.core = Core::new(config, saved, site.tail(), site.allowed, site.seeds);
+        site.exports = None;
+        site.disk_runs = true;
+        site.saves_run = true;
+        let v = view(site.journal_first, now);
+        site.core.start(now, &v);
+    }
+
+    fn cut(&mut self) {
+        self.connected = false;
+    }
+
+    fn mend(&mut self) {
+        self.connected = true;
+        // What was on the old connections is lost with them.
+        for wires in self.wires.values_mut() {
+            for wire in wires {
+                wire.clear();
+                wire.push_back(Wire::Closed);
+            }
+        }
+    }
+
+    fn command(&mut self, at: usize, command: Command) -> u64 {
+        let id = 1000 + self.next_token;
+        self.next_token += 1;
+        self.handle(at, Event::Command(id, command));
+        id
+    }
+
+    fn result(&self, at: usize, id: u64) -> Option<&Result<String, String>> {
+        self.sites[at]
+            .done
+            .iter()
+            .find(|(done, _)| *done == id)
+            .map(|(_, result)| result)
+    }
+
+    fn same_history(&self) -> bool {
+        let ids = |at: usize| {
+            self.sites[at]
+                .journal
+                .iter()
+                .map(|(id, _)| *id)
+                .collect::<Vec<_>>()
+        };
+        ids(0) == ids(1)
+    }
+
+    fn mode(&self, at: usize) -> &Mode {
+        self.sites[at].core.mode()
+    }
+}
+
+const FORCE: Overrides = Overrides {
+    peer_unreachable: true,
+    inconsistent: false,
+    behind: false,
+};
+
+#[test]
+fn a_new_pair_gets_in_sync_and_both_hold_the_same() {
+    let pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    assert!(pair.same_history());
+    assert_eq!(pair.sites[0].exports, Some(Ok(())));
+    let refusal = pair.sites[1].exports.clone().unwrap().unwrap_err();
+    assert!(refusal.contains("the primary is a"), "{refusal}");
+    assert!(pair.sites[0].saved.alone.is_none());
+    assert!(pair.sites[0].saved.ever_in_sync);
+}
+
+#[test]
+fn sync_waits_for_both_journals_and_memsync_for_both_memories() {
+    for (ack, without_local, without_remote) in [
+        (AckMode::Sync, false, false),
+        (AckMode::Memsync, true, true),
+        (AckMode::Async, false, true),
+    ] {
+        for (slow, replied) in [(0, without_local), (1, without_remote)] {
+            let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
+            pair.sites[slow].disk_runs = false;
+            let plain = pair.write(0);
+            let fua = pair.write_with(0, Strength::Durable);
+            pair.settle();
+            assert_eq!(
+                pair.replied(0, plain),
+                replied,
+                "{ack} with a slow disk at {slow}"
+            );
+            let fua_needs_it = slow == 0 || ack != AckMode::Async;
+            assert_eq!(
+                pair.replied(0, fua),
+                !fua_needs_it,
+                "FUA in {ack} with a slow disk at {slow}"
+            );
+            pair.sites[slow].disk_runs = true;
+            pair.settle();
+            assert!(pair.replied(0, plain) && pair.replied(0, fua));
+        }
+    }
+}
+
+#[test]
+fn a_silent_mirror_holds_acknowledgements_until_the_timeout_and_the_record() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.cut();
+    let token = pair.write(0);
+    pair.pass(TIMEOUT - Duration::from_millis(10));
+    assert!(!pair.replied(0, token), "suspect: nothing is acknowledged");
+    pair.sites[0].saves_run = false;
+    pair.pass(Duration::from_secs(1));
+    assert!(!pair.replied(0, token), "the record is not durable yet");
+    pair.sites[0].saves_run = true;
+    pair.pass(Duration::from_millis(10));
+    assert!(pair.replied(0, token));
+    let alone = pair.sites[0].saved.alone.clone().expect("on record");
+    assert_eq!(alone.peer, "b");
+}
+
+#[test]
+fn a_mirror_that_is_certainly_gone_is_not_waited_for() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(1);
+    let token = pair.write(0);
+    pair.settle();
+    assert!(pair.replied(0, token), "{:?}", pair.mode(0));
+    assert!(pair.now < TIMEOUT);
+}
+
+#[test]
+fn freeze_acknowledges_nothing_alone_and_resumes_when_the_mirror_is_back() {
+    for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
+        let mut pair = Pair::in_sync(ack, OnPeerLoss::Freeze);
+        pair.kill(1);
+        pair.settle();
+        assert!(pair.sites[0].core.frozen(), "{ack}");
+        let token = pair.write(0);
+        let fua = pair.write_with(0, Strength::Durable);
+        pair.pass(TIMEOUT * 4);
+        assert!(!pair.replied(0, token) && !pair.replied(0, fua), "{ack}");
+        assert!(pair.sites[0].saved.alone.is_none());
+        pair.restart(1);
+        pair.pass(TIMEOUT);
+        assert!(pair.replied(0, token) && pair.replied(0, fua), "{ack}");
+        assert!(pair.same_history());
+    }
+}
+
+#[test]
+fn a_mirror_that_was_away_catches_up_and_the_record_goes_before_it_is_in_sync() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(1);
+    pair.settle();
+    for _ in 0..50 {
+        pair.write(0);
+        pair.settle();
+    }
+    pair.restart(1);
+    pair.sites[0].saves_run = false;
+    pair.pass(TIMEOUT);
+    assert!(
+        !pair.sites[0].core.peers()[0].in_sync,
+        "the record still says alone"
+    );
+    assert!(pair.sites[0].saved.alone.is_some());
+    pair.sites[0].saves_run = true;
+    pair.pass(TIMEOUT);
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+    assert!(pair.sites[0].saved.alone.is_none());
+    assert!(pair.same_history());
+}
+
+#[test]
+fn a_restarted_primary_adopts_the_longer_tail_of_its_mirror() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.sites[0].disk_runs = false;
+    pair.write(0);
+    pair.write(0);
+    pair.settle();
+    let tail = pair.sites[1].tail();
+    pair.kill(0);
+    assert!(pair.sites[0].tail() < tail);
+    pair.restart(0);
+    pair.settle();
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    assert!(pair.sites[0].tail() > tail);
+    assert!(pair.same_history());
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+}
+
+#[test]
+fn a_restarted_primary_without_its_peer_waits_unless_it_was_alone() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(0);
+    pair.kill(1);
+    pair.restart(0);
+    pair.pass(TIMEOUT * 3);
+    assert!(
+        matches!(pair.mode(0), Mode::Waiting(_)),
+        "{:?}",
+        pair.mode(0)
+    );
+    let id = pair.command(0, Command::Promote(Overrides::default()));
+    pair.settle();
+    assert!(pair.result(0, id).unwrap().is_err());
+    let id = pair.command(0, Command::Promote(FORCE));
+    pair.settle();
+    assert!(
+        pair.result(0, id).unwrap().is_ok(),
+        "{:?}",
+        pair.result(0, id)
+    );
+    let token = pair.write(0);
+    pair.settle();
+    assert!(pair.replied(0, token));
+    // Alone by record now: it serves again without being told.
+    pair.kill(0);
+    pair.restart(0);
+    pair.settle();
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    pair.restart(1);
+    pair.pass(TIMEOUT);
+    assert!(pair.same_history());
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+}
+
+#[test]
+fn both_killed_at_once_come_back_in_sync_without_help() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let token = pair.write(0);
+    pair.settle();
+    assert!(pair.replied(0, token));
+    let tail = pair.sites[0].tail();
+    pair.kill(0);
+    pair.kill(1);
+    pair.restart(1);
+    pair.restart(0);
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    assert!(pair.sites[0].tail() > tail);
+    assert!(pair.same_history());
+}
+
+#[test]
+fn promotion_is_refused_while_the_primary_answers_and_needs_force_while_it_cannot_be_asked() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let id = pair.command(1, Command::Promote(FORCE));
+    pair.settle();
+    let text = pair.result(1, id).unwrap().clone().unwrap_err();
+    assert!(text.contains("answers as primary"), "{text}");
+    pair.kill(0);
+    pair.settle();
+    let id = pair.command(1, Command::Promote(Overrides::default()));
+    pair.settle();
+    let text = pair.result(1, id).unwrap().clone().unwrap_err();
+    assert!(text.contains("--force peer-unreachable"), "{text}");
+    assert_eq!(pair.mode(1), &Mode::Mirror);
+    let id = pair.command(1, Command::Promote(FORCE));
+    pair.settle();
+    assert!(pair.result(1, id).unwrap().is_ok());
+    assert_eq!(pair.mode(1), &Mode::Serving);
+}
+
+#[test]
+fn the_old_primary_becomes_the_mirror_of_the_promoted_one() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    // One operation is durable here only: nobody was told that it is written.
+    pair.cut();
+    let token = pair.write(0);
+    pair.pass(Duration::from_millis(10));
+    assert!(!pair.replied(0, token));
+    pair.kill(0);
+    pair.mend();
+    pair.settle();
+    pair.command(1, Command::Promote(FORCE));
+    pair.settle();
+    let token = pair.write(1);
+    pair.settle();
+    assert!(pair.replied(1, token));
+    pair.restart(0);
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(0), &Mode::Mirror);
+    assert!(
+        pair.sites[1].core.peers()[0].in_sync,
+        "{:?}",
+        pair.sites[1].core.peers()[0]
+    );
+    assert!(pair.same_history());
+}
+
+#[test]
+fn what_was_acknowledged_alone_makes_a_fork_and_is_never_dropped() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.cut();
+    let token = pair.write(0);
+    pair.pass(TIMEOUT * 2);
+    assert!(pair.replied(0, token), "acknowledged alone");
+    let kept = pair.sites[0].tail();
+    pair.kill(0);
+    pair.command(1, Command::Promote(FORCE));
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    pair.mend();
+    pair.restart(0);
+    pair.pass(TIMEOUT * 2);
+    assert!(
+        matches!(pair.mode(0), Mode::Waiting(_)),
+        "{:?}",
+        pair.mode(0)
+    );
+    assert_eq!(
+        pair.sites[0].core.peers()[0].conflict,
+        Some(Conflict::Forked)
+    );
+    assert_eq!(pair.sites[0].tail(), kept);
+}
+
+#[test]
+fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.cut();
+    pair.pass(TIMEOUT * 2);
+    let id = pair.command(1, Command::Promote(FORCE));
+    pair.pass(TIMEOUT * 2);
+    assert!(pair.result(1, id).unwrap().is_ok());
+    pair.mend();
+    pair.pass(TIMEOUT * 2);
+    for at in 0..2 {
+        assert_eq!(
+            pair.sites[at].core.peers()[0].conflict,
+            Some(Conflict::BothPrimary),
+            "site {at}"
+        );
+        assert!(!pair.sites[at].core.peers()[0].in_sync);
+    }
+}
+
+#[test]
+fn a_switchover_under_load_loses_nothing_and_both_sides_swap_roles() {
+    for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
+        let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
+        let tokens: Vec<Token> = (0..5).map(|_| pair.write(0)).collect();
+        let id = pair.command(0, Command::Switchover);
+        assert!(!pair.sites[0].core.admitting());
+        pair.pass(TIMEOUT);
+        assert!(
+            pair.result(0, id).unwrap().is_ok(),
+            "{:?}",
+            pair.result(0, id)
+        );
+        assert!(tokens.iter().all(|t| pair.replied(0, *t)), "{ack}");
+        assert_eq!(
+            (pair.mode(0), pair.mode(1)),
+            (&Mode::Mirror, &Mode::Serving),
+            "{ack}"
+        );
+        let token = pair.write(1);
+        pair.pass(TIMEOUT);
+        assert!(pair.replied(1, token));
+        assert!(pair.sites[1].core.peers()[0].in_sync);
+        assert!(pair.same_history());
+    }
+}
+
+/// Kills one side, or both, after every single step of a switchover; afterwards at most one side serves, and with both
+/// back exactly one does (or an operator's promotion makes it so).
+#[test]
+fn a_crash_at_any_step_of_a_switchover_never_leaves_two_primaries() {
+    for steps in 0..80 {
+        for victims in [&[0][..], &[1], &[0, 1]] {
+            let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+            let token = pair.write(0);
+            pair.command(0, Command::Switchover);
+            for _ in 0..steps {
+                pair.step();
+            }
+            let acked = pair.replied(0, token);
+            for &at in victims {
+                pair.kill(at);
+            }
+            let mut most = 0;
+            for _ in 0..20 {
+                pair.pass(Duration::from_millis(500));
+                let serving = (0..2)
+                    .filter(|&at| pair.alive[at] && pair.sites[at].core.serving())
+                    .count();
+                most = most.max(serving);
+            }
+            for &at in victims {
+                pair.restart(at);
+            }
+            for _ in 0..40 {
+                pair.pass(Duration::from_millis(500));
+                let serving = (0..2).filter(|&at| pair.sites[at].core.serving()).count();
+                most = most.max(serving);
+            }
+            assert!(
+                most <= 1,
+                "two primaries after {steps} steps, killing {victims:?}"
+            );
+            let serving: Vec<usize> = (0..2).filter(|&at| pair.sites[at].core.serving()).collect();
+            assert_eq!(
+                serving.len(),
+                1,
+                "after {steps} steps, killing {victims:?}: {:?} {:?}",
+                pair.mode(0),
+                pair.mode(1)
+            );
+            assert!(
+                pair.same_history(),
+                "after {steps} steps, killing {victims:?}"
+            );
+            if acked {
+                assert!(pair.sites[serving[0]].tail() > Lsn(4));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_switchover_whose_mirror_dies_is_taken_back() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.cut();
+    let token = pair.write(0);
+    let id = pair.command(0, Command::Switchover);
+    pair.pass(TIMEOUT * 2);
+    assert!(pair.result(0, id).unwrap().is_err());
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    assert!(pair.replied(0, token));
+}
+
+#[test]
+fn demotion_leaves_nobody_primary_until_one_is_promoted() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let id = pair.command(0, Command::Demote);
+    pair.settle();
+    assert!(pair.result(0, id).unwrap().is_ok());
+    assert_eq!((pair.mode(0), pair.mode(1)), (&Mode::Mirror, &Mode::Mirror));
+    let id = pair.command(1, Command::Promote(Overrides::default()));
+    pair.pass(TIMEOUT);
+    assert!(
+        pair.result(1, id).unwrap().is_ok(),
+        "{:?}",
+        pair.result(1, id)
+    );
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    assert!(pair.sites[1].core.peers()[0].in_sync);
+    assert!(
+        pair.sites[1].saved.alone.is_none(),
+        "the other side answered: nobody was alone"
+    );
+}
+
+#[test]
+fn a_read_of_what_is_not_committed_is_held() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.sites[1].disk_runs = false;
+    pair.write(0);
+    let tail = pair.sites[0].core.tail();
+    pair.sites[0].core.read_when(tail, Token(77));
+    pair.settle();
+    assert!(pair.sites[0].reads.is_empty());
+    pair.sites[1].disk_runs = true;
+    pair.settle();
+    assert_eq!(pair.sites[0].reads, [Token(77)]);
+}
+
+#[test]
+fn a_peer_that_keeps_getting_lost_is_held_down() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    for _ in 0..3 {
+        pair.kill(1);
+        pair.settle();
+        pair.restart(1);
+        pair.pass(Duration::from_secs(3));
+    }
+    assert!(!pair.sites[0].core.peers()[0].gated, "held down");
+    pair.pass(Duration::from_secs(12));
+    assert!(pair.sites[0].core.peers()[0].in_sync, "let in again");
+}
+
+#[test]
+fn a_mirror_whose_disk_lost_history_is_not_promoted_and_refetches() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(1);
+    let site = &mut pair.sites[1];
+    site.journal.truncate(2);
+    (site.durable, site.allowed) = (Lsn(2), Lsn(2));
+    pair.restart(1);
+    pair.pass(TIMEOUT);
+    assert!(pair.same_history());
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+}
+
+#[test]
+fn frames_that_do_not_follow_are_refused() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let link = *pair.sites[0].streams.keys().next().unwrap();
+    let epoch = pair.sites[1].core.lineage().last().unwrap().id;
+    let tail = pair.sites[1].core.tail();
+    let good = FrameInfo {
+        first: tail.next(),
+        last: tail.next(),
+        commit: Lsn::ZERO,
+        group: Uuid::from_u128(99),
+        epoch,
+        opens: None,
+    };
+    let core = &mut pair.sites[1].core;
+    for bad in [
+        FrameInfo {
+            first: tail,
+            ..good
+        },
+        FrameInfo {
+            first: tail.plus(2),
+            ..good
+        },
+        FrameInfo {
+            epoch: Uuid::from_u128(5),
+            ..good
+        },
+        FrameInfo {
+            group: Uuid::from_u128(5),
+            ..good
+        },
+    ] {
+        assert!(core.offer_frame(link, &bad).is_err(), "{bad:?}");
+    }
+    assert!(core.offer_frame(Link(555), &good).is_err());
+    assert!(core.offer_frame(link, &good).is_ok());
+}
+
+#[test]
+fn a_stranger_and_a_confused_peer_are_refused() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let mut hello: Hello = pair.sites[0].core.hello("b", &view(Lsn(1), pair.now));
+    hello.site = "mallory".into();
+    let link = Link(700);
+    pair.wires.insert(link, Default::default());
+    pair.handle(1, Event::Accepted(link));
+    pair.handle(1, Event::Message(link, Message::Hello(Box::new(hello))));
+    let refused = |a: &Action| matches!(a, Action::Send(_, Message::Refuse { .. }));
+    assert!(pair.sites[1].core.drain().any(|a| refused(&a)));
+    let link = Link(701);
+    pair.wires.insert(link, Default::default());
+    pair.handle(1, Event::Accepted(link));
+    let start = Start::Stream { from: Lsn(1) };
+    pair.handle(1, Event::Message(link, Message::Start(Box::new(start))));
+    assert!(pair.sites[1].core.drain().any(|a| refused(&a)));
+    pair.settle();
+    assert!(
+        pair.sites[0].core.peers()[0].in_sync,
+        "the real link is not disturbed"
+    );
+}

@@ -1,0 +1,387 @@
+//! The homes: applying what is committed, keeping space for it, and checkpoints.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::stats::Stage;
+use super::{DiskOp, File, Group, Pending};
+use crate::base::{ByteRange, Lsn, Op, OpKind, VolumeId, VolumeSpec};
+use crate::core::Event;
+use crate::journal;
+use crate::store::{Apply, Content};
+
+/// Operations not yet in the homes hold at most this much memory, or a quarter of the journal if that is less.
+const UNAPPLIED_BYTES: u64 = 64 << 20;
+
+/// Free space that is never promised, in bytes: for the file system's own needs.
+const SPACE_MARGIN: u64 = 64 << 20;
+
+/// How old the knowledge of free space may get under writes.
+const SPACE_AGE: Duration = Duration::from_millis(500);
+
+/// A checkpoint is made when this share of the journal was written since the last, and after this time at the latest.
+const CHECKPOINT_SHARE: u64 = 4;
+const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
+
+/// The homes' side of a group.
+pub(super) struct Homes {
+    /// Homes with writes that *completed* since their last sync began. A write that is under way then may complete after
+    /// the sync, and is for the next one.
+    dirty: BTreeSet<VolumeId>,
+    checkpoint: Lsn,
+    /// Journal bytes ever written at the last checkpoint.
+    bytes_at_checkpoint: u64,
+    last_checkpoint: Duration,
+    running: Option<Running>,
+    wanted: bool,
+    free_bytes: u64,
+    free_asked: Option<Duration>,
+    free_known: Option<Duration>,
+}
+
+/// A checkpoint under way.
+struct Running {
+    target: Lsn,
+    syncs: usize,
+    bytes: u64,
+    /// Ends a full copy.
+    ends_copy: bool,
+}
+
+impl Homes {
+    pub fn new(checkpoint: Lsn, now: Duration) -> Homes {
+        Homes {
+            dirty: BTreeSet::new(),
+            checkpoint,
+            bytes_at_checkpoint: 0,
+            last_checkpoint: now,
+            running: None,
+            wanted: false,
+            free_bytes: u64::MAX,
+            free_asked: None,
+            free_known: None,
+        }
+    }
+
+    /// Everything up to here is durable in the homes, on record.
+    pub fn checkpoint(&self) -> Lsn {
+        self.checkpoint
+    }
+
+    /// A write to the home of this volume completed.
+    pub fn touch(&mut self, volume: VolumeId) {
+        self.dirty.insert(volume);
+    }
+
+    /// A checkpoint as soon as possible.
+    pub fn want_checkpoint(&mut self) {
+        self.wanted = true;
+    }
+
+    /// No checkpoint is running or wanted.
+    pub fn idle(&self) -> bool {
+        self.running.is_none() && !self.wanted
+    }
+
+    pub fn deadline(&self) -> Option<Duration> {
+        (!self.dirty.is_empty() && self.running.is_none())
+            .then(|| self.last_checkpoint + CHECKPOINT_AGE)
+    }
+
+    pub fn free_space(&mut self, bytes: u64) {
+        self.free_bytes = bytes;
+        self.free_known = self.free_asked.take();
+    }
+
+    pub fn forget(&mut self, base: Lsn) {
+        self.dirty.clear();
+        self.checkpoint = base;
+    }
+
+    /// What may still be promised to allocating writes.
+    pub fn credit_bytes(&self, unapplied: u64) -> u64 {
+        if self.free_bytes == u64::MAX {
+            return u64::MAX;
+        }
+        self.free_bytes
+            .saturating_sub(unapplied)
+            .saturating_sub(SPACE_MARGIN)
+    }
+}
+
+impl Group {
+    /// Whether another operation may be held in memory until it is applied.
+    pub(super) fn homes_have_budget(&self) -> bool {
+        let most = UNAPPLIED_BYTES.min(self.log.capacity() / 4);
+        self.store.unapplied_bytes() < most
+    }
+
+    /// Whether a write to this range may be promised space, here and at the mirrors.
+    ///
+    /// With little space left every write counts as allocating: telling which are not would take a look at the home's
+    /// extents for each.
+    pub(super) fn space_for(&mut self, volume: VolumeId, range: ByteRange) -> bool {
+        let _ = volume;
+        let old = self
+            .homes
+            .free_known
+            .is_none_or(|at| self.now.mono >= at + SPACE_AGE);
+        if old && self.homes.free_asked.is_none() {
+            self.homes.free_asked = Some(self.now.mono);
+            self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
+        }
+        let here = self.homes.credit_bytes(self.store.unapplied_bytes());
+        let there = self
+            .core
+            .peers()
+            .iter()
+            .filter(|p| p.gated)
+            .map(|p| p.credit_bytes)
+            .min()
+            .unwrap_or(u64::MAX);
+        range.len <= here.min(there)
+    }
+
+    /// The core allows the homes to hold everything up to here.
+    pub(super) fn allow(&mut self, lsn: Lsn) {
+        #[cfg(test)]
+        let lsn = if self.sabotage.no_wal_rule {
+            self.frames.sealed()
+        } else {
+            lsn
+        };
+        self.store.allow(lsn);
+    }
+
+    /// Starts what may be applied.
+    pub(super) fn apply(&mut self) {
+        while let Some(Apply { lsn, op, content }) = self.store.next_apply() {
+            match (op.kind, content) {
+                (OpKind::OpenEpoch, _) => self.applied(lsn, None),
+                (OpKind::CreateVolume, Content::Control(payload)) => {
+                    self.create_volume(lsn, &payload)
+                }
+                (_, content) => self.apply_to_home(lsn, &op, content),
+            }
+        }
+    }
+
+    fn apply_to_home(&mut self, lsn: Lsn, op: &Op, content: Content) {
+        let file = File::Home(op.volume);
+        let request = match content {
+            Content::Data(data) => {
+                self.stats.totals.home_bytes += data.len() as u64;
+                DiskOp::Write {
+                    file,
+                    offset: op.range.offset,
+                    data,
+                    durable: false,
+                }
+            }
+            Content::Zero { keep } => DiskOp::Zero {
+                file,
+                range: op.range,
+                keep,
+            },
+            Content::Control(_) => {
+                self.event(Event::DiskFailed(format!(
+                    "operation {lsn} ({:?}) came without content",
+                    op.kind
+                )));
+                return;
+            }
+        };
+        self.submit(
+            Pending::ApplyWrite {
+                lsn,
+                volume: op.volume,
+                since: self.now.mono,
+            },
+            request,
+        );
+    }
+
+    pub(super) fn applied(&mut self, lsn: Lsn, since: Option<Duration>) {
+        if let Some(since) = since {
+            self.stats
+                .record(Stage::Apply, self.now.mono.saturating_sub(since));
+        }
+        self.store.applied(lsn);
+        let reached = self.store.applied_lsn();
+        self.event(Event::Applied(reached));
+        self.apply();
+        let copy_ends = self
+            .core
+            .facts()
+            .inconsistent_until
+            .is_some_and(|until| until <= reached);
+        if copy_ends && self.receive.chunks_done() {
+            self.homes.want_checkpoint();
+        }
+    }
+
+    /// A volume of the history: create its home.
+    fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
+        match journal::decode_volume(payload) {
+            Ok(volume) => {
+                self.note_volume(volume.clone());
+                self.submit(Pending::CreateHome { lsn }, DiskOp::CreateHome { volume });
+            }
+            Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
+        }
+    }
+
+    pub(super) fn note_volume(&mut self, volume: VolumeSpec) {
+        self.next_volume_id = self.next_volume_id.max(volume.id.0 + 1);
+        if !self.volumes.iter().any(|v| v.id == volume.id) {
+            self.volumes.push(volume);
+        }
+    }
+
+    pub(super) fn home_created(&mut self, lsn: Lsn) {
+        self.applied(lsn, None);
+        // Clients may attach to it from now on.
+        let open = self.core.open_to_clients();
+        self.exports(open);
+    }
+
+    /// The configured volumes that the history does not have yet.
+    pub(super) fn create_missing_volumes(&mut self) {
+        for (name, size) in self.config.volumes.clone() {
+            let known = self.volumes.iter().any(|v| v.name == name);
+            if known || !self.core.admitting() || !self.state.creating.insert(name.clone()) {
+                continue;
+            }
+            let id = VolumeId(self.next_volume_id);
+            self.next_volume_id += 1;
+            let uuid = self.state.fresh_volume_uuid();
+            let spec = VolumeSpec {
+                id,
+                uuid,
+                name,
+                size,
+            };
+            let op = Op {
+                kind: OpKind::CreateVolume,
+                volume: id,
+                range: ByteRange::new(0, 0),
+                fua: false,
+            };
+            let lsn = self.core.assign(1, self.now.mono);
+            self.enter(lsn, &op, &journal::encode_volume(&spec).into());
+        }
+    }
+
+    /// Begins a checkpoint if one is due.
+    pub(super) fn consider_checkpoint(&mut self) {
+        let target = self.store.applied_lsn();
+        let bytes = self.stats.totals.journal_bytes;
+        let homes = &self.homes;
+        if homes.running.is_some() {
+            return;
+        }
+        let since = bytes - homes.bytes_at_checkpoint;
+        let due = homes.wanted
+            || since >= self.log.capacity() / CHECKPOINT_SHARE
+            || self.frames.full
+            || (target > homes.checkpoint
+                && self.now.mono >= homes.last_checkpoint + CHECKPOINT_AGE);
+        if !due || (target <= homes.checkpoint && !homes.wanted) {
+            return;
+        }
+        // What a copy brought counts only once its chunks are in, and its last LSN applied.
+        let ends_copy = self
+            .core
+            .facts()
+            .inconsistent_until
+            .is_some_and(|until| until <= target)
+            && self.receive.chunks_done();
+        self.homes.wanted = false;
+        let dirty = std::mem::take(&mut self.homes.dirty);
+        let running = Running {
+            target,
+            syncs: dirty.len(),
+            bytes,
+            ends_copy,
+        };
+        let nothing_to_sync = dirty.is_empty();
+        self.homes.running = Some(running);
+        self.homes.last_checkpoint = self.now.mono;
+        #[cfg(test)]
+        if self.sabotage.checkpoint_before_sync {
+            self.record_checkpoint();
+        }
+        for volume in dirty {
+            self.submit(
+                Pending::HomeSync,
+                DiskOp::Sync {
+                    file: File::Home(volume),
+                },
+            );
+        }
+        if nothing_to_sync {
+            self.homes_durable();
+        }
+    }
+
+    pub(super) fn home_synced(&mut self) {
+        let Some(running) = self.homes.running.as_mut() else {
+            return;
+        };
+        running.syncs -= 1;
+        if running.syncs == 0 {
+            self.homes_durable();
+        }
+    }
+
+    /// The homes are durable up to the target: put it on record. Only then does the journal give space back.
+    fn homes_durable(&mut self) {
+        let Some(running) = &self.homes.running else {
+            return;
+        };
+        if running.ends_copy {
+            self.event(Event::CopyDurable);
+        }
+        self.record_checkpoint();
+    }
+
+    fn record_checkpoint(&mut self) {
+        let Some(running) = &self.homes.running else {
+            return;
+        };
+        self.state.checkpoint = self.log.position(running.target);
+        self.state.request_checkpoint();
+    }
+
+    /// The record of the checkpoint is durable.
+    pub(super) fn checkpoint_recorded(&mut self, lsn: Lsn) {
+        self.homes.checkpoint = self.homes.checkpoint.max(lsn);
+        if self
+            .homes
+            .running
+            .as_ref()
+            .is_some_and(|r| r.target <= lsn && r.syncs == 0)
+        {
+            let running = self.homes.running.take().expect("just seen");
+            self.homes.bytes_at_checkpoint = running.bytes;
+            self.stats.totals.checkpoints += 1;
+        }
+        self.release_journal();
+    }
+
+    /// Gives back what neither recovery nor a peer needs. A peer that is away keeps its part of the journal until half
+    /// of the journal is in use; then it gets a full copy when it comes back.
+    pub(super) fn release_journal(&mut self) {
+        let mut keep = self.homes.checkpoint.next();
+        let crowded = self.log.used_bytes() > self.log.capacity() / 2;
+        for peer in self.core.peers() {
+            let needed = peer.streaming_link().is_some() || !crowded;
+            if let Some(lsn) = peer.holds_from().filter(|_| needed) {
+                keep = keep.min(lsn);
+            }
+        }
+        let streams = self.streams.values().map(super::streams::Stream::next);
+        keep = streams.fold(keep, Lsn::min);
+        self.log.release_before(keep);
+    }
+}

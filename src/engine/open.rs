@@ -1,0 +1,473 @@
+//! Opening a group: creation at the first start, recovery at every later one.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+
+use bytes::Bytes;
+use slab::Slab;
+use uuid::Uuid;
+
+use super::{Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats};
+use crate::base::{AlignedBuf, Lsn, Op, OpKind, Role, VolumeSpec};
+use crate::core::{self, Core, View};
+use crate::journal::{
+    self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateFile, StateRecord,
+};
+use crate::store::{Content, Store};
+
+/// Why a group could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The disk failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What is on the disk is not what it should be; says what was found and what to do.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What recovery found, ready to run.
+struct Opened {
+    record: StateRecord,
+    state_file: StateFile,
+    log: Log,
+    store: Store,
+    volumes: Vec<VolumeSpec>,
+    tail: Lsn,
+    chain: u32,
+    commit: Lsn,
+    time_ns: u64,
+    notes: Vec<(core::Severity, String)>,
+}
+
+impl Group {
+    /// Opens the group's files: creates them at the first start, recovers them at any later one.
+    ///
+    /// `seed` feeds the ids of groups, volumes and epochs; never use one twice.
+    pub fn open(
+        config: GroupConfig,
+        disk: &mut dyn Disk,
+        seed: u128,
+        now: Now,
+    ) -> Result<Group, OpenError> {
+        let opened = match (disk.len(File::State)?, disk.len(File::Journal)?) {
+            (None, None) => create(&config, disk, seed)?,
+            (None, Some(_)) => {
+                return Err(OpenError::Refused(format!(
+                    "group {} has a journal but no state file: something removed the state. Put it back from where it \
+                     went; doublure does not guess what the journal means",
+                    config.group
+                )));
+            }
+            (Some(_), _) => recover(&config, disk, seed)?,
+        };
+        Ok(Group::assemble(config, opened, seed, now))
+    }
+
+    fn assemble(config: GroupConfig, opened: Opened, seed: u128, now: Now) -> Group {
+        let Opened {
+            record,
+            state_file,
+            log,
+            store,
+            volumes,
+            tail,
+            chain,
+            commit,
+            time_ns,
+            notes,
+        } = opened;
+        let core_config = core::Config {
+            site: config.site.clone(),
+            group: config.group.clone(),
+            peers: config.peers.clone(),
+            on_peer_loss: config.on_peer_loss,
+            timeout: config.timeout,
+        };
+        let disagreements = disagreements(&config, &record);
+        let mut core = Core::new(core_config, state::facts_of(&record), tail, commit, seed);
+        core.note_applied(store.applied_lsn());
+        let mut group = Group {
+            core,
+            store,
+            next_volume_id: volumes.iter().map(|v| v.id.0 + 1).max().unwrap_or(0),
+            volumes,
+            clients: clients::Clients::default(),
+            frames: frames::Frames::new(tail, chain, time_ns),
+            homes: homes::Homes::new(record.checkpoint.lsn, now.mono),
+            state: state::State::new(state_file, record.checkpoint, seed.rotate_left(64)),
+            log,
+            streams: BTreeMap::new(),
+            receive: receive::Receive::default(),
+            disk: Slab::new(),
+            stats: stats::Stats::new(now.mono),
+            marks: stats::Marks::default(),
+            disagreements,
+            stopping: None,
+            events: VecDeque::new(),
+            outputs: Vec::new(),
+            now,
+            config,
+            #[cfg(test)]
+            sabotage: super::tests::Sabotage::default(),
+        };
+        // Replay wrote to homes without syncing them.
+        for volume in &group.volumes {
+            group.homes.touch(volume.id);
+        }
+        for (severity, text) in notes {
+            group.log_line(severity, text);
+        }
+        for text in group.disagreements.clone() {
+            group.log_line(core::Severity::Warn, text);
+        }
+        let view = View {
+            chain,
+            journal_first: group.log.first_lsn(),
+            volumes: &group.volumes,
+            time_ns: group.frames.time_after(now.wall_ns),
+        };
+        group.core.start(now.mono, &view);
+        group.finish_batch(now);
+        group
+    }
+}
+
+/// The first start of a site.
+fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
+    let group_id = match config.role {
+        Role::Primary => {
+            uuid::Builder::from_random_bytes(seed.rotate_left(17).to_be_bytes()).into_uuid()
+        }
+        // A mirror learns it from its primary.
+        Role::Mirror => Uuid::nil(),
+    };
+    // The state comes last: a crash before leaves a journal without one only if nothing was ever acknowledged, and the
+    // message for that case would send the operator looking for nothing. So an empty journal is created again.
+    disk.create(File::State, STATE_FILE_BYTES)?;
+    disk.create(File::Journal, config.journal_bytes)?;
+    let log = Log::new(config.journal_bytes, group_id);
+    let record = StateRecord {
+        sequence: 0,
+        group_id,
+        site: config.site.clone(),
+        group: config.group.clone(),
+        role: config.role,
+        ack: config.ack,
+        lineage: crate::base::Lineage::default(),
+        alone: None,
+        handed: None,
+        floor: Lsn::ZERO,
+        ever_in_sync: false,
+        inconsistent_until: None,
+        checkpoint: log.position(Lsn::ZERO),
+        commit: Lsn::ZERO,
+        clean_shutdown: false,
+        journal_bytes: config.journal_bytes,
+        volumes: Vec::new(),
+        peers: Vec::new(),
+    };
+    let mut state_file = StateFile::new();
+    let (offset, data) = state_file.plan_write(&record);
+    disk.write(File::State, offset, &data, true)?;
+    let note = format!("group {} created as {}", config.group, config.role);
+    Ok(Opened {
+        record,
+        state_file,
+        log,
+        store: Store::new(Lsn::ZERO),
+        volumes: Vec::new(),
+        tail: Lsn::ZERO,
+        chain: 0,
+        commit: Lsn::ZERO,
+        time_ns: 0,
+        notes: vec![(core::Severity::Info, note)],
+    })
+}
+
+struct JournalReader<'a>(&'a mut dyn Disk);
+
+impl ReadJournal for JournalReader<'_> {
+    fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read(File::Journal, offset, buf)
+    }
+}
+
+/// Every later start.
+fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
+    let Some((state_file, mut record)) = load_state(disk)? else {
+        // Created, but never written: the first start did not get as far as serving anybody.
+        return create(config, disk, seed);
+    };
+    if record.group != config.group || record.site != config.site {
+        return Err(OpenError::Refused(format!(
+            "the state file belongs to group '{}' of site '{}', the configuration says group '{}' of site '{}'",
+            record.group, record.site, config.group, config.site
+        )));
+    }
+    match disk.len(File::Journal)? {
+        Some(len) if len == record.journal_bytes => {}
+        Some(len) => {
+            return Err(OpenError::Refused(format!(
+                "the journal has {len} bytes, its record says {}: it is not the journal of this group's last run",
+                record.journal_bytes
+            )));
+        }
+        None => {
+            return Err(OpenError::Refused(format!(
+                "the journal of group {} is missing (is its device mounted?). It holds acknowledged writes; doublure does \
+                 not create a new one in its place",
+                config.group
+            )));
+        }
+    }
+    check_homes(&record, disk)?;
+    replay(&mut record, state_file, disk)
+}
+
+fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, OpenError> {
+    let len = disk.len(File::State)?.unwrap_or(0);
+    if len < STATE_FILE_BYTES {
+        return Err(OpenError::Refused(format!(
+            "the state file has {len} bytes instead of {STATE_FILE_BYTES}: it was cut short"
+        )));
+    }
+    let mut all = AlignedBuf::zeroed(STATE_FILE_BYTES as usize);
+    disk.read(File::State, 0, &mut all)?;
+    StateFile::load(&all).map_err(|e| OpenError::Refused(e.to_string()))
+}
+
+fn check_homes(record: &StateRecord, disk: &mut dyn Disk) -> Result<(), OpenError> {
+    for volume in &record.volumes {
+        disk.attach_home(volume)?;
+        match disk.len(File::Home(volume.id))? {
+            Some(len) if len >= volume.size => {}
+            Some(len) => {
+                return Err(OpenError::Refused(format!(
+                    "the home of volume '{}' has {len} bytes, the volume has {}: it was cut short or replaced",
+                    volume.name, volume.size
+                )));
+            }
+            None => {
+                return Err(OpenError::Refused(format!(
+                    "the home of volume '{}' is missing (is its device mounted?); doublure does not create an empty one \
+                     in its place",
+                    volume.name
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Brings the homes up to the last commit the journal knows of, and the overlay up to its tail.
+struct Replay<'a> {
+    disk: &'a mut dyn Disk,
+    checkpoint: Lsn,
+    commit: Lsn,
+    time_ns: u64,
+    volumes: Vec<VolumeSpec>,
+    /// Beyond the commit LSN known so far.
+    pending: VecDeque<(Lsn, Op, Bytes)>,
+    lineage: crate::base::Lineage,
+}
+
+impl Replay<'_> {
+    fn visit(&mut self, frame: &Frame) -> Result<(), OpenError> {
+        self.time_ns = self.time_ns.max(frame.time_ns());
+        self.commit = self.commit.max(frame.commit_lsn());
+        for (lsn, op, payload) in frame.ops() {
+            if lsn <= self.checkpoint {
+                continue;
+            }
+            let content = payload
+                .content()
+                .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+            if op.kind == OpKind::OpenEpoch {
+                let epoch = journal::decode_epoch(&content)
+                    .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+                if !self.lineage.contains(epoch.id) {
+                    self.lineage.truncate_after(lsn.prev());
+                    self.lineage.push(epoch).map_err(OpenError::Refused)?;
+                }
+            }
+            self.pending.push_back((lsn, op, content));
+        }
+        self.apply_committed()
+    }
+
+    fn apply_committed(&mut self) -> Result<(), OpenError> {
+        while self
+            .pending
+            .front()
+            .is_some_and(|(lsn, ..)| *lsn <= self.commit)
+        {
+            let (lsn, op, content) = self.pending.pop_front().expect("just seen");
+            let file = File::Home(op.volume);
+            match op.kind {
+                OpKind::Write => self.disk.write(file, op.range.offset, &content, false)?,
+                OpKind::WriteZeroes { no_hole } => self.disk.zero(file, op.range, no_hole)?,
+                OpKind::Trim => self.disk.zero(file, op.range, false)?,
+                OpKind::OpenEpoch => {}
+                OpKind::CreateVolume => {
+                    let volume = journal::decode_volume(&content)
+                        .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+                    self.disk.create_home(&volume)?;
+                    if !self.volumes.iter().any(|v| v.id == volume.id) {
+                        self.volumes.push(volume);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn replay(
+    record: &mut StateRecord,
+    state_file: StateFile,
+    disk: &mut dyn Disk,
+) -> Result<Opened, OpenError> {
+    let mut notes = Vec::new();
+    let mut recovery = Recovery::new(
+        record.journal_bytes,
+        record.group_id,
+        record.checkpoint,
+        &record.lineage,
+    );
+    let mut replay = Replay {
+        disk,
+        checkpoint: record.checkpoint.lsn,
+        commit: record.commit,
+        time_ns: 0,
+        volumes: record.volumes.clone(),
+        pending: VecDeque::new(),
+        lineage: record.lineage.clone(),
+    };
+    let refused = |e: journal::RecoverError| OpenError::Refused(e.to_string());
+    while let Some(frame) = recovery
+        .next(&mut JournalReader(replay.disk))
+        .map_err(refused)?
+    {
+        replay.visit(&frame)?;
+    }
+    let recovered = recovery
+        .finish(&mut JournalReader(replay.disk))
+        .map_err(refused)?;
+    let count = recovered.frames;
+    let commit = replay.commit.min(recovered.tail);
+    let Replay {
+        time_ns,
+        volumes,
+        pending,
+        mut lineage,
+        ..
+    } = replay;
+    lineage.truncate_after(recovered.tail);
+    record.lineage = lineage;
+    note_losses(record, &recovered, &mut notes);
+    notes.push((
+        core::Severity::Info,
+        format!(
+            "recovered {count} frames from the journal: LSN {} to {}, committed up to {commit}",
+            record.checkpoint.lsn, recovered.tail
+        ),
+    ));
+    let mut store = Store::new(commit);
+    for (lsn, op, content) in pending {
+        store.admit(lsn, &op);
+        store.attach(lsn, Content::of(&op, content));
+    }
+    Ok(Opened {
+        record: record.clone(),
+        state_file,
+        log: recovered.log,
+        store,
+        volumes,
+        tail: recovered.tail,
+        chain: recovered.chain,
+        commit,
+        time_ns,
+        notes,
+    })
+}
+
+/// What the journal or the record show to have been here and is not any more.
+fn note_losses(
+    record: &mut StateRecord,
+    recovered: &Recovered,
+    notes: &mut Vec<(core::Severity, String)>,
+) {
+    if let Some(torn) = &recovered.torn {
+        let text = format!(
+            "the journal's tail after LSN {torn} was torn by the crash and is dropped; it was not committed"
+        );
+        notes.push((core::Severity::Info, text));
+    }
+    let mut lost = record.commit;
+    if let Some(damage) = &recovered.damage {
+        let text = format!(
+            "the journal is damaged: LSN {} (at byte {}) is missing although later frames show that everything up to LSN \
+             {} was committed. This site ends before it and needs the rest from its peer",
+            damage.lsn, damage.offset, damage.claims
+        );
+        notes.push((core::Severity::Error, text));
+        lost = lost.max(damage.claims);
+    }
+    if lost > recovered.tail {
+        record.floor = record.floor.max(lost);
+    }
+}
+
+/// Where configuration and disk differ. The disk wins.
+fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
+    let mut all = Vec::new();
+    if config.role != record.role {
+        all.push(format!(
+            "role: the configuration says {}, this site is {} by its record",
+            config.role, record.role
+        ));
+    }
+    if config.ack != record.ack {
+        all.push(format!(
+            "ack: the configuration says {}, the group runs in {}",
+            config.ack, record.ack
+        ));
+    }
+    if config.journal_bytes != record.journal_bytes {
+        all.push(format!(
+            "journal: the configuration says {} bytes, the journal has {}",
+            config.journal_bytes, record.journal_bytes
+        ));
+    }
+    for (name, size) in &config.volumes {
+        if let Some(volume) = record
+            .volumes
+            .iter()
+            .find(|v| v.name == *name && v.size != *size)
+        {
+            all.push(format!(
+                "volume {name}: the configuration says {size} bytes, the volume has {} (it is never shrunk)",
+                volume.size
+            ));
+        }
+    }
+    let known: BTreeSet<&str> = config
+        .volumes
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if !config.volumes.is_empty() {
+        for volume in record
+            .volumes
+            .iter()
+            .filter(|v| !known.contains(v.name.as_str()))
+        {
+            all.push(format!(
+                "volume {}: it exists, but the configuration does not name it",
+                volume.name
+            ));
+        }
+    }
+    all
+}

@@ -1,0 +1,215 @@
+//! The receiving side of a link: frames into journal and overlay, chunks of a full copy into the homes.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::{DiskOp, File, Group, LinkId, Pending};
+use crate::base::{ByteRange, Lsn, Message, OpKind, VolumeId, VolumeSpec};
+use crate::core::{Event, FrameInfo, Link};
+use crate::journal::{self, Frame};
+use crate::store::{Content, HoldId};
+
+/// Chunks that arrived and are not in the homes yet.
+#[derive(Default)]
+pub(super) struct Receive {
+    waiting: VecDeque<Chunk>,
+    writing: usize,
+    ended: bool,
+}
+
+struct Chunk {
+    volume: VolumeId,
+    range: ByteRange,
+    data: Option<Bytes>,
+    hold: HoldId,
+}
+
+impl Receive {
+    /// A copy came to its end, and all of it was written.
+    pub fn chunks_done(&self) -> bool {
+        self.ended && self.waiting.is_empty() && self.writing == 0
+    }
+}
+
+impl Group {
+    pub(super) fn message(&mut self, link: LinkId, message: Message) {
+        match message {
+            Message::Frame(bytes) => {
+                self.event(Event::Heard(Link(link.0)));
+                if let Err(text) = self.frame_arrived(link, bytes) {
+                    self.link_fault(link, &text);
+                }
+            }
+            Message::Chunk {
+                volume,
+                range,
+                data,
+                ..
+            } => {
+                self.event(Event::Heard(Link(link.0)));
+                if let Err(text) = self.chunk_arrived(volume, range, data) {
+                    self.link_fault(link, &text);
+                }
+            }
+            Message::ChunksEnd { .. } => {
+                self.receive.ended = true;
+                self.event(Event::Message(Link(link.0), message));
+                self.check_copy_end();
+            }
+            Message::Ack { durable, .. } => {
+                self.stream_acked(link, durable);
+                self.event(Event::Message(Link(link.0), message));
+            }
+            other => self.event(Event::Message(Link(link.0), other)),
+        }
+    }
+
+    /// The peer sent what it must not: drop the link, saying why.
+    fn link_fault(&mut self, link: LinkId, text: &str) {
+        self.streams.remove(&link);
+        self.send(
+            link,
+            Message::Bye {
+                reason: text.to_owned(),
+            },
+        );
+        self.outputs.push(super::Output::CloseLink { link });
+        self.event(Event::Closed(Link(link.0), text.to_owned()));
+    }
+
+    fn frame_arrived(&mut self, link: LinkId, bytes: Bytes) -> Result<(), String> {
+        let frame = Frame::parse(bytes).map_err(|e| format!("a bad frame: {e}"))?;
+        frame
+            .verify_payloads()
+            .map_err(|e| format!("a bad frame: {e}"))?;
+        if frame.prev() != self.frames.chain() {
+            return Err(format!(
+                "the frame at LSN {} follows a frame with checksum {:#010x}, the one here has {:#010x}: the histories \
+                 differ before it",
+                frame.first_lsn(),
+                frame.prev(),
+                self.frames.chain()
+            ));
+        }
+        let mut contents = Vec::with_capacity(frame.count() as usize);
+        let mut opens = None;
+        for (lsn, op, payload) in frame.ops() {
+            let content = payload.content().map_err(|e| format!("a bad frame: {e}"))?;
+            if op.kind == OpKind::OpenEpoch {
+                opens =
+                    Some(journal::decode_epoch(&content).map_err(|e| format!("a bad epoch: {e}"))?);
+            }
+            contents.push((lsn, op, Content::of(&op, content)));
+        }
+        let info = FrameInfo {
+            first: frame.first_lsn(),
+            last: frame.last_lsn(),
+            commit: frame.commit_lsn(),
+            group: frame.group_id(),
+            epoch: frame.epoch_id(),
+            opens: opens.as_ref(),
+        };
+        self.core.offer_frame(Link(link.0), &info)?;
+        self.take_frame(frame, contents);
+        Ok(())
+    }
+
+    /// Part of a full copy. Operations on the range that come after it in the stream wait until it is written.
+    fn chunk_arrived(
+        &mut self,
+        volume: VolumeId,
+        range: ByteRange,
+        data: Option<Bytes>,
+    ) -> Result<(), String> {
+        if self.core.facts().inconsistent_until.is_none() {
+            return Err("a chunk, but no copy is under way".into());
+        }
+        let Some(spec) = self.volumes.iter().find(|v| v.id == volume) else {
+            return Err(format!(
+                "a chunk of volume {}, which does not exist",
+                volume.0
+            ));
+        };
+        if range
+            .offset
+            .checked_add(range.len)
+            .is_none_or(|end| end > spec.size)
+        {
+            return Err(format!("a chunk beyond the end of volume '{}'", spec.name));
+        }
+        let hold = self.store.hold(volume, range);
+        self.receive.waiting.push_back(Chunk {
+            volume,
+            range,
+            data,
+            hold,
+        });
+        Ok(())
+    }
+
+    /// Writes the chunks whose ranges no apply is touching.
+    pub(super) fn write_chunks(&mut self) {
+        for _ in 0..self.receive.waiting.len() {
+            let chunk = self.receive.waiting.pop_front().expect("counted");
+            if !self.store.quiet(chunk.volume, chunk.range) {
+                self.receive.waiting.push_back(chunk);
+                continue;
+            }
+            self.receive.writing += 1;
+            let file = File::Home(chunk.volume);
+            let op = match chunk.data {
+                Some(data) => {
+                    self.stats.totals.home_bytes += data.len() as u64;
+                    DiskOp::Write {
+                        file,
+                        offset: chunk.range.offset,
+                        data,
+                        durable: false,
+                    }
+                }
+                None => DiskOp::Zero {
+                    file,
+                    range: chunk.range,
+                    keep: false,
+                },
+            };
+            self.submit(
+                Pending::ChunkWrite {
+                    hold: chunk.hold,
+                    volume: chunk.volume,
+                },
+                op,
+            );
+        }
+    }
+
+    pub(super) fn chunk_written(&mut self, hold: HoldId) {
+        self.store.release(hold);
+        self.receive.writing -= 1;
+        self.check_copy_end();
+    }
+
+    /// A complete copy becomes consistent with the next checkpoint.
+    fn check_copy_end(&mut self) {
+        let reached = self.store.applied_lsn();
+        let until = self.core.facts().inconsistent_until;
+        if self.receive.chunks_done() && until.is_some_and(|until| until <= reached) {
+            self.homes.want_checkpoint();
+        }
+    }
+
+    /// A full copy begins: nothing that is here counts any more.
+    pub(super) fn reset(&mut self, base: Lsn, chain: u32, volumes: Vec<VolumeSpec>) {
+        self.receive = Receive::default();
+        self.volumes = Vec::new();
+        for volume in volumes {
+            self.note_volume(volume.clone());
+            self.submit(Pending::Scrap, DiskOp::CreateHome { volume });
+        }
+        self.reset_frames(base, chain);
+        self.state.checkpoint = self.log.position(base);
+        self.homes.forget(base);
+        self.state.request_reset();
+    }
+}

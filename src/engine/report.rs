@@ -1,0 +1,282 @@
+//! What operators are told about a group.
+
+use super::{Group, LinkId, Now};
+use crate::base::{Lsn, Role};
+use crate::core::{Conflict, Mode, Peer};
+use crate::status::{
+    AloneStatus, EpochStatus, GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus,
+    VolumeStatus,
+};
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+impl Group {
+    /// For operators.
+    pub fn status(&mut self, now: Now) -> GroupStatus {
+        self.now = now;
+        self.stats.turn(now.mono);
+        let (state, reason) = self.state_and_reason();
+        let facts = self.core.facts();
+        let commit = self.core.commit();
+        GroupStatus {
+            name: self.config.group.clone(),
+            id: facts.group_id.to_string(),
+            role: facts.role,
+            state,
+            reason,
+            state_since_unix_seconds: self.core.mode_since_ns() / SECOND_NS,
+            healthy: matches!(state, GroupState::Serving | GroupState::Following),
+            ack: facts.ack,
+            on_peer_loss: self.config.on_peer_loss,
+            epoch: facts.lineage.last().map(|e| EpochStatus {
+                number: e.number,
+                id: e.id.to_string(),
+                site: e.site.clone(),
+                first_lsn: e.first_lsn,
+            }),
+            tail_lsn: self.core.tail(),
+            durable_lsn: self.core.durable(),
+            commit_lsn: commit,
+            applied_lsn: self.store.applied_lsn(),
+            checkpoint_lsn: self.homes.checkpoint(),
+            inconsistent_until_lsn: facts.inconsistent_until,
+            journal: JournalStatus {
+                capacity_bytes: self.log.capacity(),
+                used_bytes: self.log.used_bytes(),
+                first_lsn: self.log.first_lsn(),
+                writers_wait: self.frames.full,
+                held_by: self.journal_holder(),
+            },
+            alone: facts.alone.as_ref().map(|a| AloneStatus {
+                peer: a.peer.clone(),
+                since_unix_seconds: a.since_ns / SECOND_NS,
+                from_lsn: a.from_lsn,
+                operations: commit.since(a.from_lsn.prev()),
+            }),
+            peers: self
+                .core
+                .peers()
+                .iter()
+                .map(|p| self.peer_status(p))
+                .collect(),
+            volumes: self.volume_status(),
+            clients: self.clients.attached().len() as u64,
+            in_flight_requests: self.clients.in_flight(),
+            unapplied_bytes: self.store.unapplied_bytes(),
+            totals: self.stats.totals,
+            rates: self.stats.rates(now.mono),
+            latency: self.stats.latencies(),
+            disagreements: self.disagreements.clone(),
+        }
+    }
+
+    fn state_and_reason(&self) -> (GroupState, String) {
+        let site = &self.config.site;
+        if let Some(peer) = self.core.peers().iter().find(|p| p.conflict.is_some()) {
+            let state = match peer.conflict.expect("just seen") {
+                Conflict::BothPrimary => GroupState::BothPrimary,
+                Conflict::Forked => GroupState::Forked,
+            };
+            return (state, peer.refused.clone().unwrap_or_default());
+        }
+        match self.core.mode() {
+            Mode::Returning => (
+                GroupState::Starting,
+                "asking the peer whether this site may serve".into(),
+            ),
+            Mode::Fetching(_) => (
+                GroupState::Starting,
+                "taking over the peer's longer tail".into(),
+            ),
+            Mode::Opening => (GroupState::Starting, "opening an epoch".into()),
+            Mode::Waiting(why) => (GroupState::WaitingForPeer, why.clone()),
+            Mode::Draining(_) => (GroupState::Draining, "finishing what is in flight".into()),
+            Mode::HandedOver => {
+                let to = self.core.primary_name();
+                (
+                    GroupState::HandedOver,
+                    format!("handed to {to}, which has not confirmed yet"),
+                )
+            }
+            Mode::Fenced(why) => (GroupState::Fenced, why.clone()),
+            Mode::Stopped => (GroupState::Disconnected, "stopping".into()),
+            Mode::Probing => (
+                GroupState::Disconnected,
+                "asking the peers before the promotion".into(),
+            ),
+            Mode::Mirror => self.mirror_state(),
+            Mode::Serving => self.serving_state(site),
+        }
+    }
+
+    fn mirror_state(&self) -> (GroupState, String) {
+        let connected = self.core.upstream().map(|(name, _)| name.to_owned());
+        if self.core.facts().inconsistent_until.is_some() {
+            let reason = match connected {
+                Some(name) => {
+                    format!("a full copy from {name} is under way; not usable until it ends")
+                }
+                None => {
+                    "a full copy was cut off; not usable until the primary connects and ends it"
+                        .into()
+                }
+            };
+            return (GroupState::Inconsistent, reason);
+        }
+        match connected {
+            Some(name) => (GroupState::Following, format!("following {name}")),
+            None if self.core.lineage().is_empty() => (
+                GroupState::Disconnected,
+                "new; waiting for its primary to connect".into(),
+            ),
+            None => {
+                let name = self.core.primary_name();
+                (
+                    GroupState::Disconnected,
+                    format!(
+                        "consistent up to LSN {}; {name} is not connected",
+                        self.core.commit()
+                    ),
+                )
+            }
+        }
+    }
+
+    fn serving_state(&self, site: &str) -> (GroupState, String) {
+        if self.core.frozen() {
+            let peer = self
+                .core
+                .peers()
+                .iter()
+                .find(|p| p.dead)
+                .map_or("the peer", |p| p.name.as_str());
+            let text =
+                format!("acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\")");
+            return (GroupState::Frozen, text);
+        }
+        if let Some(peer) = self
+            .core
+            .peers()
+            .iter()
+            .find(|p| p.gated && p.streaming_link().is_none())
+        {
+            let text = format!(
+                "{} is silent; writes wait until it answers or is declared dead",
+                peer.name
+            );
+            return (GroupState::Suspect, text);
+        }
+        if let Some(alone) = &self.core.facts().alone {
+            let text = format!("writes are on {site} only, without {}", alone.peer);
+            return (GroupState::Alone, text);
+        }
+        if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
+            let text = format!(
+                "writes wait for {}, which is being brought in sync",
+                peer.name
+            );
+            return (GroupState::Suspect, text);
+        }
+        let text = match self.core.peers() {
+            [] => "no peer is configured: writes are on this site only".to_owned(),
+            [peer] => format!("in sync with {}", peer.name),
+            _ => "all peers in sync".to_owned(),
+        };
+        (GroupState::Serving, text)
+    }
+
+    fn journal_holder(&self) -> String {
+        let checkpoint = self.homes.checkpoint().next();
+        let holder = self
+            .core
+            .peers()
+            .iter()
+            .filter_map(|p| p.holds_from().map(|lsn| (lsn, p.name.as_str())))
+            .min()
+            .filter(|(lsn, _)| *lsn < checkpoint);
+        holder.map_or("checkpoint", |(_, name)| name).to_owned()
+    }
+
+    fn peer_status(&self, peer: &Peer) -> PeerStatus {
+        if self.core.facts().role == Role::Mirror && peer.link().is_none() {
+            return self.primary_seen_from_mirror(peer);
+        }
+        let state = if peer.in_sync {
+            PeerState::InSync
+        } else if peer.cut {
+            PeerState::CutByOperator
+        } else if peer.copying() {
+            PeerState::Copying
+        } else if peer.streaming_link().is_some() {
+            PeerState::CatchingUp
+        } else if peer.refused.is_some() {
+            PeerState::Refused
+        } else if peer.gated && !peer.dead {
+            PeerState::Suspect
+        } else {
+            PeerState::Connecting
+        };
+        let copy = peer
+            .link()
+            .and_then(|l| self.streams.get(&LinkId(l.0)))
+            .and_then(|s| s.copy_progress());
+        let (copied_bytes, copy_total_bytes) = copy.unwrap_or_default();
+        let lag_from = peer.durable;
+        let behind_ns = self.marks.time_after(lag_from.0).map_or(0, |t| {
+            self.frames.time_after(self.now.wall_ns).saturating_sub(t)
+        });
+        PeerStatus {
+            site: peer.name.clone(),
+            state,
+            detail: peer.refused.clone().unwrap_or_default(),
+            received_lsn: peer.received,
+            durable_lsn: peer.durable,
+            applied_lsn: peer.applied,
+            lag_operations: self.core.tail().since(peer.durable),
+            lag_bytes: self.marks.bytes_after(lag_from.0),
+            lag_seconds: behind_ns as f64 / 1e9,
+            last_heard_seconds: peer
+                .last_heard
+                .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
+            copied_bytes,
+            copy_total_bytes,
+        }
+    }
+
+    fn primary_seen_from_mirror(&self, peer: &Peer) -> PeerStatus {
+        let upstream = self.core.upstream().filter(|(name, _)| *name == peer.name);
+        let state = match upstream {
+            Some(_) => PeerState::Connected,
+            None if peer.cut => PeerState::CutByOperator,
+            None => PeerState::Absent,
+        };
+        PeerStatus {
+            site: peer.name.clone(),
+            state,
+            detail: peer.refused.clone().unwrap_or_default(),
+            received_lsn: Lsn::ZERO,
+            durable_lsn: Lsn::ZERO,
+            applied_lsn: Lsn::ZERO,
+            lag_operations: 0,
+            lag_bytes: 0,
+            lag_seconds: 0.0,
+            last_heard_seconds: upstream
+                .map(|(_, at)| self.now.mono.saturating_sub(at).as_secs_f64()),
+            copied_bytes: 0,
+            copy_total_bytes: 0,
+        }
+    }
+
+    fn volume_status(&self) -> Vec<VolumeStatus> {
+        let clients = self.clients.attached();
+        self.volumes
+            .iter()
+            .map(|v| VolumeStatus {
+                name: v.name.clone(),
+                uuid: v.uuid.to_string(),
+                size_bytes: v.size,
+                clients: clients.values().filter(|id| **id == v.id).count() as u64,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,188 @@
+//! The durable facts: one write of the whole record at a time, into alternating slots.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::{DiskOp, File, Group, Pending};
+use crate::base::Lsn;
+use crate::core::{Alone, Event, Facts, Handed};
+use crate::journal::{self, Position, StateFile, StateRecord};
+
+/// What is recorded besides the core's facts, and the order of writes.
+pub(super) struct State {
+    file: StateFile,
+    pub checkpoint: Position,
+    pub clean: bool,
+    /// Names of volumes whose creation was entered by this process.
+    pub creating: BTreeSet<String>,
+    ids: u128,
+    wanted: Option<u64>,
+    checkpoint_wanted: bool,
+    writing: Option<Writing>,
+    reset: bool,
+}
+
+struct Writing {
+    seq: u64,
+    checkpoint: Option<Lsn>,
+    reset: bool,
+}
+
+impl State {
+    pub fn new(file: StateFile, checkpoint: Position, ids: u128) -> State {
+        State {
+            file,
+            checkpoint,
+            clean: false,
+            creating: BTreeSet::new(),
+            ids,
+            wanted: None,
+            checkpoint_wanted: false,
+            writing: None,
+            reset: false,
+        }
+    }
+
+    /// The core wants its facts saved under this number.
+    pub fn request_save(&mut self, seq: u64) {
+        self.wanted = Some(seq);
+    }
+
+    pub fn request_checkpoint(&mut self) {
+        self.checkpoint_wanted = true;
+    }
+
+    pub fn request_reset(&mut self) {
+        self.reset = true;
+    }
+
+    pub fn idle(&self) -> bool {
+        self.wanted.is_none() && !self.checkpoint_wanted && !self.reset && self.writing.is_none()
+    }
+
+    pub fn fresh_volume_uuid(&mut self) -> Uuid {
+        self.ids = self
+            .ids
+            .wrapping_mul(0x2360_ed05_1fc6_5da4_4385_df64_9fcc_f645)
+            .wrapping_add(1);
+        uuid::Builder::from_random_bytes(self.ids.rotate_left(61).to_be_bytes()).into_uuid()
+    }
+}
+
+impl Group {
+    /// Writes the record if something in it is wanted durable and no write is under way.
+    pub(super) fn write_state(&mut self) {
+        let state = &self.state;
+        if state.writing.is_some()
+            || (state.wanted.is_none() && !state.checkpoint_wanted && !state.reset)
+        {
+            return;
+        }
+        let seq = self.state.wanted.take().unwrap_or(0);
+        let checkpoint =
+            std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
+        let reset = std::mem::take(&mut self.state.reset);
+        let record = self.record();
+        let (offset, data) = self.state.file.plan_write(&record);
+        self.state.writing = Some(Writing {
+            seq,
+            checkpoint,
+            reset,
+        });
+        self.submit(
+            Pending::StateWrite,
+            DiskOp::Write {
+                file: File::State,
+                offset,
+                data,
+                durable: true,
+            },
+        );
+    }
+
+    pub(super) fn state_written(&mut self) {
+        let writing = self
+            .state
+            .writing
+            .take()
+            .expect("a state write ends only if one began");
+        if let Some(lsn) = writing.checkpoint {
+            self.checkpoint_recorded(lsn);
+        }
+        if writing.reset {
+            self.event(Event::ResetDone);
+        }
+        if writing.seq > 0 {
+            self.event(Event::Saved(writing.seq));
+        }
+        self.write_state();
+    }
+
+    fn record(&self) -> StateRecord {
+        let facts = self.core.facts();
+        StateRecord {
+            sequence: 0,
+            group_id: facts.group_id,
+            site: self.config.site.clone(),
+            group: self.config.group.clone(),
+            role: facts.role,
+            ack: facts.ack,
+            lineage: facts.lineage.clone(),
+            alone: facts.alone.as_ref().map(|a| journal::AloneRecord {
+                peer: a.peer.clone(),
+                since_ns: a.since_ns,
+                from_lsn: a.from_lsn,
+            }),
+            handed: facts.handed.as_ref().map(|h| journal::HandedRecord {
+                to: h.to.clone(),
+                epoch_id: h.epoch_id,
+                lsn: h.lsn,
+            }),
+            floor: facts.floor,
+            ever_in_sync: facts.ever_in_sync,
+            inconsistent_until: facts.inconsistent_until,
+            checkpoint: self.state.checkpoint,
+            commit: self.core.commit(),
+            clean_shutdown: self.state.clean,
+            journal_bytes: self.log.capacity(),
+            volumes: self.volumes.clone(),
+            peers: facts
+                .told_durable
+                .iter()
+                .map(|(site, lsn)| journal::PeerRecord {
+                    site: site.clone(),
+                    told_durable: *lsn,
+                })
+                .collect(),
+        }
+    }
+}
+
+/// The core's part of a record.
+pub(super) fn facts_of(record: &StateRecord) -> Facts {
+    Facts {
+        group_id: record.group_id,
+        role: record.role,
+        ack: record.ack,
+        lineage: record.lineage.clone(),
+        alone: record.alone.as_ref().map(|a| Alone {
+            peer: a.peer.clone(),
+            since_ns: a.since_ns,
+            from_lsn: a.from_lsn,
+        }),
+        handed: record.handed.as_ref().map(|h| Handed {
+            to: h.to.clone(),
+            epoch_id: h.epoch_id,
+            lsn: h.lsn,
+        }),
+        floor: record.floor,
+        ever_in_sync: record.ever_in_sync,
+        inconsistent_until: record.inconsistent_until,
+        told_durable: record
+            .peers
+            .iter()
+            .map(|p| (p.site.clone(), p.told_durable))
+            .collect(),
+    }
+}

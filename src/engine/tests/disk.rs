@@ -1,0 +1,274 @@
+//! A disk on which a power cut shows: what was not written durably or synced survives sector by sector, or not.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use bytes::Bytes;
+
+use super::Rng;
+use crate::base::{BLOCK, ByteRange, VolumeSpec};
+use crate::engine::{Disk, DiskId, DiskOp, DiskResult, File};
+
+/// What survives or not, as a whole.
+const SECTOR: usize = 512;
+
+/// Bytes of a file, zero where never written.
+#[derive(Clone, Default)]
+struct Medium {
+    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+}
+
+impl Medium {
+    fn read(&self, offset: u64, buf: &mut [u8]) {
+        for (at, byte_run) in runs(offset, buf.len()) {
+            let (block, from) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
+            let to = (at - offset) as usize;
+            match self.blocks.get(&block) {
+                Some(data) => buf[to..to + byte_run].copy_from_slice(&data[from..from + byte_run]),
+                None => buf[to..to + byte_run].fill(0),
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        for (at, byte_run) in runs(offset, data.len()) {
+            let (block, from) = (at / BLOCK as u64, (at % BLOCK as u64) as usize);
+            let source = (at - offset) as usize;
+            let target = self
+                .blocks
+                .entry(block)
+                .or_insert_with(|| Box::new([0; BLOCK]));
+            target[from..from + byte_run].copy_from_slice(&data[source..source + byte_run]);
+        }
+    }
+}
+
+/// Splits a range at block borders: `(offset, length)`.
+fn runs(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset + len as u64;
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        (at < end).then(|| {
+            let run = (BLOCK as u64 - at % BLOCK as u64).min(end - at);
+            let start = at;
+            at += run;
+            (start, run as usize)
+        })
+    })
+}
+
+#[derive(Clone, Default)]
+struct SimFile {
+    len: u64,
+    /// What is read.
+    current: Medium,
+    /// What a power cut surely leaves.
+    stable: Medium,
+    /// Written since the last sync, in order.
+    unsynced: Vec<(u64, Vec<u8>)>,
+}
+
+/// The disk of one site.
+#[derive(Clone, Default)]
+pub struct SimDisk {
+    files: BTreeMap<File, SimFile>,
+    in_flight: Vec<(DiskId, DiskOp)>,
+    /// Pretends that durable writes are not.
+    pub ignore_dsync: bool,
+}
+
+impl SimDisk {
+    pub fn submit(&mut self, id: DiskId, op: DiskOp) {
+        self.in_flight.push((id, op));
+    }
+
+    pub fn pending(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Completes one request, any of those under way.
+    pub fn complete_one(&mut self, rng: &mut Rng) -> Option<(DiskId, DiskResult)> {
+        if self.in_flight.is_empty() {
+            return None;
+        }
+        let at = rng.below(self.in_flight.len() as u64) as usize;
+        let (id, op) = self.in_flight.swap_remove(at);
+        let result = self.perform(op).unwrap_or_else(|e| DiskResult::Failed {
+            errno: e.raw_os_error().unwrap_or(5),
+            message: e.to_string(),
+        });
+        Some((id, result))
+    }
+
+    fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {
+        Ok(match op {
+            DiskOp::Write {
+                file,
+                offset,
+                data,
+                durable,
+            } => {
+                Disk::write(self, file, offset, &data, durable)?;
+                DiskResult::Done
+            }
+            DiskOp::Read { file, offset, len } => {
+                let mut buf = vec![0; len as usize];
+                Disk::read(self, file, offset, &mut buf)?;
+                DiskResult::Data(Bytes::from(buf))
+            }
+            DiskOp::Sync { file } => {
+                self.sync(file)?;
+                DiskResult::Done
+            }
+            DiskOp::Zero { file, range, keep } => {
+                self.zero(file, range, keep)?;
+                DiskResult::Done
+            }
+            DiskOp::Extents { file, range, .. } => {
+                let _ = self.file(file)?;
+                DiskResult::Extents(vec![(range.len, true)])
+            }
+            DiskOp::FreeSpace => DiskResult::FreeSpace(u64::MAX),
+            DiskOp::CreateHome { volume } => {
+                self.create_home(&volume)?;
+                DiskResult::Done
+            }
+        })
+    }
+
+    fn file(&mut self, file: File) -> io::Result<&mut SimFile> {
+        self.files
+            .get_mut(&file)
+            .ok_or_else(|| io::Error::other(format!("{file:?} does not exist")))
+    }
+
+    /// The power goes. Requests under way and writes not synced leave any subset of their sectors behind.
+    pub fn power_cut(&mut self, rng: &mut Rng) {
+        for (_, op) in std::mem::take(&mut self.in_flight) {
+            if let DiskOp::Write {
+                file, offset, data, ..
+            } = op
+                && let Some(file) = self.files.get_mut(&file)
+            {
+                file.unsynced.push((offset, data.to_vec()));
+            }
+        }
+        for file in self.files.values_mut() {
+            // A lucky cut keeps nearly all, an unlucky one nearly nothing; most are in between.
+            let chance = rng.below(5) * 25;
+            for (offset, data) in std::mem::take(&mut file.unsynced) {
+                for (n, sector) in data.chunks(SECTOR).enumerate() {
+                    if rng.below(100) < chance {
+                        file.stable.write(offset + (n * SECTOR) as u64, sector);
+                    }
+                }
+            }
+            file.current = file.stable.clone();
+        }
+    }
+
+    /// Content of a home as it is read.
+    pub fn content(&mut self, file: File, offset: u64, len: usize) -> Vec<u8> {
+        let mut buf = vec![0; len];
+        Disk::read(self, file, offset, &mut buf).expect("within the file");
+        buf
+    }
+
+    /// Damages a byte where it surely is.
+    pub fn rot(&mut self, file: File, offset: u64) {
+        let file = self.files.get_mut(&file).expect("exists");
+        let mut byte = [0];
+        file.stable.read(offset, &mut byte);
+        byte[0] ^= 0x40;
+        file.stable.write(offset, &byte);
+        file.current.write(offset, &byte);
+    }
+
+    pub fn remove(&mut self, file: File) {
+        self.files.remove(&file);
+    }
+}
+
+impl Disk for SimDisk {
+    fn len(&mut self, file: File) -> io::Result<Option<u64>> {
+        Ok(self.files.get(&file).map(|f| f.len))
+    }
+
+    fn create(&mut self, file: File, len: u64) -> io::Result<()> {
+        self.files.insert(
+            file,
+            SimFile {
+                len,
+                ..SimFile::default()
+            },
+        );
+        Ok(())
+    }
+
+    fn read(&mut self, file: File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let f = self.file(file)?;
+        if offset + buf.len() as u64 > f.len {
+            return Err(io::Error::other(format!("read beyond the end of {file:?}")));
+        }
+        f.current.read(offset, buf);
+        Ok(())
+    }
+
+    fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
+        let direct = matches!(file, File::Journal | File::State);
+        if direct {
+            assert!(
+                offset % BLOCK as u64 == 0 && data.len() % BLOCK == 0,
+                "direct IO of {} at {offset}",
+                data.len()
+            );
+        }
+        let ignore = self.ignore_dsync;
+        let f = self.file(file)?;
+        if offset + data.len() as u64 > f.len {
+            return Err(io::Error::other(format!(
+                "write beyond the end of {file:?}"
+            )));
+        }
+        f.current.write(offset, data);
+        if durable && !ignore {
+            f.stable.write(offset, data);
+            // What was written there before and not synced can no longer come back over it.
+            let end = offset + data.len() as u64;
+            f.unsynced
+                .retain(|(o, d)| o + d.len() as u64 <= offset || *o >= end);
+        } else {
+            f.unsynced.push((offset, data.to_vec()));
+        }
+        Ok(())
+    }
+
+    fn zero(&mut self, file: File, range: ByteRange, _keep: bool) -> io::Result<()> {
+        Disk::write(
+            self,
+            file,
+            range.offset,
+            &vec![0; range.len as usize],
+            false,
+        )
+    }
+
+    fn sync(&mut self, file: File) -> io::Result<()> {
+        let f = self.file(file)?;
+        f.unsynced.clear();
+        f.stable = f.current.clone();
+        Ok(())
+    }
+
+    fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        let file = File::Home(volume.id);
+        if !self.files.contains_key(&file) {
+            self.create(file, volume.size)?;
+        }
+        Ok(())
+    }
+
+    fn attach_home(&mut self, _volume: &VolumeSpec) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,700 @@
+//! Two sites, their disks, the network between them and a client, all under one seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::disk::SimDisk;
+use super::{Rng, Sabotage};
+use crate::base::{AckMode, ByteRange, Compress, Message, OnPeerLoss, Role, VolumeId};
+use crate::engine::{
+    ClientId, Command, File, Force, Group, GroupConfig, Input, LinkId, Now, OpenError, Output,
+};
+use crate::nbd::{self, Piece, ReplyBody, ReplyTo, Request};
+
+pub const VOLUME: u64 = 1 << 20;
+pub const SECTOR: u64 = 512;
+const JOURNAL: u64 = 32 << 20;
+
+/// What the client knows of one write.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    id: u64,
+    issued: u64,
+    acked: Option<u64>,
+}
+
+/// What every sector may hold, by what was acknowledged.
+#[derive(Default)]
+pub struct Record {
+    sectors: BTreeMap<u64, Vec<Written>>,
+    /// Every write a sector was ever given.
+    ever: BTreeSet<(u64, u64)>,
+    clock: u64,
+}
+
+impl Record {
+    fn issue(&mut self, range: ByteRange, id: u64) {
+        self.clock += 1;
+        for sector in range.offset / SECTOR..range.end() / SECTOR {
+            self.ever.insert((sector, id));
+            self.sectors.entry(sector).or_default().push(Written {
+                id,
+                issued: self.clock,
+                acked: None,
+            });
+        }
+    }
+
+    fn ack(&mut self, range: ByteRange, id: u64) {
+        self.clock += 1;
+        for sector in range.offset / SECTOR..range.end() / SECTOR {
+            let writes = self.sectors.get_mut(&sector).expect("issued");
+            let write = writes.iter_mut().find(|w| w.id == id).expect("issued");
+            write.acked = Some(self.clock);
+            // What was acknowledged before this was issued can never be seen again.
+            let issued = write.issued;
+            writes.retain(|w| w.acked.is_none_or(|acked| acked > issued));
+        }
+    }
+
+    /// What the sectors of a range may hold now.
+    fn snapshot(&self, range: ByteRange) -> BTreeMap<u64, Vec<Written>> {
+        let sectors = range.offset / SECTOR..range.end().div_ceil(SECTOR);
+        self.sectors
+            .range(sectors)
+            .map(|(s, w)| (*s, w.clone()))
+            .collect()
+    }
+
+    /// Holds a content against the record.
+    pub fn check(&self, offset: u64, content: &[u8]) -> Result<(), String> {
+        self.check_since(offset, content, &BTreeMap::new(), u64::MAX)
+    }
+
+    /// The same for a read that was issued when the sectors could still hold `before`.
+    fn check_since(
+        &self,
+        offset: u64,
+        content: &[u8],
+        before: &BTreeMap<u64, Vec<Written>>,
+        issued: u64,
+    ) -> Result<(), String> {
+        for (n, sector) in content.chunks(SECTOR as usize).enumerate() {
+            let at = offset / SECTOR + n as u64;
+            let ids: Vec<u64> = sector
+                .chunks(8)
+                .map(|c| u64::from_le_bytes(c.try_into().expect("eight bytes")))
+                .collect();
+            let found = ids[0];
+            if ids.iter().any(|id| *id != found) {
+                return Err(format!(
+                    "sector {at} mixes the writes {found} and {:?}",
+                    ids.iter().find(|i| **i != found)
+                ));
+            }
+            let none = Vec::new();
+            let writes = self.sectors.get(&at).unwrap_or(&none);
+            let earlier = before.get(&at);
+            let unwritten =
+                |w: Option<&Vec<Written>>| w.is_none_or(|w| w.iter().all(|w| w.acked.is_none()));
+            let untouched =
+                found == 0 && (unwritten(Some(writes)) || issued != u64::MAX && unwritten(earlier));
+            // A write that was issued, acknowledged and replaced while the read was under way.
+            let during = found > issued && self.ever.contains(&(at, found));
+            if !untouched && !during
+                && !writes
+                    .iter()
+                    .chain(earlier.unwrap_or(&none))
+                    .any(|w| w.id == found)
+            {
+                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What was seen after everything settled is how it stays: no other write may come back.
+    pub fn settle(&mut self, offset: u64, content: &[u8]) {
+        self.clock += 1;
+        let clock = self.clock;
+        for (n, sector) in content.chunks(SECTOR as usize).enumerate() {
+            let at = offset / SECTOR + n as u64;
+            let id = u64::from_le_bytes(sector[..8].try_into().expect("eight bytes"));
+            self.sectors.insert(
+                at,
+                vec![Written {
+                    id,
+                    issued: clock,
+                    acked: Some(clock),
+                }],
+            );
+        }
+    }
+}
+
+enum Asked {
+    Write {
+        range: ByteRange,
+        id: u64,
+    },
+    /// What the sectors could hold when it was issued.
+    Read {
+        before: BTreeMap<u64, Vec<Written>>,
+    },
+    Other,
+}
+
+pub struct Site {
+    pub name: &'static str,
+    pub config: GroupConfig,
+    pub disk: SimDisk,
+    pub group: Option<Group>,
+    pub sabotage: Sabotage,
+    pub open: bool,
+    pub logs: Vec<String>,
+    pub stopped: bool,
+    seed: u128,
+}
+
+pub struct Sim {
+    pub sites: [Site; 2],
+    pub rng: Rng,
+    pub now: Duration,
+    pub record: Record,
+    pub connected: bool,
+    wires: BTreeMap<LinkId, [VecDeque<Option<Message>>; 2]>,
+    next_link: u64,
+    client: ClientId,
+    attached: Option<usize>,
+    asked: BTreeMap<u64, Asked>,
+    next_cookie: u64,
+    pub acked: u64,
+    pub reads: Vec<(u64, Vec<u8>)>,
+    pub answers: BTreeMap<u64, Result<String, String>>,
+    next_command: u64,
+    pub violations: Vec<String>,
+}
+
+pub fn config(
+    site: &str,
+    peer: Option<&str>,
+    role: Role,
+    ack: AckMode,
+    policy: OnPeerLoss,
+) -> GroupConfig {
+    GroupConfig {
+        site: site.into(),
+        group: "g".into(),
+        role,
+        ack,
+        compress: Compress::Off,
+        on_peer_loss: policy,
+        timeout: Duration::from_secs(5),
+        journal_bytes: JOURNAL,
+        peers: peer.map(str::to_owned).into_iter().collect(),
+        volumes: if role == Role::Primary {
+            vec![("v".into(), VOLUME)]
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+impl Sim {
+    pub fn new(seed: u64, ack: AckMode, policy: OnPeerLoss) -> Sim {
+        Sim::with(
+            seed,
+            config("a", Some("b"), Role::Primary, ack, policy),
+            config("b", Some("a"), Role::Mirror, ack, policy),
+        )
+    }
+
+    pub fn with(seed: u64, a: GroupConfig, b: GroupConfig) -> Sim {
+        let site = |name, config, seed| Site {
+            name,
+            config,
+            disk: SimDisk::default(),
+            group: None,
+            sabotage: Sabotage::default(),
+            open: false,
+            logs: Vec::new(),
+            stopped: false,
+            seed,
+        };
+        Sim {
+            sites: [
+                site("a", a, u128::from(seed) << 8 | 1),
+                site("b", b, u128::from(seed) << 8 | 2),
+            ],
+            rng: Rng::new(seed),
+            now: Duration::from_secs(1),
+            record: Record::default(),
+            connected: true,
+            wires: BTreeMap::new(),
+            next_link: 1,
+            client: ClientId(1),
+            attached: None,
+            asked: BTreeMap::new(),
+            next_cookie: 1,
+            acked: 0,
+            reads: Vec::new(),
+            answers: BTreeMap::new(),
+            next_command: 1,
+            violations: Vec::new(),
+        }
+    }
+
+    fn time(&self) -> Now {
+        Now {
+            mono: self.now,
+            wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64,
+        }
+    }
+
+    pub fn start(&mut self, at: usize) -> Result<(), OpenError> {
+        let now = self.time();
+        let site = &mut self.sites[at];
+        site.seed += 1 << 20;
+        let mut group = Group::open(site.config.clone(), &mut site.disk, site.seed, now)?;
+        group.sabotage = site.sabotage;
+        site.group = Some(group);
+        site.stopped = false;
+        self.carry_out(at);
+        Ok(())
+    }
+
+    pub fn alive(&self, at: usize) -> bool {
+        self.sites[at].group.is_some()
+    }
+
+    /// The site loses power.
+    pub fn kill(&mut self, at: usize) {
+        let site = &mut self.sites[at];
+        site.group = None;
+        site.open = false;
+        site.disk.power_cut(&mut self.rng);
+        if self.attached == Some(at) {
+            self.attached = None;
+            self.asked.clear();
+        }
+        for wires in self.wires.values_mut() {
+            wires[at].clear();
+            wires[1 - at].push_back(None);
+        }
+    }
+
+    pub fn input(&mut self, at: usize, input: Input) {
+        let now = self.time();
+        if let Some(group) = self.sites[at].group.as_mut() {
+            group.handle(now, input);
+            group.finish_batch(now);
+            self.carry_out(at);
+        }
+    }
+
+    fn carry_out(&mut self, at: usize) {
+        let Some(group) = self.sites[at].group.as_mut() else {
+            return;
+        };
+        let outputs: Vec<Output> = group.drain().collect();
+        for output in outputs {
+            match output {
+                Output::Disk { id, op } => self.sites[at].disk.submit(id, op),
+                Output::Reply { client, reply } => self.answered(at, client, reply),
+                Output::CloseClient { .. } => {
+                    self.attached = None;
+                    self.asked.clear();
+                }
+                Output::Send { link, message } => {
+                    if let Some(wires) = self.wires.get_mut(&link) {
+                        wires[1 - at].push_back(Some(message));
+                    }
+                    self.input(
+                        at,
+                        Input::LinkDrained {
+                            link,
+                            queued_bytes: 0,
+                        },
+                    );
+                }
+                Output::CloseLink { link } => {
+                    if let Some(wires) = self.wires.get_mut(&link) {
+                        wires[at].clear();
+                        wires[1 - at].push_back(None);
+                    }
+                }
+                Output::Connect { peer } => self.connect(at, peer),
+                Output::Exports(exports) => {
+                    self.sites[at].open = exports.open.is_ok() && !exports.volumes.is_empty();
+                }
+                Output::CommandDone { id, result } => {
+                    self.answers.insert(id, result);
+                }
+                Output::Stopped => self.sites[at].stopped = true,
+                Output::Log { level, text } => {
+                    let line = format!("{:?} {} {level:?} {text}", self.now, self.sites[at].name);
+                    self.sites[at].logs.push(line);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, at: usize, peer: String) {
+        if self.connected && self.alive(1 - at) {
+            let link = LinkId(self.next_link);
+            self.next_link += 1;
+            self.wires.insert(link, Default::default());
+            self.input(1 - at, Input::LinkAccepted { link });
+            self.input(at, Input::LinkConnected { link, peer });
+        } else {
+            let refused = self.connected;
+            self.input(
+                at,
+                Input::ConnectFailed {
+                    peer,
+                    refused,
+                    reason: "cannot connect".into(),
+                },
+            );
+        }
+    }
+
+    pub fn cut(&mut self) {
+        self.connected = false;
+    }
+
+    pub fn mend(&mut self) {
+        self.connected = true;
+        for wires in self.wires.values_mut() {
+            for wire in wires {
+                wire.clear();
+                wire.push_back(None);
+            }
+        }
+    }
+
+    /// Makes one thing happen, chosen by the seed; false if nothing is under way.
+    pub fn step(&mut self) -> bool {
+        let at = self.rng.below(2) as usize;
+        for at in [at, 1 - at] {
+            let disk_first = self.rng.below(2) == 0;
+            for disk in [disk_first, !disk_first] {
+                if disk && self.complete_disk(at) || !disk && self.deliver(at) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    fn complete_disk(&mut self, at: usize) -> bool {
+        if !self.alive(at) {
+            return false;
+        }
+        let Some((id, result)) = self.sites[at].disk.complete_one(&mut self.rng) else {
+            return false;
+        };
+        self.input(at, Input::Disk { id, result });
+        true
+    }
+
+    fn deliver(&mut self, at: usize) -> bool {
+        if !self.connected || !self.alive(at) {
+            return false;
+        }
+        let ready: Vec<LinkId> = self
+            .wires
+            .iter()
+            .filter(|(_, w)| !w[at].is_empty())
+            .map(|(link, _)| *link)
+            .collect();
+        if ready.is_empty() {
+            return false;
+        }
+        let link = ready[self.rng.below(ready.len() as u64) as usize];
+        match self
+            .wires
+            .get_mut(&link)
+            .and_then(|w| w[at].pop_front())
+            .flatten()
+        {
+            Some(message) => self.input(at, Input::Link { link, message }),
+            None => {
+                self.wires.remove(&link);
+                self.input(
+                    at,
+                    Input::LinkClosed {
+                        link,
+                        reason: "the other side closed".into(),
+                    },
+                );
+            }
+        }
+        true
+    }
+
+    /// Lets everything under way finish, without time passing but for short pauses.
+    pub fn settle(&mut self) {
+        for _ in 0..30_000 {
+            if self.step() {
+                continue;
+            }
+            let due = self.due();
+            match due {
+                Some(due) if due <= self.now + Duration::from_millis(300) => self.advance_to(due),
+                _ => return,
+            }
+        }
+        panic!("never settles:\n{}", self.logs());
+    }
+
+    fn due(&self) -> Option<Duration> {
+        self.sites
+            .iter()
+            .filter_map(|s| s.group.as_ref().and_then(Group::deadline))
+            .min()
+    }
+
+    fn advance_to(&mut self, time: Duration) {
+        self.now = self.now.max(time) + Duration::from_nanos(1000);
+        for at in 0..2 {
+            self.input(at, Input::Tick);
+        }
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            while self.step() {}
+            let next = self.due().map_or(end, |due| due.min(end));
+            self.advance_to(next.max(self.now));
+        }
+        while self.step() {}
+    }
+
+    pub fn logs(&self) -> String {
+        let mut all: Vec<&String> = self.sites.iter().flat_map(|s| &s.logs).collect();
+        all.sort();
+        all.iter().map(|l| format!("{l}\n")).collect()
+    }
+
+    /// Attaches the client to a site that exports the volume.
+    pub fn attach(&mut self, at: usize) -> bool {
+        if !self.sites[at].open {
+            return false;
+        }
+        self.client = ClientId(self.client.0 + 1);
+        self.attached = Some(at);
+        self.asked.clear();
+        let (client, volume) = (self.client, VolumeId(0));
+        self.input(at, Input::ClientOpened { client, volume });
+        true
+    }
+
+    /// The site the client is attached to; attaches it to whichever serves.
+    pub fn attached(&mut self) -> Option<usize> {
+        if self.attached.is_none() {
+            let _ = self.attach(0) || self.attach(1);
+        }
+        self.attached
+    }
+
+    fn ask(&mut self, at: usize, command: nbd::Command, asked: Asked) -> u64 {
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        self.asked.insert(cookie, asked);
+        let request = Request {
+            reply_to: ReplyTo::plain(cookie),
+            command,
+        };
+        self.input(
+            at,
+            Input::Request {
+                client: self.client,
+                request,
+            },
+        );
+        cookie
+    }
+
+    /// Writes a range with content that names the write.
+    pub fn write(&mut self, at: usize, range: ByteRange, fua: bool) -> u64 {
+        let id = self.next_cookie;
+        self.record.issue(range, id);
+        let data: Vec<u8> = id.to_le_bytes().repeat(range.len as usize / 8);
+        let command = nbd::Command::Write {
+            offset: range.offset,
+            data: Bytes::from(data),
+            fua,
+        };
+        self.ask(at, command, Asked::Write { range, id })
+    }
+
+    pub fn random_range(&mut self) -> ByteRange {
+        let len = [1, 1, 8, 8, 8, 64, 100][self.rng.below(7) as usize] * SECTOR;
+        // Half of the writes go to a narrow part, so that they overlap.
+        let space = if self.rng.below(2) == 0 {
+            VOLUME
+        } else {
+            64 << 10
+        };
+        let offset = self.rng.below((space - len.min(space - SECTOR)) / SECTOR) * SECTOR;
+        ByteRange::new(offset, len.min(VOLUME - offset))
+    }
+
+    pub fn random_request(&mut self) {
+        let Some(at) = self.attached() else { return };
+        let range = self.random_range();
+        match self.rng.below(10) {
+            0 => {
+                let before = self.record.snapshot(range);
+                self.ask(
+                    at,
+                    nbd::Command::Read {
+                        range,
+                        holes: false,
+                    },
+                    Asked::Read { before },
+                );
+            }
+            1 => {
+                self.ask(at, nbd::Command::Flush, Asked::Other);
+            }
+            n => {
+                self.write(at, range, n == 2);
+            }
+        }
+    }
+
+    fn answered(&mut self, at: usize, client: ClientId, reply: nbd::Reply) {
+        if client != self.client || self.attached != Some(at) {
+            return;
+        }
+        let Some(asked) = self.asked.remove(&reply.reply_to.cookie()) else {
+            self.violations
+                .push(format!("an answer to nothing: {reply:?}"));
+            return;
+        };
+        match (asked, reply.body) {
+            (Asked::Write { range, id }, ReplyBody::Done) => {
+                self.acked += 1;
+                self.record.ack(range, id);
+            }
+            (Asked::Read { before }, ReplyBody::Data { offset, pieces }) => {
+                let content = join(pieces);
+                if let Err(text) = self.record.check_since(offset, &content, &before, reply.reply_to.cookie()) {
+                    self.violations
+                        .push(format!("a read returned what it must not: {text}"));
+                }
+                self.reads.push((offset, content));
+            }
+            (Asked::Other, ReplyBody::Done) => {}
+            (_, body) => self
+                .violations
+                .push(format!("an unexpected answer: {body:?}")),
+        }
+    }
+
+    pub fn outstanding(&self) -> usize {
+        self.asked.len()
+    }
+
+    /// Reads the whole volume through the engine.
+    pub fn read_all(&mut self, at: usize) -> Vec<u8> {
+        self.reads.clear();
+        let range = ByteRange::new(0, VOLUME);
+        let before = self.record.snapshot(range);
+        let cookie = self.ask(
+            at,
+            nbd::Command::Read {
+                range,
+                holes: false,
+            },
+            Asked::Read { before },
+        );
+        for _ in 0..100 {
+            self.settle();
+            if !self.asked.contains_key(&cookie) {
+                break;
+            }
+            self.pass(Duration::from_secs(1));
+        }
+        self.reads
+            .pop()
+            .unwrap_or_else(|| panic!("no answer to a read:\n{}", self.logs()))
+            .1
+    }
+
+    pub fn command(&mut self, at: usize, command: Command) -> u64 {
+        let id = self.next_command;
+        self.next_command += 1;
+        self.input(at, Input::Command { id, command });
+        id
+    }
+
+    pub fn promote(&mut self, at: usize) -> Result<String, String> {
+        let force = vec![Force::PeerUnreachable];
+        let id = self.command(at, Command::Promote { force });
+        self.pass(Duration::from_secs(12));
+        self.answers
+            .get(&id)
+            .cloned()
+            .unwrap_or_else(|| Err(format!("no answer\n{}", self.logs())))
+    }
+
+    pub fn in_sync(&mut self) -> bool {
+        let now = self.time();
+        self.sites.iter_mut().any(|s| {
+            s.group.as_mut().is_some_and(|g| {
+                let status = g.status(now);
+                status
+                    .peers
+                    .iter()
+                    .all(|p| p.state == crate::status::PeerState::InSync)
+                    && status.healthy
+            })
+        })
+    }
+
+    /// Waits until one side serves and the other is in sync.
+    pub fn heal(&mut self) {
+        for _ in 0..60 {
+            if self.in_sync() {
+                self.settle();
+                return;
+            }
+            self.pass(Duration::from_secs(1));
+        }
+        let now = self.time();
+        let status: Vec<String> = self
+            .sites
+            .iter_mut()
+            .map(|s| {
+                s.group
+                    .as_mut()
+                    .map_or("down".into(), |g| format!("{:?}", g.status(now)))
+            })
+            .collect();
+        panic!("does not heal:\n{}\n{status:#?}", self.logs());
+    }
+
+    /// Both homes, byte for byte, after everything was applied.
+    pub fn homes(&mut self) -> [Vec<u8>; 2] {
+        self.pass(Duration::from_secs(1));
+        let home = File::Home(VolumeId(0));
+        [0, 1].map(|at| self.sites[at].disk.content(home, 0, VOLUME as usize))
+    }
+}
+
+fn join(pieces: Vec<Piece>) -> Vec<u8> {
+    let mut all = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Data(data) => all.extend_from_slice(&data),
+            Piece::Hole(len) => all.resize(all.len() + len as usize, 0),
+        }
+    }
+    all
+}

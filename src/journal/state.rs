@@ -1,0 +1,630 @@
+//! The record of state: two slots in a file of their own, written in turn, each with one durable write.
+//!
+//! Slot 0 begins at byte 0, slot 1 at 1 MiB. The valid one with the higher sequence number counts; a torn write spoils
+//! the older one only. All numbers little endian:
+//!
+//! ```text
+//! offset size  header
+//!      0    8  magic "DBLRSTA1"
+//!      8    2  version (1)
+//!     10    1  role: 0 primary, 1 mirror
+//!     11    1  ack mode: 0 sync, 1 memsync, 2 async
+//!     12    4  incompat bits
+//!     16    8  sequence number of the record
+//!     24    4  length of the record, bytes
+//!     28    4  CRC-32 of the record (this field zero)
+//!     32   16  group id
+//!     48    4  flags: 1 ever in sync, 2 alone, 4 handed, 8 inconsistent, 16 clean shutdown
+//!     52    2  length of the site's name
+//!     54    2  length of the group's name
+//!     56   64  site's name
+//!    120   64  group's name
+//!    184    8  floor LSN
+//!    192    8  commit LSN
+//!    200    8  inconsistent until LSN
+//!    208    8  journal size, bytes
+//!    216    8  checkpoint: LSN
+//!    224    8  checkpoint: LSN of the frame at its place
+//!    232    8  checkpoint: segment
+//!    240    4  checkpoint: offset in the segment, bytes
+//!    244    4  checkpoint: checksum of the frame before
+//!    248    8  alone since, ns since the Unix epoch
+//!    256    8  alone from LSN
+//!    264    2  length of the absent peer's name
+//!    266    2  length of the name of the site handed to
+//!    268    4  number of epochs
+//!    272    4  number of volumes
+//!    276    4  number of peers
+//!    280   64  absent peer's name
+//!    344   64  name of the site handed to
+//!    408   16  handed: epoch
+//!    424    8  handed: LSN
+//!    432   80  reserved, zero
+//!    512       epochs (144 bytes each), volumes (104 each), peers (80 each: name length 2, reserved 6, told durable
+//!              LSN 8, name 64), then zeroes to a multiple of 4096
+//! ```
+
+use bytes::Bytes;
+use uuid::Uuid;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::log::Position;
+use super::records::{
+    EPOCH_LEN, VOLUME_LEN, ack_byte, ack_of, decode_epoch, decode_volume, encode_epoch,
+    encode_volume, name_field, name_of,
+};
+use crate::base::{AckMode, AlignedBuf, BLOCK, Lineage, Lsn, NAME_MAX, Role, VolumeSpec, round_up};
+
+const MAGIC: [u8; 8] = *b"DBLRSTA1";
+const SLOT: usize = 1 << 20;
+
+/// Size of the state file, bytes.
+pub const STATE_FILE_BYTES: u64 = 2 * SLOT as u64;
+
+/// Most epochs in a record. Of a longer lineage the newest are kept: a peer whose history ends before them gets a full
+/// copy.
+const MAX_EPOCHS: usize = 4096;
+
+const EVER_IN_SYNC: u32 = 1;
+const ALONE: u32 = 2;
+const HANDED: u32 = 4;
+const INCONSISTENT: u32 = 8;
+const CLEAN: u32 = 16;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct StateHeader {
+    magic: [u8; 8],
+    version: U16,
+    role: u8,
+    ack: u8,
+    incompat: U32,
+    sequence: U64,
+    len: U32,
+    crc: U32,
+    group_id: [u8; 16],
+    flags: U32,
+    site_len: U16,
+    group_len: U16,
+    site: [u8; NAME_MAX],
+    group: [u8; NAME_MAX],
+    floor: U64,
+    commit: U64,
+    inconsistent_until: U64,
+    journal_bytes: U64,
+    checkpoint_lsn: U64,
+    checkpoint_next: U64,
+    checkpoint_segment: U64,
+    checkpoint_offset: U32,
+    checkpoint_chain: U32,
+    alone_since: U64,
+    alone_from: U64,
+    alone_len: U16,
+    handed_len: U16,
+    epochs: U32,
+    volumes: U32,
+    peers: U32,
+    alone_peer: [u8; NAME_MAX],
+    handed_to: [u8; NAME_MAX],
+    handed_epoch: [u8; 16],
+    handed_lsn: U64,
+    reserved: [u8; 80],
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct PeerEntry {
+    name_len: U16,
+    reserved: [u8; 6],
+    told_durable: U64,
+    name: [u8; NAME_MAX],
+}
+
+const HEADER: usize = size_of::<StateHeader>();
+const PEER: usize = size_of::<PeerEntry>();
+const _: () = assert!(HEADER == 512);
+const _: () = assert!(PEER == 80);
+const _: () = assert!(HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER <= SLOT);
+
+/// Acknowledging without a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AloneRecord {
+    /// Without whom.
+    pub peer: String,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
+    /// From this LSN on.
+    pub from_lsn: Lsn,
+}
+
+/// The role was handed over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HandedRecord {
+    /// To whom.
+    pub to: String,
+    /// In this epoch.
+    pub epoch_id: Uuid,
+    /// At this LSN.
+    pub lsn: Lsn,
+}
+
+/// What is known of a peer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerRecord {
+    /// Its site.
+    pub site: String,
+    /// Highest LSN it confirmed durable.
+    pub told_durable: Lsn,
+}
+
+/// Everything a site remembers of a group besides journal and homes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StateRecord {
+    /// Counts up with every write; set by [`StateFile::plan_write`].
+    pub sequence: u64,
+    /// Identity of the group; nil if it is not known yet.
+    pub group_id: Uuid,
+    /// This site.
+    pub site: String,
+    /// The group.
+    pub group: String,
+    /// Role of this site.
+    pub role: Role,
+    /// Mode of acknowledgement.
+    pub ack: AckMode,
+    /// The epochs.
+    pub lineage: Lineage,
+    /// Acknowledging alone.
+    pub alone: Option<AloneRecord>,
+    /// Handed over.
+    pub handed: Option<HandedRecord>,
+    /// Highest LSN this site was told it held.
+    pub floor: Lsn,
+    /// In sync with a peer at least once.
+    pub ever_in_sync: bool,
+    /// The homes are no prefix of the history before this LSN.
+    pub inconsistent_until: Option<Lsn>,
+    /// Where recovery begins.
+    pub checkpoint: Position,
+    /// Known to be committed.
+    pub commit: Lsn,
+    /// The last run ended in good order.
+    pub clean_shutdown: bool,
+    /// Size of the journal, bytes.
+    pub journal_bytes: u64,
+    /// The volumes.
+    pub volumes: Vec<VolumeSpec>,
+    /// The peers.
+    pub peers: Vec<PeerRecord>,
+}
+
+/// Why the state file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// Both slots hold something, neither is valid.
+    #[error(
+        "both slots of the state file are damaged ({0}; {1}): restore the file, or empty this site and let its peer copy everything"
+    )]
+    Damaged(String, String),
+    /// Made by a program that knows more than this one.
+    #[error(
+        "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and no bits: upgrade it"
+    )]
+    Unknown {
+        /// Its version.
+        version: u16,
+        /// Its bits.
+        incompat: u32,
+    },
+}
+
+/// Which slot comes next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StateFile {
+    sequence: u64,
+    slot: usize,
+}
+
+impl Default for StateFile {
+    fn default() -> StateFile {
+        StateFile::new()
+    }
+}
+
+impl StateFile {
+    /// Of a file that holds nothing yet.
+    pub fn new() -> StateFile {
+        StateFile {
+            sequence: 0,
+            slot: 0,
+        }
+    }
+
+    /// Finds the record in the content of the whole file; `None` if nothing was ever written.
+    ///
+    /// # Errors
+    /// If there is something, but nothing valid.
+    pub fn load(file: &[u8]) -> Result<Option<(StateFile, StateRecord)>, StateError> {
+        let mut found: Option<(StateFile, StateRecord)> = None;
+        let mut bad = Vec::new();
+        for slot in 0..2 {
+            let bytes = file.get(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
+            if super::is_zero(&bytes[..bytes.len().min(HEADER)]) {
+                continue;
+            }
+            match StateRecord::decode(bytes) {
+                Ok(record)
+                    if found
+                        .as_ref()
+                        .is_none_or(|(_, f)| f.sequence < record.sequence) =>
+                {
+                    found = Some((
+                        StateFile {
+                            sequence: record.sequence,
+                            slot: 1 - slot,
+                        },
+                        record,
+                    ));
+                }
+                Ok(_) => {}
+                Err(DecodeError::Unknown { version, incompat }) => {
+                    return Err(StateError::Unknown { version, incompat });
+                }
+                Err(DecodeError::Bad(why)) => bad.push(format!("slot {slot}: {why}")),
+            }
+        }
+        match (found, bad.len()) {
+            (None, 2) => Err(StateError::Damaged(bad[0].clone(), bad[1].clone())),
+            (None, 1) => Err(StateError::Damaged(
+                bad[0].clone(),
+                "the other is empty".into(),
+            )),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// The next write: where, and the encoded record with its new sequence number.
+    pub fn plan_write(&mut self, record: &StateRecord) -> (u64, Bytes) {
+        self.sequence += 1;
+        let offset = (self.slot * SLOT) as u64;
+        self.slot = 1 - self.slot;
+        let record = StateRecord {
+            sequence: self.sequence,
+            ..record.clone()
+        };
+        (offset, Bytes::from_owner(record.encode()))
+    }
+}
+
+enum DecodeError {
+    Bad(&'static str),
+    Unknown { version: u16, incompat: u32 },
+}
+
+use DecodeError::Bad;
+
+impl StateRecord {
+    fn encode(&self) -> AlignedBuf {
+        let epochs = self.lineage.epochs();
+        let epochs = &epochs[epochs.len().saturating_sub(MAX_EPOCHS)..];
+        let len = HEADER
+            + epochs.len() * EPOCH_LEN
+            + self.volumes.len() * VOLUME_LEN
+            + self.peers.len() * PEER;
+        assert!(len <= SLOT, "a record of {len} bytes does not fit its slot");
+        let mut out = AlignedBuf::zeroed(round_up(len, BLOCK));
+        let mut h = StateHeader::new_zeroed();
+        h.magic = MAGIC;
+        h.version = U16::new(1);
+        h.role = u8::from(self.role == Role::Mirror);
+        h.ack = ack_byte(self.ack);
+        h.sequence = U64::new(self.sequence);
+        h.len = U32::new(len as u32);
+        h.group_id = self.group_id.into_bytes();
+        let flag = |on: bool, bit: u32| if on { bit } else { 0 };
+        h.flags = U32::new(
+            flag(self.ever_in_sync, EVER_IN_SYNC)
+                | flag(self.alone.is_some(), ALONE)
+                | flag(self.handed.is_some(), HANDED)
+                | flag(self.inconsistent_until.is_some(), INCONSISTENT)
+                | flag(self.clean_shutdown, CLEAN),
+        );
+        (h.site_len, h.site) = name_field(&self.site);
+        (h.group_len, h.group) = name_field(&self.group);
+        h.floor = U64::new(self.floor.0);
+        h.commit = U64::new(self.commit.0);
+        h.inconsistent_until = U64::new(self.inconsistent_until.unwrap_or_default().0);
+        h.journal_bytes = U64::new(self.journal_bytes);
+        h.checkpoint_lsn = U64::new(self.checkpoint.lsn.0);
+        h.checkpoint_next = U64::new(self.checkpoint.next.0);
+        h.checkpoint_segment = U64::new(self.checkpoint.segment);
+        h.checkpoint_offset = U32::new(self.checkpoint.offset);
+        h.checkpoint_chain = U32::new(self.checkpoint.chain);
+        if let Some(alone) = &self.alone {
+            h.alone_since = U64::new(alone.since_ns);
+            h.alone_from = U64::new(alone.from_lsn.0);
+            (h.alone_len, h.alone_peer) = name_field(&alone.peer);
+        }
+        if let Some(handed) = &self.handed {
+            (h.handed_len, h.handed_to) = name_field(&handed.to);
+            h.handed_epoch = handed.epoch_id.into_bytes();
+            h.handed_lsn = U64::new(handed.lsn.0);
+        }
+        h.epochs = U32::new(epochs.len() as u32);
+        h.volumes = U32::new(self.volumes.len() as u32);
+        h.peers = U32::new(self.peers.len() as u32);
+        let mut at = HEADER;
+        let mut put = |bytes: &[u8]| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        epochs.iter().for_each(|e| put(&encode_epoch(e)));
+        self.volumes.iter().for_each(|v| put(&encode_volume(v)));
+        for peer in &self.peers {
+            let mut entry = PeerEntry::new_zeroed();
+            (entry.name_len, entry.name) = name_field(&peer.site);
+            entry.told_durable = U64::new(peer.told_durable.0);
+            put(entry.as_bytes());
+        }
+        out[..HEADER].copy_from_slice(h.as_bytes());
+        let crc = crc32fast::hash(&out[..len]);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(slot: &[u8]) -> Result<StateRecord, DecodeError> {
+        let (h, _) = StateHeader::read_from_prefix(slot).map_err(|_| Bad("it is cut short"))?;
+        if h.magic != MAGIC {
+            return Err(Bad("it does not begin like a record"));
+        }
+        let (version, incompat) = (h.version.get(), h.incompat.get());
+        if version != 1 || incompat != 0 {
+            return Err(DecodeError::Unknown { version, incompat });
+        }
+        let len = h.len.get() as usize;
+        if len < HEADER || len > slot.len() {
+            return Err(Bad("its length is wrong"));
+        }
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&slot[..28]);
+        crc.update(&[0; 4]);
+        crc.update(&slot[32..len]);
+        if crc.finalize() != h.crc.get() {
+            return Err(Bad("its checksum is wrong"));
+        }
+        let mut rest = &slot[HEADER..len];
+        let mut take = |n: usize| {
+            let (item, after) = rest
+                .split_at_checked(n)
+                .ok_or(Bad("its lists are cut short"))?;
+            rest = after;
+            Ok(item)
+        };
+        let mut epochs = Vec::new();
+        for _ in 0..h.epochs.get() {
+            epochs
+                .push(decode_epoch(take(EPOCH_LEN)?).map_err(|_| Bad("an epoch in it is wrong"))?);
+        }
+        let mut volumes = Vec::new();
+        for _ in 0..h.volumes.get() {
+            volumes.push(
+                decode_volume(take(VOLUME_LEN)?).map_err(|_| Bad("a volume in it is wrong"))?,
+            );
+        }
+        let mut peers = Vec::new();
+        for _ in 0..h.peers.get() {
+            let entry = PeerEntry::read_from_bytes(take(PEER)?)
+                .map_err(|_| Bad("a peer in it is wrong"))?;
+            peers.push(PeerRecord {
+                site: name_of(entry.name_len, &entry.name).ok_or(Bad("a peer's name is wrong"))?,
+                told_durable: Lsn(entry.told_durable.get()),
+            });
+        }
+        let flags = h.flags.get();
+        let name =
+            |len, field: &[u8; NAME_MAX]| name_of(len, field).ok_or(Bad("a name in it is wrong"));
+        let alone = AloneRecord {
+            peer: name(h.alone_len, &h.alone_peer)?,
+            since_ns: h.alone_since.get(),
+            from_lsn: Lsn(h.alone_from.get()),
+        };
+        let handed = HandedRecord {
+            to: name(h.handed_len, &h.handed_to)?,
+            epoch_id: Uuid::from_bytes(h.handed_epoch),
+            lsn: Lsn(h.handed_lsn.get()),
+        };
+        Ok(StateRecord {
+            sequence: h.sequence.get(),
+            group_id: Uuid::from_bytes(h.group_id),
+            site: name(h.site_len, &h.site)?,
+            group: name(h.group_len, &h.group)?,
+            role: if h.role == 0 {
+                Role::Primary
+            } else {
+                Role::Mirror
+            },
+            ack: ack_of(h.ack).ok_or(Bad("the ack mode is unknown"))?,
+            lineage: Lineage::new(epochs)
+                .map_err(|_| Bad("its epochs do not follow each other"))?,
+            alone: (flags & ALONE != 0).then_some(alone),
+            handed: (flags & HANDED != 0).then_some(handed),
+            floor: Lsn(h.floor.get()),
+            ever_in_sync: flags & EVER_IN_SYNC != 0,
+            inconsistent_until: (flags & INCONSISTENT != 0)
+                .then_some(Lsn(h.inconsistent_until.get())),
+            checkpoint: Position {
+                lsn: Lsn(h.checkpoint_lsn.get()),
+                next: Lsn(h.checkpoint_next.get()),
+                segment: h.checkpoint_segment.get(),
+                offset: h.checkpoint_offset.get(),
+                chain: h.checkpoint_chain.get(),
+            },
+            commit: Lsn(h.commit.get()),
+            clean_shutdown: flags & CLEAN != 0,
+            journal_bytes: h.journal_bytes.get(),
+            volumes,
+            peers,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Epoch, VolumeId};
+
+    pub(super) fn record() -> StateRecord {
+        let epoch = |number, first| Epoch {
+            number,
+            id: Uuid::from_u128(u128::from(number)),
+            site: "clichy".into(),
+            first_lsn: Lsn(first),
+            ack: AckMode::Sync,
+            alone: false,
+            time_ns: 1,
+        };
+        StateRecord {
+            sequence: 0,
+            group_id: Uuid::from_u128(5),
+            site: "clichy".into(),
+            group: "registry".into(),
+            role: Role::Mirror,
+            ack: AckMode::Memsync,
+            lineage: Lineage::new(vec![epoch(1, 1), epoch(2, 10)]).unwrap(),
+            alone: Some(AloneRecord {
+                peer: "chelles".into(),
+                since_ns: 3,
+                from_lsn: Lsn(4),
+            }),
+            handed: Some(HandedRecord {
+                to: "chelles".into(),
+                epoch_id: Uuid::from_u128(2),
+                lsn: Lsn(11),
+            }),
+            floor: Lsn(6),
+            ever_in_sync: true,
+            inconsistent_until: Some(Lsn(u64::MAX)),
+            checkpoint: Position {
+                lsn: Lsn(9),
+                next: Lsn(8),
+                segment: 3,
+                offset: 4096,
+                chain: 0xabcd,
+            },
+            commit: Lsn(10),
+            clean_shutdown: true,
+            journal_bytes: 1 << 30,
+            volumes: vec![VolumeSpec {
+                id: VolumeId(0),
+                uuid: Uuid::from_u128(8),
+                name: "data".into(),
+                size: 1 << 30,
+            }],
+            peers: vec![PeerRecord {
+                site: "chelles".into(),
+                told_durable: Lsn(7),
+            }],
+        }
+    }
+
+    fn file_with(writes: &[(u64, Bytes)]) -> Vec<u8> {
+        let mut file = vec![0; STATE_FILE_BYTES as usize];
+        for (offset, bytes) in writes {
+            file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
+        }
+        file
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let mut state = StateFile::new();
+        let write = state.plan_write(&record());
+        let (next, found) = StateFile::load(&file_with(&[write])).unwrap().unwrap();
+        assert_eq!(
+            found,
+            StateRecord {
+                sequence: 1,
+                ..record()
+            }
+        );
+        assert_eq!(next, state);
+    }
+
+    #[test]
+    fn slots_alternate_and_a_torn_write_leaves_the_one_before() {
+        let mut state = StateFile::new();
+        let first = state.plan_write(&record());
+        let second = state.plan_write(&StateRecord {
+            commit: Lsn(20),
+            ..record()
+        });
+        assert_ne!(first.0, second.0);
+        let torn = (second.0, second.1.slice(..512));
+        let (mut next, found) = StateFile::load(&file_with(&[first.clone(), torn]))
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.commit, Lsn(10));
+        assert_eq!(
+            next.plan_write(&record()).0,
+            second.0,
+            "the torn slot is written next"
+        );
+        let (_, found) = StateFile::load(&file_with(&[first, second]))
+            .unwrap()
+            .unwrap();
+        assert_eq!(found.commit, Lsn(20));
+    }
+
+    #[test]
+    fn an_unwritten_file_is_told_from_a_damaged_one() {
+        assert_eq!(StateFile::load(&file_with(&[])), Ok(None));
+        let mut state = StateFile::new();
+        let (offset, bytes) = state.plan_write(&record());
+        let mut bad = bytes.to_vec();
+        bad[600] ^= 1;
+        let error = StateFile::load(&file_with(&[(offset, Bytes::from(bad))])).unwrap_err();
+        assert!(error.to_string().contains("checksum"), "{error}");
+        let mut newer = bytes.to_vec();
+        newer[8] = 2;
+        let error = StateFile::load(&file_with(&[(offset, Bytes::from(newer))])).unwrap_err();
+        assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+
+    #[test]
+    fn the_bytes_of_a_record_are_these() {
+        let mut state = StateFile::new();
+        let (_, bytes) = state.plan_write(&record());
+        assert_eq!(bytes.len(), 4096);
+        assert_eq!(&bytes[..16], b"DBLRSTA1\x01\0\x01\x01\0\0\0\0");
+        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 0xd8, 3, 0, 0]);
+        assert_eq!(bytes[48..56], [31, 0, 0, 0, 6, 0, 8, 0]);
+        assert_eq!(&bytes[56..62], b"clichy");
+        assert_eq!(&bytes[120..128], b"registry");
+        assert_eq!(
+            bytes[184..200],
+            [6, 0, 0, 0, 0, 0, 0, 0, 10, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(bytes[200..208], [0xff; 8]);
+        assert_eq!(
+            bytes[216..232],
+            [9, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            bytes[232..248],
+            [3, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0xcd, 0xab, 0, 0]
+        );
+        assert_eq!(
+            bytes[264..280],
+            [7, 0, 7, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+        );
+        assert_eq!(&bytes[280..287], b"chelles");
+        assert_eq!(&bytes[344..351], b"chelles");
+        assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
+        assert!(super::super::is_zero(&bytes[432..512]));
+        assert_eq!(
+            &bytes[512..512 + EPOCH_LEN],
+            encode_epoch(&record().lineage.epochs()[0])
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! Whole messages: headers, checksums, lengths, and where the bytes of frames and chunks go.
+
+use bytes::{Buf, Bytes, BytesMut};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::error::LinkError;
+use super::wire::{ChunkRecord, HEADER, Header, Kind, MAGIC};
+use super::{read, write};
+use crate::base::{AlignedBuf, Message};
+
+/// Appends the bytes of a message to `out`. Frames and chunks are not copied.
+///
+/// # Errors
+/// [`LinkError::Unsendable`] if the peer would refuse it; `out` is unchanged then.
+pub fn encode(message: &Message, out: &mut impl Extend<Bytes>) -> Result<(), LinkError> {
+    let mut head = Vec::with_capacity(96);
+    head.resize(HEADER, 0);
+    let (kind, content) = write::body(message, &mut head)?;
+    let length = head.len() - HEADER + content.as_ref().map_or(0, Bytes::len);
+    debug_assert!(kind.limits().allow(length));
+    let mut header = Header {
+        magic: MAGIC,
+        kind: (kind as u16).into(),
+        flags: 0.into(),
+        length: (length as u32).into(),
+        crc: 0.into(),
+    };
+    // What is not covered is not in `head`, but in `content`.
+    header.crc = header.checksum(&head[HEADER..]).into();
+    head[..HEADER].copy_from_slice(header.as_bytes());
+    out.extend([Bytes::from(head)].into_iter().chain(content));
+    Ok(())
+}
+
+/// Turns what arrives on one link into messages.
+///
+/// Append what arrives to an input buffer and call [`Decoder::next`] until it gives `None`. If [`Decoder::direct`] then
+/// has a buffer, a frame is under way: receive into that and call [`Decoder::advance`], which saves copying it. Either
+/// way [`Decoder::wants`] tells how much to expect.
+///
+/// After an error the place in the stream is lost: drop the link.
+#[derive(Debug)]
+pub struct Decoder {
+    greeted: bool,
+    frame: Option<Incoming>,
+    /// Bytes missing until `next` can get further.
+    wants: usize,
+}
+
+/// A frame under way, in memory that direct IO accepts.
+#[derive(Debug)]
+struct Incoming {
+    buffer: AlignedBuf,
+    filled: usize,
+}
+
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
+
+impl Decoder {
+    /// For a new connection: expects the peer's greeting first.
+    pub fn new() -> Decoder {
+        Decoder {
+            greeted: false,
+            frame: None,
+            wants: HEADER,
+        }
+    }
+
+    /// The next message, its bytes taken from `input`; `None` if more must arrive.
+    ///
+    /// # Errors
+    /// What is wrong with the peer's bytes.
+    pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Message>, LinkError> {
+        if self.frame.is_none() {
+            let Some(header) = self.peek(input)? else {
+                return Ok(None);
+            };
+            if header.kind != Kind::Frame {
+                return self.message(header, input);
+            }
+            verify(&header, &[])?;
+            input.advance(HEADER);
+            self.frame = Some(Incoming {
+                buffer: AlignedBuf::zeroed(header.length),
+                filled: 0,
+            });
+        }
+        Ok(self.frame(input))
+    }
+
+    /// Where the rest of the frame under way can be received, while [`Decoder::next`] has nothing to give and its input
+    /// is empty. The memory stays where it is until [`Decoder::next`] gives the frame away.
+    pub fn direct(&mut self) -> Option<&mut [u8]> {
+        let frame = self.frame.as_mut()?;
+        let rest = &mut frame.buffer[frame.filled..];
+        (!rest.is_empty()).then_some(rest)
+    }
+
+    /// This many bytes were received into the start of [`Decoder::direct`]; [`Decoder::next`] goes on from there.
+    ///
+    /// # Panics
+    /// If there was not so much room.
+    pub fn advance(&mut self, count: usize) {
+        let room = self.direct().map_or(0, |rest| rest.len());
+        assert!(count <= room, "{count} bytes received into {room}");
+        if let Some(frame) = &mut self.frame {
+            frame.filled += count;
+            self.wants = room - count;
+        }
+    }
+
+    /// Bytes missing until the last [`Decoder::next`] that gave `None` could have got further: the rest of a message, or
+    /// of a header.
+    pub fn wants(&self) -> usize {
+        self.wants
+    }
+
+    /// The header at the start of `input`, checked as far as it can be without the body, so that the length in it may
+    /// be relied on.
+    fn peek(&mut self, input: &BytesMut) -> Result<Option<Checked>, LinkError> {
+        let Ok((header, _)) = Header::read_from_prefix(input) else {
+            self.wants = HEADER - input.len();
+            return Ok(None);
+        };
+        if header.magic != MAGIC {
+            return Err(LinkError::Magic {
+                found: header.magic,
+            });
+        }
+        let number = header.kind.get();
+        let kind = Kind::of(number).ok_or(LinkError::Kind { found: number })?;
+        if header.flags != 0 {
+            return Err(LinkError::Flags {
+                kind,
+                found: header.flags.get(),
+            });
+        }
+        if !self.greeted && !matches!(kind, Kind::Hello | Kind::Refuse | Kind::Bye) {
+            return Err(LinkError::NoHello { kind });
+        }
+        let (length, allowed) = (header.length.get(), kind.limits());
+        if !allowed.allow(length as usize) {
+            return Err(LinkError::Length {
+                kind,
+                found: length,
+                allowed,
+            });
+        }
+        Ok(Some(Checked {
+            header,
+            kind,
+            length: length as usize,
+        }))
+    }
+
+    /// A message other than a frame.
+    fn message(
+        &mut self,
+        header: Checked,
+        input: &mut BytesMut,
+    ) -> Result<Option<Message>, LinkError> {
+        let total = HEADER + header.length;
+        if input.len() < total {
+            self.wants = total - input.len();
+            return Ok(None);
+        }
+        verify(&header, &input[HEADER..total])?;
+        let mut bytes = input.split_to(total);
+        self.wants = HEADER;
+        let message = if header.kind == Kind::Chunk {
+            let content = bytes.split_off(HEADER + size_of::<ChunkRecord>());
+            read::chunk(&bytes[HEADER..], content.freeze())?
+        } else {
+            read::body(header.kind, &bytes[HEADER..])?
+        };
+        self.greeted |= header.kind == Kind::Hello;
+        Ok(Some(message))
+    }
+
+    /// Moves the frame under way on with what is in `input`.
+    fn frame(&mut self, input: &mut BytesMut) -> Option<Message> {
+        let mut frame = self.frame.take()?;
+        let rest = &mut frame.buffer[frame.filled..];
+        let count = rest.len().min(input.len());
+        rest[..count].copy_from_slice(&input[..count]);
+        input.advance(count);
+        frame.filled += count;
+        self.wants = frame.buffer.len() - frame.filled;
+        if self.wants > 0 {
+            self.frame = Some(frame);
+            return None;
+        }
+        self.wants = HEADER;
+        Some(Message::Frame(Bytes::from_owner(frame.buffer)))
+    }
+}
+
+/// A header that makes sense; its CRC is still to be verified.
+struct Checked {
+    header: Header,
+    kind: Kind,
+    /// Of the body, in bytes.
+    length: usize,
+}
+
+fn verify(checked: &Checked, body: &[u8]) -> Result<(), LinkError> {
+    let covered = checked.kind.covered(body.len());
+    let computed = checked.header.checksum(&body[..covered]);
+    let found = checked.header.crc.get();
+    if computed != found {
+        return Err(LinkError::Checksum {
+            kind: checked.kind,
+            found,
+            computed,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Messages of every kind.
+
+use super::*;
+
+fn lsn() -> impl Strategy<Value = Lsn> {
+    prop_oneof![0..1000u64, 0..=u64::MAX >> 1].prop_map(Lsn)
+}
+
+fn until() -> impl Strategy<Value = Option<Lsn>> {
+    prop_oneof![Just(None), Just(Some(Lsn(u64::MAX))), lsn().prop_map(Some)]
+}
+
+fn uuid() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(Uuid::from_u128)
+}
+
+fn name() -> impl Strategy<Value = String> {
+    // 16 characters of at most 4 bytes.
+    "\\P{Cc}{0,16}"
+}
+
+fn ack_mode() -> impl Strategy<Value = AckMode> {
+    prop_oneof![
+        Just(AckMode::Sync),
+        Just(AckMode::Memsync),
+        Just(AckMode::Async)
+    ]
+}
+
+fn lineage() -> impl Strategy<Value = Lineage> {
+    let epoch = (
+        1..50u64,
+        1..50u64,
+        uuid(),
+        name(),
+        ack_mode(),
+        any::<bool>(),
+        any::<u64>(),
+    );
+    prop::collection::vec(epoch, 0..5).prop_map(|steps| {
+        let (mut number, mut first_lsn) = (0, 0);
+        let mut epochs = Vec::new();
+        for (step, ops, id, site, ack, alone, time_ns) in steps {
+            number += step;
+            first_lsn += ops;
+            epochs.push(Epoch {
+                number,
+                id,
+                site,
+                first_lsn: Lsn(first_lsn),
+                ack,
+                alone,
+                time_ns,
+            });
+        }
+        Lineage::new(epochs).unwrap()
+    })
+}
+
+fn volumes() -> impl Strategy<Value = Vec<VolumeSpec>> {
+    let volume =
+        (any::<u32>(), uuid(), name(), 0..=u64::MAX >> 1).prop_map(|(id, uuid, name, size)| {
+            VolumeSpec {
+                id: VolumeId(id),
+                uuid,
+                name,
+                size,
+            }
+        });
+    prop::collection::vec(volume, 0..4)
+}
+
+fn place() -> impl Strategy<Value = Option<(VolumeId, u64)>> {
+    prop::option::of((any::<u32>().prop_map(VolumeId), 0..=u64::MAX >> 1))
+}
+
+fn hello() -> impl Strategy<Value = Message> {
+    let stance = prop_oneof![
+        Just(Stance::Serving),
+        Just(Stance::Returning),
+        Just(Stance::HandedOver),
+        Just(Stance::Mirror),
+        Just(Stance::Probe),
+    ];
+    let who = (
+        uuid(),
+        name(),
+        name(),
+        name(),
+        stance,
+        any::<bool>(),
+        ack_mode(),
+    );
+    let how_far = (lsn(), lsn(), lsn(), lsn(), lsn(), until(), any::<u32>());
+    (who, how_far, lineage(), volumes()).prop_map(|(who, how_far, lineage, volumes)| {
+        let (group_id, group, site, to_site, stance, alone, ack) = who;
+        let (tail, commit, told_durable, floor, journal_first, inconsistent_until, chain) = how_far;
+        Message::Hello(Box::new(Hello {
+            group_id,
+            group,
+            site,
+            to_site,
+            stance,
+            lineage,
+            tail,
+            commit,
+            chain,
+            told_durable,
+            floor,
+            inconsistent_until,
+            alone,
+            ack,
+            volumes,
+            journal_first,
+        }))
+    })
+}
+
+fn start() -> impl Strategy<Value = Message> {
+    let copy = (
+        uuid(),
+        lsn(),
+        any::<u32>(),
+        lineage(),
+        volumes(),
+        ack_mode(),
+        place(),
+    );
+    prop_oneof![
+        lsn().prop_map(|from| Start::Stream { from }),
+        lsn().prop_map(|from| Start::Fetch { from }),
+        (uuid(), lsn()).prop_map(|(epoch_id, lsn)| Start::Handover { epoch_id, lsn }),
+        copy.prop_map(
+            |(group_id, base, chain, lineage, volumes, ack, resume)| Start::Copy {
+                group_id,
+                base,
+                chain,
+                lineage,
+                volumes,
+                ack,
+                resume
+            }
+        ),
+    ]
+    .prop_map(|start| Message::Start(Box::new(start)))
+}
+
+fn refuse() -> impl Strategy<Value = Message> {
+    let refusal = prop_oneof![
+        Just(Refusal::Incompatible),
+        Just(Refusal::WrongGroup),
+        Just(Refusal::Unrelated),
+        Just(Refusal::BothPrimary),
+        Just(Refusal::Forked),
+        Just(Refusal::StepDown),
+        Just(Refusal::Disagree),
+        Just(Refusal::Busy),
+    ];
+    (refusal, ".{0,200}").prop_map(|(refusal, text)| Message::Refuse { refusal, text })
+}
+
+fn ack() -> impl Strategy<Value = Message> {
+    (lsn(), lsn(), lsn(), any::<u64>(), until(), place()).prop_map(
+        |(received, durable, applied, credit_bytes, inconsistent_until, copied)| Message::Ack {
+            received,
+            durable,
+            applied,
+            credit_bytes,
+            inconsistent_until,
+            copied,
+        },
+    )
+}
+
+fn chunk() -> impl Strategy<Value = Message> {
+    let volume = || any::<u32>().prop_map(VolumeId);
+    let content = prop::collection::vec(any::<u8>(), 1..3000).prop_map(Bytes::from);
+    prop_oneof![
+        (volume(), 0..1u64 << 62, content).prop_map(|(volume, at, data)| Message::Chunk {
+            volume,
+            range: ByteRange::new(at, data.len() as u64),
+            crc: crc32fast::hash(&data),
+            data: Some(data),
+        }),
+        (volume(), 0..1u64 << 62, 1..=64u64 << 20).prop_map(|(volume, at, len)| Message::Chunk {
+            volume,
+            range: ByteRange::new(at, len),
+            crc: 0,
+            data: None,
+        }),
+    ]
+}
+
+/// Any message of at most three blocks or so.
+pub(super) fn message() -> impl Strategy<Value = Message> {
+    let frame = (1..=3usize, any::<u8>()).prop_map(|(blocks, first)| {
+        let bytes = (0..blocks * BLOCK).map(|at| first.wrapping_add((at % 253) as u8));
+        Message::Frame(bytes.collect())
+    });
+    prop_oneof![
+        hello(),
+        start(),
+        refuse(),
+        ack(),
+        chunk(),
+        frame,
+        Just(Message::Started),
+        Just(Message::Taken),
+        lsn().prop_map(|lsn| Message::Commit { lsn }),
+        lsn().prop_map(|lsn| Message::ChunksEnd { lsn }),
+        lsn().prop_map(|tail| Message::FetchEnd { tail }),
+        any::<u64>().prop_map(|token| Message::Ping { token }),
+        any::<u64>().prop_map(|token| Message::Pong { token }),
+        ".{0,200}".prop_map(|reason| Message::Bye { reason }),
+    ]
+}
+
+/// One message of each kind, in the order of their numbers.
+pub(super) fn one_of_each() -> Vec<Message> {
+    let start = |start| Message::Start(Box::new(start));
+    vec![
+        super::hello(),
+        Message::Refuse {
+            refusal: Refusal::Forked,
+            text: "both sites went on".into(),
+        },
+        start(Start::Stream { from: Lsn(0x201) }),
+        start(Start::Fetch { from: Lsn(0x202) }),
+        start(Start::Copy {
+            group_id: Uuid::from_u128(0xA0),
+            base: Lsn(0x203),
+            chain: 0xCAFE_BABE,
+            lineage: Lineage::new(vec![epoch(1, "clichy")]).unwrap(),
+            volumes: vec![volume()],
+            ack: AckMode::Sync,
+            resume: Some((VolumeId(3), 0x5000)),
+        }),
+        start(Start::Handover {
+            epoch_id: Uuid::from_u128(0xE1),
+            lsn: Lsn(0x204),
+        }),
+        Message::Started,
+        Message::Frame(vec![0xF7; BLOCK].into()),
+        Message::Ack {
+            received: Lsn(0x301),
+            durable: Lsn(0x302),
+            applied: Lsn(0x303),
+            credit_bytes: 0x304,
+            inconsistent_until: Some(Lsn(u64::MAX)),
+            copied: Some((VolumeId(3), 0x6000)),
+        },
+        Message::Commit { lsn: Lsn(0x401) },
+        Message::Ping { token: u64::MAX },
+        Message::Pong { token: 0x501 },
+        super::chunk(b"some content"),
+        Message::ChunksEnd { lsn: Lsn(0x601) },
+        Message::FetchEnd { tail: Lsn(0x602) },
+        Message::Taken,
+        Message::Bye {
+            reason: "stopped".into(),
+        },
+    ]
+}
