@@ -103,13 +103,16 @@ impl Record {
                 found == 0 && (unwritten(Some(writes)) || issued != u64::MAX && unwritten(earlier));
             // A write that was issued, acknowledged and replaced while the read was under way.
             let during = found > issued && self.ever.contains(&(at, found));
-            if !untouched && !during
+            if !untouched
+                && !during
                 && !writes
                     .iter()
                     .chain(earlier.unwrap_or(&none))
                     .any(|w| w.id == found)
             {
-                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"));
+                return Err(format!(
+                    "sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"
+                ));
             }
         }
         Ok(())
@@ -584,7 +587,10 @@ impl Sim {
             }
             (Asked::Read { before }, ReplyBody::Data { offset, pieces }) => {
                 let content = join(pieces);
-                if let Err(text) = self.record.check_since(offset, &content, &before, reply.reply_to.cookie()) {
+                if let Err(text) =
+                    self.record
+                        .check_since(offset, &content, &before, reply.reply_to.cookie())
+                {
                     self.violations
                         .push(format!("a read returned what it must not: {text}"));
                 }
