@@ -224,8 +224,8 @@ impl Group {
     fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
         match journal::decode_volume(payload) {
             Ok(volume) => {
-                self.note_volume(volume.clone());
-                self.submit(Pending::CreateHome { lsn }, DiskOp::CreateHome { volume });
+                let pending = Pending::CreateHome { lsn, volume: volume.clone() };
+                self.submit(pending, DiskOp::CreateHome { volume });
             }
             Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
         }
@@ -238,7 +238,9 @@ impl Group {
         }
     }
 
-    pub(super) fn home_created(&mut self, lsn: Lsn) {
+    /// Only now that its home exists may the volume enter the record: a later start refuses to miss one.
+    pub(super) fn home_created(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        self.note_volume(volume);
         self.applied(lsn, None);
         // Clients may attach to it from now on.
         let open = self.core.open_to_clients();

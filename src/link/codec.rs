@@ -13,9 +13,11 @@ use crate::base::{AlignedBuf, Message};
 /// # Errors
 /// [`LinkError::Unsendable`] if the peer would refuse it; `out` is unchanged then.
 pub fn encode(message: &Message, out: &mut impl Extend<Bytes>) -> Result<(), LinkError> {
-    let mut head = Vec::with_capacity(96);
+    let kind = write::kind_of(message);
+    // Exactly enough for all but texts and lists: `Bytes` needs no second allocation then.
+    let mut head = Vec::with_capacity(HEADER + kind.covered(kind.limits().min));
     head.resize(HEADER, 0);
-    let (kind, content) = write::body(message, &mut head)?;
+    let content = write::body(kind, message, &mut head)?;
     let length = head.len() - HEADER + content.as_ref().map_or(0, Bytes::len);
     debug_assert!(kind.limits().allow(length));
     let mut header = Header {
@@ -34,8 +36,8 @@ pub fn encode(message: &Message, out: &mut impl Extend<Bytes>) -> Result<(), Lin
 
 /// Turns what arrives on one link into messages.
 ///
-/// Append what arrives to an input buffer and call [`Decoder::next`] until it gives `None`. If [`Decoder::direct`] then
-/// has a buffer, a frame is under way: receive into that and call [`Decoder::advance`], which saves copying it. Either
+/// Append what arrives to an input buffer and call [`Decoder::next`] until it gives `None`. If there then is a frame to
+/// [`Decoder::lend`], receive the rest of it there and [give it back](Decoder::give_back): that saves copying it. Either
 /// way [`Decoder::wants`] tells how much to expect.
 ///
 /// After an error the place in the stream is lost: drop the link.
@@ -43,6 +45,8 @@ pub fn encode(message: &Message, out: &mut impl Extend<Bytes>) -> Result<(), Lin
 pub struct Decoder {
     greeted: bool,
     frame: Option<Incoming>,
+    /// Length of the frame that is lent.
+    lent: Option<usize>,
     /// Bytes missing until `next` can get further.
     wants: usize,
 }
@@ -66,15 +70,19 @@ impl Decoder {
         Decoder {
             greeted: false,
             frame: None,
+            lent: None,
             wants: HEADER,
         }
     }
 
-    /// The next message, its bytes taken from `input`; `None` if more must arrive.
+    /// The next message, its bytes taken from `input`; `None` if more must arrive, or while a frame is lent.
     ///
     /// # Errors
     /// What is wrong with the peer's bytes.
     pub fn next(&mut self, input: &mut BytesMut) -> Result<Option<Message>, LinkError> {
+        if self.lent.is_some() {
+            return Ok(None);
+        }
         if self.frame.is_none() {
             let Some(header) = self.peek(input)? else {
                 return Ok(None);
@@ -92,25 +100,32 @@ impl Decoder {
         Ok(self.frame(input))
     }
 
-    /// Where the rest of the frame under way can be received, while [`Decoder::next`] has nothing to give and its input
-    /// is empty. The memory stays where it is until [`Decoder::next`] gives the frame away.
-    pub fn direct(&mut self) -> Option<&mut [u8]> {
-        let frame = self.frame.as_mut()?;
-        let rest = &mut frame.buffer[frame.filled..];
-        (!rest.is_empty()).then_some(rest)
+    /// The frame under way and how many bytes of it are missing, while [`Decoder::next`] has nothing to give. Append them
+    /// or some of them, then [give it back](Decoder::give_back). It is owned meanwhile, so that the kernel can write into it
+    /// whatever becomes of the decoder.
+    pub fn lend(&mut self) -> Option<(AlignedBuf, usize)> {
+        let missing = |frame: &mut Incoming| frame.filled < frame.buffer.len();
+        let Incoming { mut buffer, filled } = self.frame.take_if(missing)?;
+        let length = buffer.len();
+        self.lent = Some(length);
+        buffer.set_len(filled);
+        Some((buffer, length - filled))
     }
 
-    /// This many bytes were received into the start of [`Decoder::direct`]; [`Decoder::next`] goes on from there.
+    /// Takes a lent frame back, grown by what was received; [`Decoder::next`] goes on from there.
     ///
     /// # Panics
-    /// If there was not so much room.
-    pub fn advance(&mut self, count: usize) {
-        let room = self.direct().map_or(0, |rest| rest.len());
-        assert!(count <= room, "{count} bytes received into {room}");
-        if let Some(frame) = &mut self.frame {
-            frame.filled += count;
-            self.wants = room - count;
-        }
+    /// If none was lent, or it grew beyond its length.
+    pub fn give_back(&mut self, mut buffer: AlignedBuf) {
+        let length = self.lent.take().expect("a frame was lent");
+        let filled = buffer.len();
+        assert!(
+            filled <= length,
+            "a frame of {length} bytes came back with {filled}"
+        );
+        buffer.set_len(length);
+        self.wants = length - filled;
+        self.frame = Some(Incoming { buffer, filled });
     }
 
     /// Bytes missing until the last [`Decoder::next`] that gave `None` could have got further: the rest of a message, or
@@ -200,6 +215,7 @@ impl Decoder {
 }
 
 /// A header that makes sense; its CRC is still to be verified.
+#[derive(Clone, Copy)]
 struct Checked {
     header: Header,
     kind: Kind,

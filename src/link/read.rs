@@ -6,8 +6,16 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::error::LinkError;
-use super::fields::*;
-use super::wire::*;
+use super::fields::{
+    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, Codes, NAME_ALLOWED, REFUSALS, STANCES, UNTIL_ALLOWED,
+    chunk_fits, is_name, is_until,
+};
+use super::wire::{
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
+    EPOCH_ALONE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix,
+    HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions,
+    VolumeRecord,
+};
 use crate::base::{ByteRange, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
 
 /// A message other than frames and chunks from its body.

@@ -7,8 +7,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::wire::{Header, HelloPrefix, MAGIC};
 use super::*;
 use crate::base::{
-    AckMode, BLOCK, ByteRange, Epoch, Hello, Lineage, Lsn, Message, Refusal, Stance, Start,
-    VolumeId, VolumeSpec,
+    AckMode, AlignedBuf, BLOCK, ByteRange, Epoch, Hello, Lineage, Lsn, Message, Refusal, Stance,
+    Start, VolumeId, VolumeSpec,
 };
 
 mod arbitrary;
@@ -152,23 +152,50 @@ fn the_rest_of_a_long_frame_is_received_where_it_will_stay() {
     let missing = 2 * BLOCK - 1000;
     assert_eq!(decoder.wants(), missing);
 
-    let target = decoder.direct().unwrap();
-    assert_eq!(target.len(), missing);
-    target[..5000].copy_from_slice(&frame[1000..6000]);
-    let place = target.as_ptr();
-    decoder.advance(5000);
+    let (mut lent, room) = decoder.lend().unwrap();
+    assert_eq!((lent.len(), room), (1000, missing));
+    assert!(decoder.lend().is_none(), "there is only one");
+    lent.extend_from_slice(&frame[1000..6000]);
+    let place = lent.as_ptr();
+    decoder.give_back(lent);
+    assert_eq!(decoder.wants(), missing - 5000);
     assert_eq!(decoder.next(&mut buffer).unwrap(), None);
     assert_eq!(decoder.wants(), missing - 5000);
-    let rest = decoder.direct().unwrap();
-    rest.copy_from_slice(&frame[6000..]);
-    decoder.advance(missing - 5000);
-    assert!(decoder.direct().is_none());
+    let (mut lent, _) = decoder.lend().unwrap();
+    lent.extend_from_slice(&frame[6000..]);
+    decoder.give_back(lent);
+    assert!(decoder.lend().is_none(), "it is complete");
     let Some(Message::Frame(received)) = decoder.next(&mut buffer).unwrap() else {
         panic!("not a frame");
     };
     assert_eq!(received, frame);
-    assert_eq!(received[1000..].as_ptr(), place);
-    assert!(decoder.direct().is_none());
+    assert_eq!(received.as_ptr(), place);
+    assert!(decoder.lend().is_none());
+    assert_eq!(decoder.wants(), HEADER);
+}
+
+#[test]
+fn nothing_is_decoded_while_a_frame_is_lent() {
+    let frame = encoded(&Message::Frame(vec![1; BLOCK].into()));
+    let mut decoder = greeted();
+    assert_eq!(decoder.next(&mut input(&frame[..HEADER])), Ok(None));
+    let (mut lent, _) = decoder.lend().unwrap();
+    let mut buffer = input(&frame[HEADER + 100..]);
+    assert_eq!(decoder.next(&mut buffer), Ok(None));
+    assert_eq!(buffer.len(), BLOCK - 100);
+    lent.extend_from_slice(&frame[HEADER..HEADER + 100]);
+    decoder.give_back(lent);
+    assert!(decoder.next(&mut buffer).unwrap().is_some());
+}
+
+#[test]
+#[should_panic(expected = "a frame of 4096 bytes came back with 5000")]
+fn a_frame_does_not_come_back_longer_than_it_is() {
+    let frame = encoded(&Message::Frame(vec![1; BLOCK].into()));
+    let mut decoder = greeted();
+    assert_eq!(decoder.next(&mut input(&frame[..HEADER])), Ok(None));
+    assert!(decoder.lend().is_some());
+    decoder.give_back(AlignedBuf::zeroed(5000));
 }
 
 #[test]
@@ -250,6 +277,7 @@ fn what_the_peer_would_refuse_is_not_sent() {
         chunk(ByteRange::new(0, 0), 0),
         chunk(ByteRange::new(0, MAX_CHUNK as u64 + 1), MAX_CHUNK + 1),
         chunk(ByteRange::new(u64::MAX, 8), 8),
+        chunk(ByteRange::new((1 << 63) - 4, 8), 8),
         with(|hello| hello.group = "x".repeat(65)),
         with(|hello| hello.site = "two\nlines".into()),
         with(|hello| hello.tail = Lsn(1 << 63)),
@@ -319,13 +347,13 @@ proptest! {
             let size = *sizes.next().unwrap();
             let wants = decoder.wants();
             prop_assert!(wants > 0);
-            if let Some(target) = decoder.direct() {
+            if let Some((mut frame, missing)) = decoder.lend() {
                 prop_assert!(buffer.is_empty());
-                prop_assert_eq!(target.len(), wants);
-                let size = size.min(target.len()).min(rest.len());
-                target[..size].copy_from_slice(&rest[..size]);
+                prop_assert_eq!(missing, wants);
+                let size = size.min(missing).min(rest.len());
+                frame.extend_from_slice(&rest[..size]);
                 rest = &rest[size..];
-                decoder.advance(size);
+                decoder.give_back(frame);
             } else {
                 let size = size.min(rest.len());
                 buffer.extend_from_slice(&rest[..size]);

@@ -110,9 +110,10 @@ impl Versions {
 
 impl fmt::Display for Versions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.oldest == self.newest {
-            true => write!(f, "version {}", self.newest),
-            false => write!(f, "versions {} to {}", self.oldest, self.newest),
+        if self.oldest == self.newest {
+            write!(f, "version {}", self.newest)
+        } else {
+            write!(f, "versions {} to {}", self.oldest, self.newest)
         }
     }
 }
@@ -339,7 +340,7 @@ pub(super) struct HelloRecord {
     pub volumes: U32,
     /// 1 serving, 2 returning, 3 handed over, 4 mirror, 5 probe.
     pub stance: u8,
-    /// See [`ACK_MODES`].
+    /// 1 sync, 2 memsync, 3 async; so everywhere.
     pub ack: u8,
     /// [`HELLO_ALONE`], [`HELLO_INCONSISTENT`].
     pub flags: u8,

@@ -1,23 +1,31 @@
 //! Messages to the bodies of messages, field by field.
 
+use std::fmt::Display;
+
 use bytes::Bytes;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::error::LinkError;
-use super::fields::*;
-use super::wire::*;
+use super::fields::{
+    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, NAME_ALLOWED, REFUSALS, STANCES, UNTIL_ALLOWED,
+    chunk_fits, is_name, is_until,
+};
+use super::wire::{
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
+    EPOCH_ALONE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix,
+    HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS,
+    VolumeRecord,
+};
 use crate::base::{Hello, Lineage, Lsn, Message, Start, VolumeSpec};
 
 /// Appends the covered part of a message's body to `out`; returns the content that follows, if any.
 pub(super) fn body(
+    kind: Kind,
     message: &Message,
     out: &mut Vec<u8>,
-) -> Result<(Kind, Option<Bytes>), LinkError> {
-    let mut w = Writer {
-        kind: kind_of(message),
-        out,
-    };
+) -> Result<Option<Bytes>, LinkError> {
+    let mut w = Writer { kind, out };
     let mut content = None;
     match message {
         Message::Hello(hello) => w.hello(hello)?,
@@ -33,12 +41,7 @@ pub(super) fn body(
         Message::Frame(frame) => {
             let allowed = Kind::Frame.limits();
             let found = || format!("{} bytes", frame.len());
-            w.check(
-                allowed.allow(frame.len()),
-                "its length",
-                found,
-                &allowed.to_string(),
-            )?;
+            w.check(allowed.allow(frame.len()), "its length", found, &allowed)?;
             content = Some(frame.clone());
         }
         Message::Ack {
@@ -82,7 +85,7 @@ pub(super) fn body(
                 chunk_fits(*range, present),
                 "the range",
                 found,
-                CHUNK_ALLOWED,
+                &CHUNK_ALLOWED,
             )?;
             w.put(&ChunkRecord {
                 offset: range.offset.into(),
@@ -96,10 +99,11 @@ pub(super) fn body(
         }
         Message::Bye { reason } => w.text(reason),
     }
-    Ok((w.kind, content))
+    Ok(content)
 }
 
-fn kind_of(message: &Message) -> Kind {
+/// Which message it is.
+pub(super) fn kind_of(message: &Message) -> Kind {
     match message {
         Message::Hello(_) => Kind::Hello,
         Message::Refuse { .. } => Kind::Refuse,
@@ -147,7 +151,7 @@ impl Writer<'_> {
         right: bool,
         field: &'static str,
         found: impl FnOnce() -> String,
-        allowed: &str,
+        allowed: &dyn Display,
     ) -> Result<(), LinkError> {
         if right {
             return Ok(());
@@ -156,7 +160,7 @@ impl Writer<'_> {
             kind: self.kind,
             field,
             found: found(),
-            allowed: allowed.to_owned(),
+            allowed: allowed.to_string(),
         })
     }
 
@@ -165,14 +169,14 @@ impl Writer<'_> {
             value <= BELOW_2_63,
             field,
             || value.to_string(),
-            "below 2^63",
+            &"below 2^63",
         )?;
         Ok(value.into())
     }
 
     fn until(&self, value: u64) -> Result<U64, LinkError> {
         let found = || value.to_string();
-        self.check(is_until(value), "inconsistent until", found, UNTIL_ALLOWED)?;
+        self.check(is_until(value), "inconsistent until", found, &UNTIL_ALLOWED)?;
         Ok(value.into())
     }
 
@@ -185,7 +189,7 @@ impl Writer<'_> {
     /// The length of a name that may be sent.
     fn name_len(&self, field: &'static str, name: &str) -> Result<u8, LinkError> {
         let found = || format!("{name:?}");
-        self.check(is_name(name), field, found, NAME_ALLOWED)?;
+        self.check(is_name(name), field, found, &NAME_ALLOWED)?;
         Ok(name.len() as u8)
     }
 
@@ -200,7 +204,7 @@ impl Writer<'_> {
 
     fn count(&self, field: &'static str, count: usize, most: usize) -> Result<U32, LinkError> {
         let found = || count.to_string();
-        self.check(count <= most, field, found, &format!("at most {most}"))?;
+        self.check(count <= most, field, found, &format_args!("at most {most}"))?;
         Ok((count as u32).into())
     }
 

@@ -58,7 +58,7 @@ fn a_length_beyond_the_limit_is_refused_before_anything_is_allocated_or_awaited(
                     allowed
                 })
             );
-            assert!(decoder.direct().is_none());
+            assert!(decoder.lend().is_none());
             assert_eq!(decoder.wants(), HEADER);
             assert_eq!(buffer.capacity(), capacity);
         }
@@ -101,7 +101,7 @@ fn a_frame_header_that_was_damaged_allocates_nothing() {
             ..
         }
     ));
-    assert!(decoder.direct().is_none());
+    assert!(decoder.lend().is_none());
 }
 
 #[test]
@@ -258,6 +258,7 @@ fn a_chunk_whose_content_does_not_fit_its_range_is_refused() {
     assert_eq!(refused(|body| body[24] = 0), "the range");
     assert_eq!(refused(|body| body.truncate(32)), "the range");
     assert_eq!(refused(|body| body[..8].fill(0xFF)), "the range");
+    assert_eq!(refused(|body| body[7] = 0x80), "the range");
     assert_eq!(refused(|body| body[24] = 3), "flags");
     assert_eq!(refused(|body| body[31] = 1), "reserved bytes");
 }
