@@ -1,5 +1,7 @@
 //! Two network namespaces joined by a veth pair, so that a test can cut the wire between two sites.
 
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+
 use super::tools::{command, run};
 
 /// A wire between two namespaces; taken down and removed at the end.
@@ -20,10 +22,11 @@ fn ip(words: &[&str]) {
 impl Wire {
     /// Lays it. Needs root.
     pub fn new() -> Wire {
-        let id = std::process::id();
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let id = format!("dbl{}x{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let wire = Wire {
-            left: format!("dbl{id}a"),
-            right: format!("dbl{id}b"),
+            left: format!("{id}a"),
+            right: format!("{id}b"),
         };
         for (name, addr) in [(&wire.left, LEFT), (&wire.right, RIGHT)] {
             ip(&["netns", "add", name]);
