@@ -47,7 +47,7 @@ fn bench(c: &mut Criterion) {
         let mut group = c.benchmark_group(format!("frame of {ops} x {len} bytes"));
         group.throughput(Throughput::Bytes(ops * len as u64));
         group.bench_function("fill and close", |b| {
-            b.iter(|| frame(Lsn(1), 0, ops, black_box(&data)))
+            b.iter(|| frame(Lsn(1), 0, ops, black_box(&data)));
         });
         let closed = frame(Lsn(1), 0, ops, &data);
         group.bench_function("parse and verify", |b| {

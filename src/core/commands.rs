@@ -61,7 +61,7 @@ impl Core {
         let (me, group) = (self.config.site.clone(), self.config.group.clone());
         match &self.mode {
             Mode::Serving | Mode::Draining(_) => {
-                self.done(id, Ok(format!("{me} is primary of {group} already")))
+                self.done(id, Ok(format!("{me} is primary of {group} already")));
             }
             Mode::Opening => self.done(id, Ok(format!("{me} is becoming primary of {group}"))),
             Mode::Probing => self.done(id, Err("another promotion is under way".into())),
@@ -71,7 +71,7 @@ impl Core {
             }
             Mode::Stopped => self.done(id, Err("stopping".into())),
             Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => {
-                self.promote_waiting(id, overrides, view)
+                self.promote_waiting(id, overrides, view);
             }
             Mode::HandedOver if !overrides.peer_unreachable => {
                 let to = self.primary_name();

@@ -97,14 +97,8 @@ impl Core {
         }
     }
 
-    pub(super) fn connect_failed(
-        &mut self,
-        name: &str,
-        refused: bool,
-        reason: String,
-        view: &View,
-    ) {
-        if self.probe_failed(name, &reason, view) {
+    pub(super) fn connect_failed(&mut self, name: &str, refused: bool, reason: &str, view: &View) {
+        if self.probe_failed(name, reason, view) {
             return;
         }
         let Some(at) = self.peers.iter().position(|p| p.name == name) else {
@@ -117,7 +111,7 @@ impl Core {
         self.peers[at].asked = true;
         self.peers[at].link_lost(now);
         if refused && self.peers[at].gated {
-            self.peer_lost(at, &reason);
+            self.peer_lost(at, reason);
         }
         self.try_to_open(view);
     }
@@ -179,7 +173,7 @@ impl Core {
         let link = self.handshakes[at].link;
         match message {
             Message::Hello(theirs) if self.handshakes[at].agreed.is_none() => {
-                self.greeted(at, &theirs, view)
+                self.greeted(at, &theirs, view);
             }
             Message::Start(start) => {
                 let handshake = self.handshakes.swap_remove(at);
@@ -215,7 +209,7 @@ impl Core {
     /// The first message of a peer that connected.
     fn greeted(&mut self, at: usize, theirs: &Hello, view: &View) {
         let link = self.handshakes[at].link;
-        let known = self.config.peers.iter().any(|p| *p == theirs.site);
+        let known = self.config.peers.contains(&theirs.site);
         let cut = self.peers.iter().any(|p| p.name == theirs.site && p.cut);
         if !known || cut {
             self.handshakes.swap_remove(at);
@@ -344,7 +338,7 @@ impl Core {
         let phase = self.peers[at].phase.clone();
         match (phase, message) {
             (PeerPhase::Greeting { link, .. }, Message::Hello(theirs)) => {
-                self.answered(at, link, &theirs, view)
+                self.answered(at, link, &theirs, view);
             }
             (PeerPhase::Proposed { .. }, Message::Started) => self.peer_started(at),
             (PeerPhase::Fetching { .. } | PeerPhase::Handing { .. }, Message::Started) => {}
@@ -625,7 +619,7 @@ impl Core {
         match self.peers[at].phase {
             PeerPhase::Connecting { since } if now >= since + timeout * 2 => {
                 let name = self.peers[at].name.clone();
-                self.connect_failed(&name, false, "no answer".into(), view);
+                self.connect_failed(&name, false, "no answer", view);
             }
             PeerPhase::Greeting { since, .. } | PeerPhase::Handing { since, .. }
                 if now >= since + timeout =>
@@ -673,7 +667,7 @@ impl Core {
                 PeerPhase::Down { retry_at: Some(at) } if self.opens_links() => due.push(at),
                 PeerPhase::Connecting { since } => due.push(since + timeout * 2),
                 PeerPhase::Greeting { since, .. } | PeerPhase::Handing { since, .. } => {
-                    due.push(since + timeout)
+                    due.push(since + timeout);
                 }
                 PeerPhase::Proposed { since, .. } => due.push(since + timeout * 3),
                 PeerPhase::Streaming { .. } => {

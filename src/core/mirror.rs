@@ -92,7 +92,7 @@ impl Core {
         }
         match (&outcome, start) {
             (Outcome::Stream { .. } | Outcome::Copy, Start::Stream { from }) => {
-                self.begin_stream(link, site, theirs, from)
+                self.begin_stream(link, site, theirs, from);
             }
             (
                 Outcome::Stream { .. } | Outcome::Copy,
@@ -142,7 +142,7 @@ impl Core {
                 self.actions.push(Action::Stream { link, from, end });
             }
             (Outcome::Handover, Start::Handover { epoch_id, lsn }) => {
-                self.take_over(link, &site, epoch_id, lsn, view)
+                self.take_over(link, &site, epoch_id, lsn, view);
             }
             (outcome, start) => {
                 let text = format!(
@@ -308,7 +308,7 @@ impl Core {
                         self.begin_stream(link, site, self.facts.group_id, from);
                     }
                     other => {
-                        self.protocol_error(link, &format!("{other:?} on a link that is in use"))
+                        self.protocol_error(link, &format!("{other:?} on a link that is in use"));
                     }
                 }
             }

@@ -382,7 +382,7 @@ impl Core {
                 peer,
                 refused,
                 reason,
-            } => self.connect_failed(&peer, refused, reason, view),
+            } => self.connect_failed(&peer, refused, &reason, view),
             Event::Message(link, message) => {
                 self.heard(link);
                 self.message(link, message, view);
@@ -567,7 +567,7 @@ impl Core {
         }
     }
 
-    /// Fresh, unique for this seed: a counter through a mixing function (the finaliser of MurmurHash3, twice).
+    /// Fresh, unique for this seed: a counter through a mixing function (the finaliser of `MurmurHash3`, twice).
     fn fresh_id(&mut self) -> Uuid {
         fn mix(mut x: u64) -> u64 {
             x = (x ^ (x >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -242,7 +242,7 @@ impl Pair {
                     .min();
                 match due {
                     Some(due) if due <= self.now + Duration::from_millis(300) => {
-                        self.advance_to(due)
+                        self.advance_to(due);
                     }
                     _ => return,
                 }
@@ -274,7 +274,7 @@ impl Pair {
                 .min();
             match due {
                 Some(due) if due <= end => {
-                    self.advance_to(due.max(self.now + Duration::from_millis(1)))
+                    self.advance_to(due.max(self.now + Duration::from_millis(1)));
                 }
                 _ => break,
             }

@@ -333,15 +333,8 @@ impl Group {
             _ => unreachable!("only reads are planned"),
         };
         if range.len == 0 {
-            self.finish_read_parts(
-                client,
-                request.reply_to,
-                since,
-                range,
-                purpose,
-                Vec::new(),
-                Vec::new(),
-            );
+            let body = self.read_body(range, purpose, since, Vec::new(), Vec::new());
+            self.reply(client, request.reply_to, body);
             return;
         }
         let plan = self.store.read_plan(volume, range);
@@ -495,7 +488,7 @@ impl Group {
             other => {
                 state.failed = Some(format!(
                     "the driver answered a question for extents with {other:?}"
-                ))
+                ));
             }
         }
         for (place, range) in reads {
@@ -561,28 +554,20 @@ impl Group {
                 break;
             }
         }
-        self.finish_read_parts(
-            state.client,
-            state.to,
-            state.since,
-            state.range,
-            state.purpose,
-            pieces,
-            extents,
-        );
+        let body = self.read_body(state.range, state.purpose, state.since, pieces, extents);
+        self.reply(state.client, state.to, body);
     }
 
-    fn finish_read_parts(
+    /// What a read that is complete says.
+    fn read_body(
         &mut self,
-        client: ClientId,
-        to: ReplyTo,
-        since: Duration,
         range: ByteRange,
         purpose: Purpose,
+        since: Duration,
         pieces: Vec<Piece>,
         extents: Vec<Extent>,
-    ) {
-        let body = match purpose {
+    ) -> ReplyBody {
+        match purpose {
             Purpose::Prefetch => ReplyBody::Done,
             Purpose::Read { .. } => {
                 self.stats.totals.reads += 1;
@@ -602,8 +587,7 @@ impl Group {
                     extents: merged,
                 }
             }
-        };
-        self.reply(client, to, body);
+        }
     }
 }
 
@@ -613,7 +597,7 @@ fn merge(extents: Vec<Extent>) -> Vec<Extent> {
     for extent in extents {
         match merged.last_mut() {
             Some(last) if last.hole == extent.hole && last.zero == extent.zero => {
-                last.len += extent.len
+                last.len += extent.len;
             }
             _ => merged.push(extent),
         }

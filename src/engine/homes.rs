@@ -172,7 +172,7 @@ impl Group {
             match (op.kind, content) {
                 (OpKind::OpenEpoch, _) => self.applied(lsn, None),
                 (OpKind::CreateVolume, Content::Control(payload)) => {
-                    self.create_volume(lsn, &payload)
+                    self.create_volume(lsn, &payload);
                 }
                 (_, content) => self.apply_to_home(lsn, &op, content),
             }
@@ -254,8 +254,23 @@ impl Group {
         }
     }
 
+    /// A new volume reads as zeroes on every site, whatever its device held.
+    pub(super) fn clear_home(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        let file = File::Home(volume.id);
+        let range = ByteRange::new(0, volume.size);
+        self.submit(
+            Pending::ClearHome { lsn, volume },
+            DiskOp::Zero {
+                file,
+                range,
+                keep: false,
+            },
+        );
+    }
+
     /// Only now that its home exists may the volume enter the record: a later start refuses to miss one.
     pub(super) fn home_created(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        self.homes.touch(volume.id);
         self.note_volume(volume);
         self.applied(lsn, None);
         // Clients may attach to it from now on.

@@ -327,6 +327,9 @@ pub trait Disk {
     fn sync(&mut self, file: File) -> std::io::Result<()>;
     /// Opens the home of a volume that exists by record, if it is there; never creates it.
     fn attach_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
+    /// Fails if a place meant for the home of a volume that is none of these holds content already: to make a volume
+    /// there would wipe it.
+    fn check_blank(&mut self, known: &[VolumeSpec]) -> std::io::Result<()>;
     /// As `DiskOp::CreateHome`.
     fn create_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
 }

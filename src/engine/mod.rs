@@ -108,6 +108,10 @@ enum Pending {
         lsn: Lsn,
         volume: VolumeSpec,
     },
+    ClearHome {
+        lsn: Lsn,
+        volume: VolumeSpec,
+    },
     ResetHome,
     HomeSync,
     FreeSpace,
@@ -302,7 +306,7 @@ impl Group {
                 self.events.push_back(answer);
             }
             Action::CommandDone(id, result) => {
-                self.outputs.push(Output::CommandDone { id, result })
+                self.outputs.push(Output::CommandDone { id, result });
             }
             Action::Log(severity, text) => self.log_line(severity, text),
             Action::Stop => {
@@ -352,7 +356,7 @@ impl Group {
             .remove(usize::try_from(id.0).expect("an id of this slab"));
         match (pending, result) {
             (Pending::JournalWrite { last, since }, DiskResult::Done) => {
-                self.frame_written(last, since)
+                self.frame_written(last, since);
             }
             (Pending::StateWrite, DiskResult::Done) => self.state_written(),
             (Pending::ApplyWrite { lsn, volume, since }, DiskResult::Done) => {
@@ -360,7 +364,8 @@ impl Group {
                 self.applied(lsn, Some(since));
             }
 
-            (Pending::CreateHome { lsn, volume }, DiskResult::Done) => {
+            (Pending::CreateHome { lsn, volume }, DiskResult::Done) => self.clear_home(lsn, volume),
+            (Pending::ClearHome { lsn, volume }, DiskResult::Done) => {
                 self.home_created(lsn, volume)
             }
             (Pending::ResetHome, DiskResult::Done) => self.reset_home_created(),

@@ -8,7 +8,7 @@ use slab::Slab;
 use uuid::Uuid;
 
 use super::{Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats};
-use crate::base::{AlignedBuf, Lsn, Op, OpKind, Role, VolumeSpec};
+use crate::base::{AlignedBuf, ByteRange, Lsn, Op, OpKind, Role, VolumeSpec};
 use crate::core::{self, Core, View};
 use crate::journal::{
     self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateFile, StateRecord,
@@ -61,6 +61,7 @@ impl Group {
             }
             (Some(_), _) => recover(&config, disk, seed)?,
         };
+        disk.check_blank(&opened.volumes)?;
         Ok(Group::assemble(config, opened, seed, now))
     }
 
@@ -313,6 +314,8 @@ impl Replay<'_> {
                     let volume = journal::decode_volume(&content)
                         .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
                     self.disk.create_home(&volume)?;
+                    self.disk
+                        .zero(File::Home(volume.id), ByteRange::new(0, volume.size), false)?;
                     if !self.volumes.iter().any(|v| v.id == volume.id) {
                         self.volumes.push(volume);
                     }

@@ -219,7 +219,7 @@ impl Group {
         let copy = peer
             .link()
             .and_then(|l| self.streams.get(&LinkId(l.0)))
-            .and_then(|s| s.copy_progress());
+            .and_then(super::streams::Stream::copy_progress);
         let (copied_bytes, copy_total_bytes) = copy.unwrap_or_default();
         let lag_from = peer.durable;
         let behind_ns = self.marks.time_after(lag_from.0).map_or(0, |t| {

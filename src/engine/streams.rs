@@ -231,12 +231,9 @@ impl Group {
             return;
         }
         let next = stream.next;
-        let mut cursor = match stream.cursor.take().or_else(|| self.log.cursor(next)) {
-            Some(cursor) => cursor,
-            None => {
-                self.stream_overtaken(link, next);
-                return;
-            }
+        let Some(mut cursor) = stream.cursor.take().or_else(|| self.log.cursor(next)) else {
+            self.stream_overtaken(link, next);
+            return;
         };
         match cursor.next_read(&self.log, self.frames.durable()) {
             Next::Read { offset, len } => {

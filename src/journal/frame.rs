@@ -234,7 +234,7 @@ impl Frame {
             let (d, _) = Descriptor::ref_from_prefix(rest)
                 .map_err(|_| Damaged("descriptors are cut short"))?;
             let len = d.len.get() as usize;
-            if len < DESCRIPTOR || len % 8 != 0 || len > rest.len() {
+            if len < DESCRIPTOR || !len.is_multiple_of(8) || len > rest.len() {
                 return Err(Damaged("a descriptor's length is wrong"));
             }
             let op = op_of(d)?;
@@ -387,7 +387,7 @@ fn header_of(start: &[u8]) -> Result<FrameHeader, FrameError> {
     let len = header.frame_len.get() as usize;
     let count = header.count.get() as usize;
     let descriptors = header.descriptors_len.get() as usize;
-    if len < BLOCK || len > MAX_FRAME || len % BLOCK != 0 {
+    if !(BLOCK..=MAX_FRAME).contains(&len) || !len.is_multiple_of(BLOCK) {
         return Err(Damaged("the length is wrong"));
     }
     if count == 0

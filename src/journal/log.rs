@@ -366,7 +366,7 @@ impl Log {
         };
         match self.segments.front_mut() {
             Some(segment) if segment.sequence == header.sequence() => {
-                segment.places.insert(0, place)
+                segment.places.insert(0, place);
             }
             Some(segment) if segment.sequence != header.sequence() + 1 => return false,
             _ => {

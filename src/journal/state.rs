@@ -359,8 +359,12 @@ impl StateRecord {
             out[at..at + bytes.len()].copy_from_slice(bytes);
             at += bytes.len();
         };
-        epochs.iter().for_each(|e| put(&encode_epoch(e)));
-        self.volumes.iter().for_each(|v| put(&encode_volume(v)));
+        for epoch in epochs {
+            put(&encode_epoch(epoch));
+        }
+        for volume in &self.volumes {
+            put(&encode_volume(volume));
+        }
         for peer in &self.peers {
             let mut entry = PeerEntry::new_zeroed();
             (entry.name_len, entry.name) = name_field(&peer.site);

@@ -258,9 +258,61 @@ impl Disk for Files {
         Ok(self.attach(volume)?)
     }
 
+    fn check_blank(&mut self, known: &[VolumeSpec]) -> io::Result<()> {
+        let mut places: Vec<PathBuf> = self.paths.homes.values().cloned().collect();
+        for entry in std::fs::read_dir(&self.paths.dir)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "home") {
+                places.push(path);
+            }
+        }
+        let taken: Vec<PathBuf> = known.iter().map(|v| self.home_path(&v.name)).collect();
+        for place in places.iter().filter(|p| !taken.contains(p)) {
+            if !blank(place)? {
+                return Err(io::Error::other(format!(
+                    "{} holds content, but is the home of no volume of this group's record. A new volume there would \
+                     overwrite it. Move it away, or clear it (blkdiscard or dd for a device) and start again; what it \
+                     holds can be copied into the new volume with nbdcopy",
+                    place.display()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
         Ok(Files::create_home(self, volume)?)
     }
+}
+
+/// Whether nothing was written to a home: no data in a sparse file, zeroes at both ends of anything else.
+fn blank(path: &Path) -> io::Result<bool> {
+    const LOOK: u64 = 1 << 20;
+    let fd = match rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(true),
+        Err(error) => return Err(fail(path, "open", error).into()),
+    };
+    let stat = rustix::fs::fstat(&fd)?;
+    let file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if file && rustix::fs::seek(&fd, SeekFrom::Data(0)) == Err(Errno::NXIO) {
+        return Ok(true);
+    }
+    let len = rustix::fs::seek(&fd, SeekFrom::End(0))?;
+    for start in [0, len.saturating_sub(LOOK)] {
+        let mut look = vec![0; usize::try_from(LOOK.min(len - start)).expect("a megabyte")];
+        let mut at = 0;
+        while at < look.len() {
+            match rustix::io::pread(&fd, &mut look[at..], start + at as u64)? {
+                0 => break,
+                n => at += n,
+            }
+        }
+        if look.iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Handle {

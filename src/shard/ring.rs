@@ -155,6 +155,8 @@ pub struct Ring<T> {
     flights: Slab<Flight<T>>,
     /// Built, not yet in the submission queue.
     backlog: VecDeque<squeue::Entry>,
+    /// Boxed: the kernel holds their addresses.
+    #[allow(clippy::vec_box)]
     headers: Vec<Box<SendHeader>>,
     counts: RingCounts,
 }
@@ -434,14 +436,18 @@ fn build() -> io::Result<IoUring> {
     // Kernels from 6.1 on have all, from 5.19 on the middle one; both only save time.
     let uring = builder(true, true)
         .or_else(|error| {
-            is_unknown_flag(&error)
-                .then(|| builder(false, true))
-                .unwrap_or(Err(error))
+            if is_unknown_flag(&error) {
+                builder(false, true)
+            } else {
+                Err(error)
+            }
         })
         .or_else(|error| {
-            is_unknown_flag(&error)
-                .then(|| builder(false, false))
-                .unwrap_or(Err(error))
+            if is_unknown_flag(&error) {
+                builder(false, false)
+            } else {
+                Err(error)
+            }
         })?;
     let params = uring.params();
     if !(params.is_feature_nodrop() && params.is_feature_ext_arg() && params.is_feature_fast_poll())

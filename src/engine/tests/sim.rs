@@ -368,16 +368,6 @@ impl Sim {
         self.connected = false;
     }
 
-    pub fn mend(&mut self) {
-        self.connected = true;
-        for wires in self.wires.values_mut() {
-            for wire in wires {
-                wire.clear();
-                wire.push_back(None);
-            }
-        }
-    }
-
     /// Makes one thing happen, chosen by the seed; false if nothing is under way.
     pub fn step(&mut self) -> bool {
         let at = self.rng.below(2) as usize;
