@@ -155,6 +155,8 @@ pub struct Ring<T> {
     flights: Slab<Flight<T>>,
     /// Built, not yet in the submission queue.
     backlog: VecDeque<squeue::Entry>,
+    /// To be used again; boxed because the kernel has their address.
+    #[allow(clippy::vec_box)]
     headers: Vec<Box<SendHeader>>,
     counts: RingCounts,
 }
@@ -432,27 +434,22 @@ fn build() -> io::Result<IoUring> {
         builder.build(SUBMISSIONS)
     };
     // Kernels from 6.1 on have all, from 5.19 on the middle one; both only save time.
-    let uring = builder(true, true)
-        .or_else(|error| {
-            is_unknown_flag(&error)
-                .then(|| builder(false, true))
-                .unwrap_or(Err(error))
-        })
-        .or_else(|error| {
-            is_unknown_flag(&error)
-                .then(|| builder(false, false))
-                .unwrap_or(Err(error))
-        })?;
+    let mut uring = builder(true, true);
+    for (deferred, cooperative) in [(false, true), (false, false)] {
+        match uring {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                uring = builder(deferred, cooperative);
+            }
+            _ => break,
+        }
+    }
+    let uring = uring?;
     let params = uring.params();
     if !(params.is_feature_nodrop() && params.is_feature_ext_arg() && params.is_feature_fast_poll())
     {
         return Err(io::Error::from_raw_os_error(libc::ENOSYS));
     }
     Ok(uring)
-}
-
-fn is_unknown_flag(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::EINVAL)
 }
 
 /// What the operator should do when there is no ring to be had.
