@@ -103,13 +103,16 @@ impl Record {
                 found == 0 && (unwritten(Some(writes)) || issued != u64::MAX && unwritten(earlier));
             // A write that was issued, acknowledged and replaced while the read was under way.
             let during = found > issued && self.ever.contains(&(at, found));
-            if !untouched && !during
+            if !untouched
+                && !during
                 && !writes
                     .iter()
                     .chain(earlier.unwrap_or(&none))
                     .any(|w| w.id == found)
             {
-                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"));
+                return Err(format!(
+                    "sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"
+                ));
             }
         }
         Ok(())
@@ -584,7 +587,10 @@ impl Sim {
             }
             (Asked::Read { before }, ReplyBody::Data { offset, pieces }) => {
                 let content = join(pieces);
-                if let Err(text) = self.record.check_since(offset, &content, &before, reply.reply_to.cookie()) {
+                if let Err(text) =
+                    self.record
+                        .check_since(offset, &content, &before, reply.reply_to.cookie())
+                {
                     self.violations
                         .push(format!("a read returned what it must not: {text}"));
                 }
@@ -706,7 +712,11 @@ impl Sim {
             }
             self.pass(Duration::from_secs(1));
             turns += 1;
-            assert!(turns < 200, "the journal never goes round: {:?}", self.status(at).journal);
+            assert!(
+                turns < 200,
+                "the journal never goes round: {:?}",
+                self.status(at).journal
+            );
         }
     }
 
@@ -740,12 +750,23 @@ impl Sim {
     /// Reads a range.
     pub fn read(&mut self, at: usize, range: ByteRange) {
         let before = self.record.snapshot(range);
-        self.ask(at, nbd::Command::Read { range, holes: false }, Asked::Read { before });
+        self.ask(
+            at,
+            nbd::Command::Read {
+                range,
+                holes: false,
+            },
+            Asked::Read { before },
+        );
     }
 
     /// Where the frame of this LSN lies in the journal, bytes from the start of the file.
     pub fn journal_place(&mut self, at: usize, lsn: u64) -> u64 {
-        self.sites[at].group.as_ref().expect("alive").journal_place(Lsn(lsn))
+        self.sites[at]
+            .group
+            .as_ref()
+            .expect("alive")
+            .journal_place(Lsn(lsn))
     }
 
     /// Both homes, byte for byte, after everything was applied.
