@@ -123,13 +123,12 @@ impl Files {
     pub fn create_home(&mut self, volume: &VolumeSpec) -> Result<()> {
         self.attach(volume)?;
         let path = self.home_path(&volume.name);
-        let home = match self.homes.get(&volume.id) {
-            Some(home) => home.clone(),
-            None => {
-                let home = Arc::new(create_sparse(&path)?);
-                self.homes.insert(volume.id, home.clone());
-                home
-            }
+        let home = if let Some(home) = self.homes.get(&volume.id) {
+            home.clone()
+        } else {
+            let home = Arc::new(create_sparse(&path)?);
+            self.homes.insert(volume.id, home.clone());
+            home
         };
         let len = home.len()?;
         if len >= volume.size {
@@ -646,12 +645,20 @@ fn sync_directory(path: &Path) -> Result<()> {
 
 /// A volume's name as the name of a file: what could mean something to a file system is escaped like in a URL.
 fn file_name(volume: &str) -> String {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
     let mut name = String::new();
     for (at, &byte) in volume.as_bytes().iter().enumerate() {
         match byte {
             b'.' if at == 0 => name.push_str("%2E"),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => name.push(byte as char),
-            _ => name.push_str(&format!("%{byte:02X}")),
+            _ => name.extend(
+                [
+                    b'%',
+                    HEX[usize::from(byte >> 4)],
+                    HEX[usize::from(byte & 15)],
+                ]
+                .map(char::from),
+            ),
         }
     }
     name + ".home"

@@ -8,6 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::panic::catch_unwind;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -227,14 +228,13 @@ impl<M: Machine> Reactor<M> {
     fn time_left(&self) -> Option<Duration> {
         let groups = self.groups.iter().filter_map(|(_, group)| group.deadline());
         let closing = self.closing.front().map(|(at, _)| *at);
-        let starving = self
-            .starving
-            .iter()
-            .filter_map(|&key| self.clients.get(key)?.starving_since);
-        let due = groups
-            .chain(closing)
-            .chain(starving.map(|since| since + self.limits.patience))
-            .min()?;
+        // Patience that has run out without anybody to blame is asked again now and then.
+        let again = self.now.mono + self.limits.patience / 10;
+        let starving = self.starving.iter().filter_map(|&key| {
+            let since = self.clients.get(key)?.starving_since?;
+            Some((since + self.limits.patience).max(again))
+        });
+        let due = groups.chain(closing).chain(starving).min()?;
         // What was due already was told so in this turn.
         Some(due.saturating_sub(self.clock.mono()).max(TICK_MIN))
     }
@@ -527,14 +527,11 @@ impl<M: Machine> Reactor<M> {
         self.clients_due.push(key);
     }
 
-    /// Goes on with those who found no memory before, longest first.
+    /// Goes on with those who found no memory before, longest first. Who finds none again puts itself back.
     fn feed(&mut self) {
         for key in mem::take(&mut self.starving) {
             if self.is_starving(key) {
                 self.tend_client(key);
-                if self.is_starving(key) {
-                    self.starving.push(key);
-                }
             }
         }
     }
@@ -814,7 +811,9 @@ impl<M: Machine> Reactor<M> {
         let (clock, name) = (self.clock, config.group.clone());
         self.opening += 1;
         let work = move || {
-            let result = open_group(config, paths, clock);
+            // Whatever happens there, the shard must not wait for this thread for ever.
+            let result = catch_unwind(|| open_group(config, paths, clock))
+                .unwrap_or_else(|_| Err("opening the group panicked; see the log".into()));
             let opened = Inbound::Opened { name, result, done };
             if queue.send(opened).is_ok() {
                 ring_bell(&bell);

@@ -171,8 +171,8 @@ fn a_client_that_never_reads_is_not_read_from_and_hinders_nobody() {
     );
 
     let mut client = shard.client();
-    client.write(0, &[7; 1 << 20]);
-    assert_eq!(client.read(0, 1 << 20), [7; 1 << 20]);
+    client.write(0, &vec![7; 1 << 20]);
+    assert_eq!(client.read(0, 1 << 20), vec![7; 1 << 20]);
     // Nothing was lost: once it listens, the client gets all it asked for.
     deaf.socket.set_nonblocking(false).unwrap();
     for _ in 0..asked.len().min(300) {
@@ -188,10 +188,10 @@ fn whoever_hoards_memory_that_others_wait_for_is_disconnected() {
         patience: Duration::from_millis(200),
         ..Limits::default()
     };
-    let mut shard = Shard::with("g", limits, Duration::from_secs(3600));
+    let mut shard = Shard::with("g", limits, Duration::from_hours(1));
     // Announces much and sends little.
     let mut hoarder = shard.client();
-    hoarder.ask(WRITE, 0, 32 << 20, &[1; 100_000]);
+    hoarder.ask(WRITE, 0, 32 << 20, &vec![1; 100_000]);
     shard.until("client opened");
     let mut client = shard.client();
     shard.until("client opened");
@@ -199,7 +199,7 @@ fn whoever_hoards_memory_that_others_wait_for_is_disconnected() {
         std::thread::yield_now(); // the payload's memory is taken when the first of it has arrived
     }
     client.write(0, &[2; 4096]); // small requests always get through
-    client.write(0, &[2; 16 << 20]);
+    client.write(0, &vec![2; 16 << 20]);
     shard.until("client closed");
     hoarder.expect_end();
     assert_eq!(client.read(0, 4096), [2; 4096]);
@@ -287,7 +287,7 @@ fn a_client_that_does_not_read_its_last_replies_does_not_hold_up_the_stop() {
         close_grace: Duration::from_millis(100),
         ..Limits::default()
     };
-    let mut shard = Shard::with("g", limits, Duration::from_secs(3600));
+    let mut shard = Shard::with("g", limits, Duration::from_hours(1));
     let mut deaf = shard.client();
     deaf.ask(READ, 0, 8 << 20, &[]);
     deaf.reply_head();
@@ -321,7 +321,7 @@ fn a_group_ticks_when_it_asks_for_it_and_stops_when_it_is_told() {
     let gone = shard.command(Command::Connect).unwrap_err();
     assert!(gone.contains("does not run"), "{gone}");
     // Its files are free again.
-    shard.add_group(Duration::from_secs(3600)).unwrap();
+    shard.add_group(Duration::from_hours(1)).unwrap();
     shard.until("up");
     let mut client = shard.client();
     client.write(0, b"again");

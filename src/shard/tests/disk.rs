@@ -23,7 +23,7 @@ fn run(files: &mut Files, op: DiskOp) -> DiskResult {
     };
     ring.push((), op);
     loop {
-        ring.enter(true, Some(Duration::from_secs(60))).unwrap();
+        ring.enter(true, Some(Duration::from_mins(1))).unwrap();
         let Some(Done { op, result, .. }) = ring.reap() else {
             continue;
         };

@@ -378,7 +378,7 @@ struct Shard {
 
 impl Shard {
     fn start(group: &str) -> Shard {
-        Shard::with(group, Limits::default(), Duration::from_secs(3600))
+        Shard::with(group, Limits::default(), Duration::from_hours(1))
     }
 
     fn with(group: &str, limits: Limits, tick: Duration) -> Shard {
@@ -463,9 +463,8 @@ impl Shard {
             received: BytesMut::from(received),
         });
         assert!(sent);
-        mine.set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        mine.set_write_timeout(Some(Duration::from_secs(60)))
+        mine.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        mine.set_write_timeout(Some(Duration::from_mins(1)))
             .unwrap();
         Client {
             socket: mine,
