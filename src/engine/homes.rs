@@ -224,7 +224,10 @@ impl Group {
     fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
         match journal::decode_volume(payload) {
             Ok(volume) => {
-                let pending = Pending::CreateHome { lsn, volume: volume.clone() };
+                let pending = Pending::CreateHome {
+                    lsn,
+                    volume: volume.clone(),
+                };
                 self.submit(pending, DiskOp::CreateHome { volume });
             }
             Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),

@@ -104,7 +104,10 @@ enum Pending {
         volume: VolumeId,
         since: Duration,
     },
-    CreateHome { lsn: Lsn, volume: VolumeSpec },
+    CreateHome {
+        lsn: Lsn,
+        volume: VolumeSpec,
+    },
     ResetHome,
     HomeSync,
     FreeSpace,
@@ -200,7 +203,11 @@ impl Group {
 
     /// When `Input::Tick` is due at the latest.
     pub fn deadline(&self) -> Option<Duration> {
-        let stopping = self.stopping.as_ref().filter(|s| !s.stopped).map(|s| s.give_up_at);
+        let stopping = self
+            .stopping
+            .as_ref()
+            .filter(|s| !s.stopped)
+            .map(|s| s.give_up_at);
         [self.core.deadline(), self.homes.deadline(), stopping]
             .into_iter()
             .flatten()
@@ -352,7 +359,9 @@ impl Group {
                 self.applied(lsn, Some(since));
             }
 
-            (Pending::CreateHome { lsn, volume }, DiskResult::Done) => self.home_created(lsn, volume),
+            (Pending::CreateHome { lsn, volume }, DiskResult::Done) => {
+                self.home_created(lsn, volume)
+            }
             (Pending::ResetHome, DiskResult::Done) => self.reset_home_created(),
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
@@ -382,7 +391,8 @@ impl Group {
         };
         let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
         if !stopping.said_goodbye {
-            let answered = !self.core.serving() || (self.clients.idle() && self.core.commit() >= self.core.tail());
+            let answered = !self.core.serving()
+                || (self.clients.idle() && self.core.commit() >= self.core.tail());
             let applied = self.store.applied_lsn() >= self.core.commit().min(self.core.durable());
             let finished = answered && applied && self.frames.idle();
             if !(finished || self.now.mono >= stopping.give_up_at || fenced) {

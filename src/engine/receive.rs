@@ -208,7 +208,10 @@ impl Group {
 
     /// A full copy begins: nothing that is here counts any more.
     pub(super) fn reset(&mut self, base: Lsn, chain: u32, volumes: Vec<VolumeSpec>) {
-        self.receive = Receive { homes_missing: volumes.len(), ..Receive::default() };
+        self.receive = Receive {
+            homes_missing: volumes.len(),
+            ..Receive::default()
+        };
         self.volumes = Vec::new();
         let none = volumes.is_empty();
         for volume in volumes {

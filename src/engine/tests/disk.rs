@@ -93,7 +93,9 @@ impl SimDisk {
         if self.in_flight.is_empty() {
             return None;
         }
-        let ready: Vec<usize> = (0..self.in_flight.len()).filter(|at| self.may_complete(*at)).collect();
+        let ready: Vec<usize> = (0..self.in_flight.len())
+            .filter(|at| self.may_complete(*at))
+            .collect();
         if ready.is_empty() {
             return None;
         }
@@ -118,7 +120,10 @@ impl SimDisk {
 
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {
         Ok(match op {
-            DiskOp::Write { file: File::Journal, .. } if std::mem::take(&mut self.fail_next_journal_write) => {
+            DiskOp::Write {
+                file: File::Journal,
+                ..
+            } if std::mem::take(&mut self.fail_next_journal_write) => {
                 return Err(io::Error::from_raw_os_error(5));
             }
             DiskOp::Write {

@@ -29,7 +29,7 @@ enum Situation {
     Restarting,
 }
 
-use Situation::{Alone, CatchingUp, Frozen, Inconsistent, InSync, Restarting, Suspect};
+use Situation::{Alone, CatchingUp, Frozen, InSync, Inconsistent, Restarting, Suspect};
 
 /// What an acknowledgement proves: durable here, received there, durable there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,9 +44,21 @@ enum Answer {
     },
 }
 
-const BOTH: Answer = Answer::After { local: true, received: true, remote: true };
-const HERE: Answer = Answer::After { local: true, received: false, remote: false };
-const MEMORY: Answer = Answer::After { local: false, received: true, remote: false };
+const BOTH: Answer = Answer::After {
+    local: true,
+    received: true,
+    remote: true,
+};
+const HERE: Answer = Answer::After {
+    local: true,
+    received: false,
+    remote: false,
+};
+const MEMORY: Answer = Answer::After {
+    local: false,
+    received: true,
+    remote: false,
+};
 
 /// The promise matrix, as ARCHITECTURE.md publishes it.
 fn promised(ack: AckMode, durable: bool, situation: Situation) -> Answer {
@@ -62,7 +74,11 @@ fn promised(ack: AckMode, durable: bool, situation: Situation) -> Answer {
 
 /// A pair in this situation, with the client attached where that is possible.
 fn in_situation(ack: AckMode, situation: Situation) -> Sim {
-    let policy = if situation == Frozen { OnPeerLoss::Freeze } else { OnPeerLoss::Continue };
+    let policy = if situation == Frozen {
+        OnPeerLoss::Freeze
+    } else {
+        OnPeerLoss::Continue
+    };
     let mut sim = pair(ack, policy);
     let range = ByteRange::new(0, 8 * SECTOR);
     sim.write(0, range, false);
@@ -114,7 +130,14 @@ enum Kind {
 }
 
 /// Issues the request with some disks stopped, and tells whether it is answered.
-fn answered_with(ack: AckMode, kind: Kind, situation: Situation, local: bool, remote: bool, link: bool) -> bool {
+fn answered_with(
+    ack: AckMode,
+    kind: Kind,
+    situation: Situation,
+    local: bool,
+    remote: bool,
+    link: bool,
+) -> bool {
     let mut sim = in_situation(ack, situation);
     if situation == Restarting {
         return sim.attach(0);
@@ -150,24 +173,45 @@ fn answered_with(ack: AckMode, kind: Kind, situation: Situation, local: bool, re
 #[test]
 fn every_cell_of_the_promise_matrix_holds() {
     for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
-        for situation in [InSync, Suspect, CatchingUp, Inconsistent, Alone, Frozen, Restarting] {
+        for situation in [
+            InSync,
+            Suspect,
+            CatchingUp,
+            Inconsistent,
+            Alone,
+            Frozen,
+            Restarting,
+        ] {
             for kind in [Kind::Write, Kind::Fua, Kind::Flush] {
                 let durable = !matches!(kind, Kind::Write);
                 let cell = format!("{ack}, {situation:?}, {kind:?}");
                 match promised(ack, durable, situation) {
                     Answer::Waits => {
-                        assert!(!answered_with(ack, kind, situation, true, true, true), "{cell}: answered");
+                        assert!(
+                            !answered_with(ack, kind, situation, true, true, true),
+                            "{cell}: answered"
+                        );
                     }
-                    Answer::After { local, received, remote } => {
+                    Answer::After {
+                        local,
+                        received,
+                        remote,
+                    } => {
                         let all = answered_with(ack, kind, situation, true, true, true);
                         assert!(all, "{cell}: not answered with everything running");
                         let without_local = answered_with(ack, kind, situation, false, true, true);
-                        assert_eq!(without_local, !local, "{cell}: answered without the local disk");
+                        assert_eq!(
+                            without_local, !local,
+                            "{cell}: answered without the local disk"
+                        );
                         if situation != InSync {
                             continue;
                         }
                         let without_remote = answered_with(ack, kind, situation, true, false, true);
-                        assert_eq!(without_remote, !remote, "{cell}: answered without the mirror's disk");
+                        assert_eq!(
+                            without_remote, !remote,
+                            "{cell}: answered without the mirror's disk"
+                        );
                         let without_link = answered_with(ack, kind, situation, true, true, false);
                         assert_eq!(without_link, !received, "{cell}: answered without the link");
                     }
@@ -189,7 +233,9 @@ fn a_new_mirror_of_an_old_group_is_copied_to_while_writes_go_on() {
     }
     sim.forget_old_journal(0);
     sim.start(1).unwrap();
-    sim.pass_until(Duration::from_secs(5), |sim| sim.status(1).state == GroupState::Inconsistent);
+    sim.pass_until(Duration::from_secs(5), |sim| {
+        sim.status(1).state == GroupState::Inconsistent
+    });
     for _ in 0..2000 {
         if sim.outstanding() < 8 {
             sim.random_request();
@@ -202,9 +248,21 @@ fn a_new_mirror_of_an_old_group_is_copied_to_while_writes_go_on() {
 #[test]
 fn compressed_frames_mean_the_same_on_both_sides_and_after_recovery() {
     for compress in [Compress::Lz4, Compress::Auto] {
-        let mut a = config("a", Some("b"), Role::Primary, AckMode::Sync, OnPeerLoss::Continue);
+        let mut a = config(
+            "a",
+            Some("b"),
+            Role::Primary,
+            AckMode::Sync,
+            OnPeerLoss::Continue,
+        );
         a.compress = compress;
-        let b = config("b", Some("a"), Role::Mirror, AckMode::Sync, OnPeerLoss::Continue);
+        let b = config(
+            "b",
+            Some("a"),
+            Role::Mirror,
+            AckMode::Sync,
+            OnPeerLoss::Continue,
+        );
         let mut sim = Sim::with(4, a, b);
         for at in [1, 0] {
             sim.start(at).unwrap();
@@ -243,7 +301,11 @@ fn a_mirror_in_the_middle_of_a_copy_is_not_promoted_without_saying_so() {
     assert!(answer.contains("--force inconsistent"), "{answer}");
     sim.kill(1);
     sim.start(1).unwrap();
-    assert_eq!(sim.status(1).state, GroupState::Inconsistent, "also after a restart");
+    assert_eq!(
+        sim.status(1).state,
+        GroupState::Inconsistent,
+        "also after a restart"
+    );
 }
 
 #[test]
@@ -290,7 +352,11 @@ fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
     sim.start(0).unwrap();
     sim.pass(Duration::from_secs(2));
     sim.heal();
-    assert!(sim.logs().contains("the journal is damaged"), "{}", sim.logs());
+    assert!(
+        sim.logs().contains("the journal is damaged"),
+        "{}",
+        sim.logs()
+    );
     assert!(sim.attach(0));
     let content = sim.read_all(0);
     sim.record.check(0, &content).unwrap();
@@ -312,7 +378,11 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
     assert!(!sim.attach(0));
     let status = sim.status(0);
     assert_eq!(status.state, GroupState::WaitingForPeer);
-    assert!(status.reason.contains("disk lost history"), "{}", status.reason);
+    assert!(
+        status.reason.contains("disk lost history"),
+        "{}",
+        status.reason
+    );
 }
 
 #[test]
@@ -376,7 +446,10 @@ fn a_slow_client_request_for_a_range_being_written_sees_one_version() {
     sim.write(0, range, false);
     sim.read(0, range);
     sim.run_for(Duration::from_millis(100));
-    assert!(sim.reads.is_empty(), "a read of what is not committed was answered");
+    assert!(
+        sim.reads.is_empty(),
+        "a read of what is not committed was answered"
+    );
     sim.hold_disk(1, false);
     sim.settle();
     assert_eq!(sim.reads.len(), 1);

@@ -712,7 +712,11 @@ impl Sim {
             }
             self.pass(Duration::from_secs(1));
             turns += 1;
-            assert!(turns < 200, "the journal never goes round: {:?}", self.status(at).journal);
+            assert!(
+                turns < 200,
+                "the journal never goes round: {:?}",
+                self.status(at).journal
+            );
         }
     }
 
@@ -746,12 +750,23 @@ impl Sim {
     /// Reads a range.
     pub fn read(&mut self, at: usize, range: ByteRange) {
         let before = self.record.snapshot(range);
-        self.ask(at, nbd::Command::Read { range, holes: false }, Asked::Read { before });
+        self.ask(
+            at,
+            nbd::Command::Read {
+                range,
+                holes: false,
+            },
+            Asked::Read { before },
+        );
     }
 
     /// Where the frame of this LSN lies in the journal, bytes from the start of the file.
     pub fn journal_place(&mut self, at: usize, lsn: u64) -> u64 {
-        self.sites[at].group.as_ref().expect("alive").journal_place(Lsn(lsn))
+        self.sites[at]
+            .group
+            .as_ref()
+            .expect("alive")
+            .journal_place(Lsn(lsn))
     }
 
     /// Both homes, byte for byte, after everything was applied.
