@@ -187,6 +187,7 @@ impl Group {
         self.retry_reads();
         self.pump_streams();
         self.pump_copies();
+        self.tell_credit();
         self.core.end_batch();
         self.carry_out();
         self.apply();
