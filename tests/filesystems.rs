@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use doublure::status::GroupState;
 use support::mount::{Mount, NbdFuse};
 use support::site::PATIENCE;
 use support::tools::{command, eventually, root_or_skip, source};
@@ -182,6 +183,7 @@ fn survives_the_death_of_the_primary_on_the_promoted_mirror(kind: &Kind) {
         });
     }
     let kept = kept.into_inner().unwrap();
+    pair.chelles.wait_state(GroupState::Disconnected);
     pair.chelles
         .order(&["promote", "demo", "--force", "peer-unreachable"]);
     {

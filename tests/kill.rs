@@ -164,6 +164,7 @@ fn the_promoted_mirror_of_a_killed_primary_has_everything_that_was_acknowledged(
             checker.wait_for(500);
             let (primary, mirror) = lead_and_follow(&mut pair);
             primary.kill();
+            mirror.wait_state(GroupState::Disconnected);
             let said = mirror.refused(&["promote", "demo"]);
             assert!(
                 said.contains("peer-unreachable"),
@@ -290,6 +291,7 @@ fn a_mirror_killed_while_it_is_promoted_is_promoted_at_the_next_try_with_everyth
         checker.wait_for(400);
         let (primary, mirror) = lead_and_follow(&mut pair);
         primary.kill();
+        mirror.wait_state(GroupState::Disconnected);
         let delay = Duration::from_micros(dice.below(20_000));
         thread::scope(|scope| {
             let site = &*mirror;
@@ -298,6 +300,7 @@ fn a_mirror_killed_while_it_is_promoted_is_promoted_at_the_next_try_with_everyth
             site.signal(rustix::process::Signal::KILL);
         });
         mirror.crash();
+        // Before or after the kill it may have become primary already; being told again does no harm.
         mirror.order(&["promote", "demo", "--force", "peer-unreachable"]);
         mirror.wait_until("primary", |g| {
             g.role == Role::Primary && g.state == GroupState::Alone
@@ -407,6 +410,7 @@ fn a_primary_put_back_to_an_older_epoch_never_serves_old_content() {
         // The mirror has everything, whatever the other one lost.
         if pair.chelles.group().role == Role::Mirror {
             pair.clichy.kill();
+            pair.chelles.wait_state(GroupState::Disconnected);
             pair.chelles
                 .order(&["promote", "demo", "--force", "peer-unreachable"]);
         }
