@@ -2,7 +2,7 @@
 //!
 //! A write passes [`nbd`] -> [`core`] -> [`journal`] and [`link`] -> [`nbd`] again, then [`store`]. These are free of
 //! IO and do not know each other; [`engine`] puts them together, still without IO. [`shard`] drives the engine over an
-//! io_uring, [`control`] does what needs no speed, [`cli`] is what operators type.
+//! `io_uring`, [`control`] does what needs no speed, [`cli`] is what operators type.
 
 pub mod base;
 pub mod cli;

@@ -16,13 +16,13 @@ mod metrics;
 mod nbd;
 mod owner;
 mod process;
-//mod serve;
+mod serve;
 mod shards;
 mod site;
 mod start;
 mod systemd;
 
-//pub use serve::serve;
+pub use serve::serve;
 
 #[cfg(test)]
 mod tests;

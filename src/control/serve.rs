@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
 
 use super::listen::Listener;
 use super::process::{init_log, lock_data, raise_descriptor_limit};
 use super::site::{Listeners, Site};
 use super::start::{Thread, start};
 use crate::config::Config;
+use crate::shard;
 
 /// How long a clean stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -37,13 +37,11 @@ pub fn serve(config: Config) -> anyhow::Result<()> {
 async fn run(config: Config, inherited: Vec<Listener>) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let listeners = bind_all(&config, inherited)?;
-    let (events, inbox) = mpsc::unbounded_channel();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let started = start(&config, cores, |number| spawn(number, &events))?;
-    drop(events); // the shards' copies are left: the inbox ends with them
-    let mut site = Site::new(started.shards, started.ended);
+    let started = start(&config, cores, spawn)?;
+    let mut site = Site::new(started.shards, started.events);
     let outcome = tokio::select! {
-        Err(error) = site.live(listeners, started.opening, inbox) => {
+        Err(error) = site.live(listeners, started.opening) => {
             tracing::error!("stopping: {error:#}");
             Err(error)
         }
@@ -60,6 +58,16 @@ async fn run(config: Config, inherited: Vec<Listener>) -> anyhow::Result<()> {
         }
     };
     outcome.and(stopped)
+}
+
+/// Starts a shard's thread. Nobody joins it: its events end with it.
+fn spawn(shard: usize) -> anyhow::Result<Thread> {
+    let handle = shard::spawn(shard).with_context(|| format!("cannot start shard {shard}"))?;
+    let poster = handle.poster.clone();
+    Ok(Thread {
+        post: Box::new(move |message| poster.send(message)),
+        events: handle.events,
+    })
 }
 
 struct Signals {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use axum::Router;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -22,6 +23,8 @@ use crate::shard::{FromShard, ToShard};
 /// How long NBD clients are kept waiting at the door for groups that are slow to open. Clients do not try again when
 /// they are refused, so it is kinder to let them wait; but one slow group must not keep out the others' clients.
 const OPEN_GRACE: Duration = Duration::from_secs(10);
+
+const PANICKED: &str = "a task of the control plane panicked";
 
 /// All listening sockets of a site.
 pub struct Listeners {
@@ -53,27 +56,30 @@ pub struct Site {
     doors: Tasks,
     /// End when everything has stopped, so that a stop can be watched.
     services: Tasks,
-    /// One for each shard, until its thread ends; yields the shard's number.
+    /// One for each shard: does what it asks for until its thread ends, then yields its number.
     threads: JoinSet<usize>,
+    /// Shards whose thread has not ended.
+    running: BTreeSet<usize>,
 }
 
 impl Site {
-    /// A site of these shards. `ended` says for each of them when its thread is gone.
-    pub fn new(shards: Shards, ended: Vec<oneshot::Receiver<()>>) -> Site {
+    /// A site of these shards; `events` is what each of them has to say.
+    pub fn new(shards: Shards, events: Vec<UnboundedReceiver<FromShard>>) -> Site {
         let exports = Directory::default();
         for (group, member) in shards.members() {
             for volume in &member.exports {
                 exports.announce(group, volume);
             }
         }
+        let running = (0..events.len()).collect();
         let mut threads = JoinSet::new();
-        for (shard, ended) in ended.into_iter().enumerate() {
-            let shards = shards.clone();
-            threads.spawn(async move {
-                let _ = ended.await; // dropped or sent: either way it is gone
-                shards.lost(shard);
-                shard
-            });
+        for (shard, events) in events.into_iter().enumerate() {
+            threads.spawn(listen_to_shard(
+                shard,
+                events,
+                shards.clone(),
+                exports.clone(),
+            ));
         }
         Site {
             shards,
@@ -81,6 +87,7 @@ impl Site {
             doors: JoinSet::new(),
             services: JoinSet::new(),
             threads,
+            running,
         }
     }
 
@@ -92,11 +99,8 @@ impl Site {
         &mut self,
         listeners: Listeners,
         opening: Vec<Opening>,
-        events: mpsc::UnboundedReceiver<FromShard>,
     ) -> anyhow::Result<Infallible> {
         let (shards, exports) = (self.shards.clone(), self.exports.clone());
-        self.services
-            .spawn(listen_to_shards(events, shards.clone(), exports.clone()));
         self.services.spawn(serve_control(
             listeners.control,
             api::control(shards.clone()),
@@ -153,11 +157,17 @@ impl Site {
 
     /// Waits for anything to end that should run for ever.
     async fn watch(&mut self) -> anyhow::Result<Infallible> {
-        let ended = tokio::select! {
-            Some(ended) = self.doors.join_next() => ended,
-            Some(ended) = self.services.join_next() => ended,
-        };
-        ended.context("a task of the control plane panicked")?
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = self.doors.join_next() => ended,
+                Some(ended) = self.services.join_next() => ended,
+                ended = next_ended(&mut self.threads, &mut self.running) => match ended? {
+                    Some(_) => continue, // the other shards go on
+                    None => bail!("every shard has ended"),
+                },
+            };
+            return ended.context(PANICKED)?;
+        }
     }
 
     /// Stops cleanly: nobody new is let in, the groups finish, then all threads end. All that within `limit`.
@@ -168,25 +178,25 @@ impl Site {
         systemd::stopping();
         self.doors.shutdown().await;
         self.shards.shut_down();
-        let mut running: BTreeSet<usize> = (0..self.threads.len()).collect();
         let all = async {
-            while let Some(ended) = self.threads.join_next().await {
-                running.remove(&ended?);
-            }
-            Ok::<_, tokio::task::JoinError>(())
+            while next_ended(&mut self.threads, &mut self.running)
+                .await?
+                .is_some()
+            {}
+            anyhow::Ok(())
         };
         let finished = timeout(limit, all).await;
         self.services.shutdown().await;
-        match finished {
-            Ok(result) => result.context("a task of the control plane panicked"),
-            Err(_) => bail!(
+        finished.unwrap_or_else(|_| {
+            bail!(
                 "not stopped after {limit:?}: {}; what was acknowledged is safe in the journals",
-                self.unfinished(&running)
-            ),
-        }
+                self.unfinished()
+            )
+        })
     }
 
-    fn unfinished(&self, running: &BTreeSet<usize>) -> String {
+    fn unfinished(&self) -> String {
+        let running = &self.running;
         let groups = self.shards.members().iter().filter_map(|(name, member)| {
             let stopped = matches!(self.shards.condition(name), Condition::Fenced(_));
             (running.contains(&member.shard) && !stopped).then(|| format!("group {name}"))
@@ -198,6 +208,19 @@ impl Site {
             groups.join(", ")
         }
     }
+}
+
+/// Waits until the thread of one more shard ends; `None` when there are no more.
+async fn next_ended(
+    threads: &mut JoinSet<usize>,
+    running: &mut BTreeSet<usize>,
+) -> anyhow::Result<Option<usize>> {
+    let Some(ended) = threads.join_next().await else {
+        return Ok(None);
+    };
+    let shard = ended.context(PANICKED)?;
+    running.remove(&shard);
+    Ok(Some(shard))
 }
 
 /// Waits until every group is open or known not to open.
@@ -235,25 +258,24 @@ async fn open_one(opening: Opening, shards: Shards, exports: Directory) -> bool 
     outcome.is_ok()
 }
 
-/// Does what the shards ask for.
-async fn listen_to_shards(
-    mut events: mpsc::UnboundedReceiver<FromShard>,
+/// Does what a shard asks for until its thread ends.
+async fn listen_to_shard(
+    shard: usize,
+    mut events: UnboundedReceiver<FromShard>,
     shards: Shards,
-    exports: Directory,
-) -> anyhow::Result<Infallible> {
+    directory: Directory,
+) -> usize {
     while let Some(event) = events.recv().await {
         match event {
             FromShard::Connect { group, peer } => {
                 tokio::spawn(connect_peer(group, peer, shards.clone()));
             }
-            FromShard::Exports {
-                group,
-                exports: now,
-            } => exports.update(&group, &now),
-            FromShard::Stopped { group } => stopped(&group, &shards, &exports),
+            FromShard::Exports { group, exports } => directory.update(&group, &exports),
+            FromShard::Stopped { group } => stopped(&group, &shards, &directory),
         }
     }
-    bail!("every shard has ended")
+    shards.lost(shard);
+    shard
 }
 
 fn stopped(group: &str, shards: &Shards, exports: &Directory) {

@@ -1,26 +1,27 @@
 //! Starting the shards and spreading the groups over them.
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::shards::{Member, Post, Shards};
 use super::site::Opening;
 use crate::config::{Config, Group};
-use crate::shard::ToShard;
+use crate::shard::{FromShard, ToShard};
 
 /// A shard's thread, just started.
 pub struct Thread {
     /// Sends to it.
     pub post: Post,
-    /// Resolves when it has ended.
-    pub ended: oneshot::Receiver<()>,
+    /// What it has to say. Ends when the thread does.
+    pub events: UnboundedReceiver<FromShard>,
 }
 
 /// All shards, started, their groups being opened.
 pub struct Started {
     /// The shards.
     pub shards: Shards,
-    /// For each of them, when it has ended.
-    pub ended: Vec<oneshot::Receiver<()>>,
+    /// What each of them has to say.
+    pub events: Vec<UnboundedReceiver<FromShard>>,
     /// For each group, what will come of its opening.
     pub opening: Vec<Opening>,
 }
@@ -37,7 +38,7 @@ pub fn start(
 ) -> anyhow::Result<Started> {
     let count = cores.min(config.groups.len()).max(1);
     let threads = (0..count).map(spawn).collect::<anyhow::Result<Vec<_>>>()?;
-    let (posts, ended) = threads.into_iter().map(|t| (t.post, t.ended)).unzip();
+    let (posts, events) = threads.into_iter().map(|t| (t.post, t.events)).unzip();
     let groups = config.groups.iter().enumerate();
     let members = groups
         .map(|(index, group)| member(config, group, index % count))
@@ -50,7 +51,7 @@ pub fn start(
         .collect();
     Ok(Started {
         shards,
-        ended,
+        events,
         opening,
     })
 }
@@ -124,12 +125,12 @@ mod tests {
                 });
                 Ok(Thread {
                     post: fake.post,
-                    ended: fake.ended,
+                    events: fake.events,
                 })
             })
             .unwrap();
             assert_eq!(
-                (started.ended.len(), started.opening.len()),
+                (started.events.len(), started.opening.len()),
                 (expected, groups)
             );
             let mut added: Vec<_> = seen.iter().take(groups).collect();

@@ -126,6 +126,14 @@ impl Core {
         self.actions.push(Action::Allow(limit));
     }
 
+    /// Tells mirrors the commit LSN although operations are under way: no frame can carry it, because the mirror has to
+    /// make room first, and to do so it has to know what is committed.
+    pub fn tell_commit(&mut self) {
+        if self.commit > self.acks.told {
+            self.send_commit();
+        }
+    }
+
     /// Tells mirrors the commit LSN when no frame has carried it since it moved.
     pub(super) fn flush_commit_news(&mut self) {
         if self.commit <= self.acks.told || !matches!(self.mode, Mode::Serving | Mode::Draining(_))
@@ -136,6 +144,10 @@ impl Core {
         if self.commit < self.tail {
             return;
         }
+        self.send_commit();
+    }
+
+    fn send_commit(&mut self) {
         self.acks.told = self.commit;
         let lsn = self.commit;
         let links: Vec<_> = self

@@ -609,6 +609,8 @@ impl Core {
     /// All is finished that could be: says goodbye on every link and closes the clients.
     pub fn goodbye(&mut self, now: Duration, view: &View) {
         (self.now, self.now_ns) = (now, view.time_ns);
+        // The mirrors are to apply all of it, too.
+        self.flush_commit_news();
         self.drop_all_links("stopping");
         self.set_mode(Mode::Stopped);
         self.actions.push(Action::CloseClients);

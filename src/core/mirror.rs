@@ -332,6 +332,7 @@ impl Core {
     pub(super) fn flush_ack(&mut self) {
         let (tail, durable, applied) = (self.tail, self.durable, self.applied);
         let inconsistent_until = self.facts.inconsistent_until;
+        let credit_bytes = self.credit_bytes;
         // Only `memsync` waits for what is in memory; elsewhere saying so would only wake the primary.
         let received = if self.facts.ack == AckMode::Memsync {
             tail
@@ -363,7 +364,7 @@ impl Core {
                 received,
                 durable,
                 applied,
-                credit_bytes: u64::MAX,
+                credit_bytes,
                 inconsistent_until,
                 copied,
             },

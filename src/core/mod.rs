@@ -302,6 +302,7 @@ pub struct Core {
     promised_command: Option<u64>,
     handed_at: Duration,
     closing: bool,
+    credit_bytes: u64,
     ids: u128,
     actions: Vec<Action>,
     now: Duration,
@@ -341,6 +342,7 @@ impl Core {
             promised_command: None,
             handed_at: Duration::ZERO,
             closing: false,
+            credit_bytes: u64::MAX,
             ids: seed,
             actions: Vec::new(),
             now: Duration::ZERO,
@@ -425,6 +427,11 @@ impl Core {
     /// Opening a further epoch while clients stay attached (going alone).
     fn reopening(&self) -> bool {
         self.mode == Mode::Opening && self.exported == Some(Ok(()))
+    }
+
+    /// What this site can still promise for allocating writes, bytes: acknowledgements carry it to the primary.
+    pub fn set_credit(&mut self, bytes: u64) {
+        self.credit_bytes = bytes;
     }
 
     /// Recovery brought the homes up to here.

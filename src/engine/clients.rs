@@ -86,11 +86,6 @@ impl Clients {
         (self.waiting.len() + self.stalled.len() + self.reads.len() + self.unplanned.len()) as u64
     }
 
-    /// Writers wait for admission.
-    pub fn stalled(&self) -> bool {
-        !self.stalled.is_empty()
-    }
-
     /// Nothing is owed to anybody.
     pub fn idle(&self) -> bool {
         self.in_flight() == 0
@@ -201,7 +196,7 @@ impl Group {
             return Some(request);
         }
         let allocates = !matches!(request.command, Command::Trim { .. });
-        if allocates && !self.space_for(volume, range) {
+        if allocates && !self.space_for(range) {
             self.error(
                 client,
                 to,

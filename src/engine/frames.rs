@@ -357,4 +357,14 @@ impl Group {
         self.frames.durable = self.frames.durable.min(lsn);
         self.frames.chain = self.log.chain();
     }
+
+    /// Where the frame with this LSN lies in the journal's file.
+    #[cfg(test)]
+    pub(super) fn journal_place(&self, lsn: Lsn) -> u64 {
+        let mut cursor = self.log.cursor(lsn).expect("in the journal");
+        match cursor.next_read(&self.log, self.frames.durable()) {
+            journal::Next::Read { offset, .. } => offset,
+            other => panic!("{other:?}"),
+        }
+    }
 }

@@ -120,16 +120,8 @@ impl Group {
     ///
     /// With little space left every write counts as allocating: telling which are not would take a look at the home's
     /// extents for each.
-    pub(super) fn space_for(&mut self, volume: VolumeId, range: ByteRange) -> bool {
-        let _ = volume;
-        let old = self
-            .homes
-            .free_known
-            .is_none_or(|at| self.now.mono >= at + SPACE_AGE);
-        if old && self.homes.free_asked.is_none() {
-            self.homes.free_asked = Some(self.now.mono);
-            self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
-        }
+    pub(super) fn space_for(&mut self, range: ByteRange) -> bool {
+        self.refresh_free_space();
         let here = self.homes.credit_bytes(self.store.unapplied_bytes());
         let there = self
             .core
@@ -140,6 +132,27 @@ impl Group {
             .min()
             .unwrap_or(u64::MAX);
         range.len <= here.min(there)
+    }
+
+    /// Asks how much space there is, if the last answer is old.
+    fn refresh_free_space(&mut self) {
+        let old = self
+            .homes
+            .free_known
+            .is_none_or(|at| self.now.mono >= at + SPACE_AGE);
+        if old && self.homes.free_asked.is_none() {
+            self.homes.free_asked = Some(self.now.mono);
+            self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
+        }
+    }
+
+    /// A mirror that takes frames tells its primary how much it can still promise.
+    pub(super) fn tell_credit(&mut self) {
+        if self.core.upstream().is_some() && !self.frames.idle() {
+            self.refresh_free_space();
+        }
+        self.core
+            .set_credit(self.homes.credit_bytes(self.store.unapplied_bytes()));
     }
 
     /// The core allows the homes to hold everything up to here.
@@ -224,8 +237,11 @@ impl Group {
     fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
         match journal::decode_volume(payload) {
             Ok(volume) => {
-                self.note_volume(volume.clone());
-                self.submit(Pending::CreateHome { lsn }, DiskOp::CreateHome { volume });
+                let pending = Pending::CreateHome {
+                    lsn,
+                    volume: volume.clone(),
+                };
+                self.submit(pending, DiskOp::CreateHome { volume });
             }
             Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
         }
@@ -238,7 +254,9 @@ impl Group {
         }
     }
 
-    pub(super) fn home_created(&mut self, lsn: Lsn) {
+    /// Only now that its home exists may the volume enter the record: a later start refuses to miss one.
+    pub(super) fn home_created(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        self.note_volume(volume);
         self.applied(lsn, None);
         // Clients may attach to it from now on.
         let open = self.core.open_to_clients();

@@ -106,7 +106,9 @@ enum Pending {
     },
     CreateHome {
         lsn: Lsn,
+        volume: VolumeSpec,
     },
+    ResetHome,
     HomeSync,
     FreeSpace,
     ReadPiece {
@@ -128,7 +130,6 @@ enum Pending {
         hold: crate::store::HoldId,
         volume: VolumeId,
     },
-    Scrap,
 }
 
 /// Stopping by command.
@@ -136,6 +137,7 @@ enum Pending {
 struct Stopping {
     give_up_at: Duration,
     said_goodbye: bool,
+    stopped: bool,
 }
 
 /// Requests that are under way when the daemon is told to stop get this long to finish.
@@ -185,6 +187,7 @@ impl Group {
         self.retry_reads();
         self.pump_streams();
         self.pump_copies();
+        self.tell_credit();
         self.core.end_batch();
         self.carry_out();
         self.apply();
@@ -201,7 +204,11 @@ impl Group {
 
     /// When `Input::Tick` is due at the latest.
     pub fn deadline(&self) -> Option<Duration> {
-        let stopping = self.stopping.as_ref().map(|s| s.give_up_at);
+        let stopping = self
+            .stopping
+            .as_ref()
+            .filter(|s| !s.stopped)
+            .map(|s| s.give_up_at);
         [self.core.deadline(), self.homes.deadline(), stopping]
             .into_iter()
             .flatten()
@@ -302,6 +309,7 @@ impl Group {
                 self.stopping.get_or_insert(Stopping {
                     give_up_at: self.now.mono + STOP_GRACE,
                     said_goodbye: false,
+                    stopped: false,
                 });
             }
         }
@@ -343,7 +351,6 @@ impl Group {
             .disk
             .remove(usize::try_from(id.0).expect("an id of this slab"));
         match (pending, result) {
-            (Pending::Scrap, _) => {}
             (Pending::JournalWrite { last, since }, DiskResult::Done) => {
                 self.frame_written(last, since)
             }
@@ -353,7 +360,10 @@ impl Group {
                 self.applied(lsn, Some(since));
             }
 
-            (Pending::CreateHome { lsn }, DiskResult::Done) => self.home_created(lsn),
+            (Pending::CreateHome { lsn, volume }, DiskResult::Done) => {
+                self.home_created(lsn, volume)
+            }
+            (Pending::ResetHome, DiskResult::Done) => self.reset_home_created(),
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
             (Pending::FreeSpace, _) => self.homes.free_space(u64::MAX),
@@ -377,19 +387,16 @@ impl Group {
     }
 
     fn continue_stopping(&mut self) {
-        let Some(stopping) = &self.stopping else {
+        let Some(stopping) = self.stopping.as_ref().filter(|s| !s.stopped) else {
             return;
         };
         let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
         if !stopping.said_goodbye {
-            let finished =
-                self.clients.idle() && self.frames.idle() && self.core.commit() >= self.core.tail();
-            let mirror = !self.core.serving();
-            if !(finished
-                || mirror && self.frames.idle()
-                || self.now.mono >= stopping.give_up_at
-                || fenced)
-            {
+            let answered = !self.core.serving()
+                || (self.clients.idle() && self.core.commit() >= self.core.tail());
+            let applied = self.store.applied_lsn() >= self.core.commit().min(self.core.durable());
+            let finished = answered && applied && self.frames.idle();
+            if !(finished || self.now.mono >= stopping.give_up_at || fenced) {
                 return;
             }
             let view = View {
@@ -410,10 +417,7 @@ impl Group {
         let given_up = self.now.mono >= stopping.give_up_at + STOP_GRACE;
         if fenced || settled || given_up {
             self.outputs.push(Output::Stopped);
-            self.stopping = Some(Stopping {
-                give_up_at: Duration::MAX,
-                said_goodbye: true,
-            });
+            self.stopping.as_mut().expect("just seen").stopped = true;
         }
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Receive {
     waiting: VecDeque<Chunk>,
     writing: usize,
     ended: bool,
+    /// Homes still to be created before a reset is put on record.
+    homes_missing: usize,
 }
 
 struct Chunk {
@@ -26,6 +28,11 @@ struct Chunk {
 }
 
 impl Receive {
+    /// A reset is not complete: nothing may be recorded that names homes which do not exist.
+    pub fn resetting(&self) -> bool {
+        self.homes_missing > 0
+    }
+
     /// A copy came to its end, and all of it was written.
     pub fn chunks_done(&self) -> bool {
         self.ended && self.waiting.is_empty() && self.writing == 0
@@ -201,15 +208,29 @@ impl Group {
 
     /// A full copy begins: nothing that is here counts any more.
     pub(super) fn reset(&mut self, base: Lsn, chain: u32, volumes: Vec<VolumeSpec>) {
-        self.receive = Receive::default();
+        self.receive = Receive {
+            homes_missing: volumes.len(),
+            ..Receive::default()
+        };
         self.volumes = Vec::new();
+        let none = volumes.is_empty();
         for volume in volumes {
             self.note_volume(volume.clone());
-            self.submit(Pending::Scrap, DiskOp::CreateHome { volume });
+            self.submit(Pending::ResetHome, DiskOp::CreateHome { volume });
         }
         self.reset_frames(base, chain);
         self.state.checkpoint = self.log.position(base);
         self.homes.forget(base);
-        self.state.request_reset();
+        if none {
+            self.state.request_reset();
+        }
+    }
+
+    /// Once all homes exist, the new beginning is put on record.
+    pub(super) fn reset_home_created(&mut self) {
+        self.receive.homes_missing -= 1;
+        if self.receive.homes_missing == 0 {
+            self.state.request_reset();
+        }
     }
 }

@@ -75,6 +75,7 @@ impl Group {
     pub(super) fn write_state(&mut self) {
         let state = &self.state;
         if state.writing.is_some()
+            || self.receive.resetting()
             || (state.wanted.is_none() && !state.checkpoint_wanted && !state.reset)
         {
             return;

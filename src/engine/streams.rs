@@ -170,7 +170,11 @@ impl Group {
     fn pump(&mut self, link: LinkId) {
         let sealed = self.frames.sealed();
         while let Some(stream) = self.streams.get_mut(&link) {
-            if stream.proposed.is_some() || stream.ended || !stream.has_room() {
+            if stream.proposed.is_some() || stream.ended {
+                return;
+            }
+            if !stream.has_room() {
+                self.core.tell_commit();
                 return;
             }
             let end = stream.end.unwrap_or(sealed);

@@ -1,5 +1,34 @@
 //! The data plane: one thread and one ring per shard.
+//!
+//! A shard owns its groups, their files, their NBD connections after the handshake and their links. It carries bytes:
+//! what a completed operation brought becomes an [`Input`](crate::engine::Input) of a group's engine, what the engine
+//! puts out becomes operations. Whether a write may be acknowledged, or a peer be trusted, is not known here.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `ring` | owned operations on the `io_uring`; all `unsafe` of the shard |
+//! | `reactor` | the loop, and what belongs together in it |
+//! | `group` | a group with its files and its clock |
+//! | `disk`, `job` | a group's files: creation and blocking access; requests on the ring |
+//! | `stream` | a socket's queue and its operations |
+//! | `client`, `link` | a stream with NBD's codec, a stream with the link's |
+//! | `budget` | memory that clients may make the shard hold |
+//! | `log`, `stats` | what is told about it |
 
+mod budget;
+mod client;
+mod disk;
+mod group;
 mod handle;
+mod job;
+mod link;
+mod log;
+mod reactor;
+mod ring;
+mod stats;
+mod stream;
+#[cfg(test)]
+mod tests;
 
-pub use handle::{FromShard, GroupPaths, ToShard};
+pub use handle::{FromShard, GroupPaths, Poster, ShardHandle, ToShard, spawn};
+pub use stats::ShardStats;

@@ -10,12 +10,11 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::clients::{attach, welcoming};
 use super::*;
 use crate::control::site::{Opening, Site};
-use crate::shard::FromShard;
 
 const DIR: &str = "DOUBLURE_TEST_DIR";
 const SILENT: &str = "DOUBLURE_TEST_SILENT_SHARD";
@@ -49,7 +48,7 @@ async fn child(dir: &Path, nbd: Vec<Listener>) {
         welcoming(7, seen)
     };
     let shards = Shards::new("clichy", vec![member("registry", 0)], vec![shard.post]);
-    let mut site = Site::new(shards, vec![shard.ended]);
+    let mut site = Site::new(shards, vec![shard.events]);
     let listeners = Listeners {
         nbd,
         link: None,
@@ -62,14 +61,13 @@ async fn child(dir: &Path, nbd: Vec<Listener>) {
         group: "registry".to_owned(),
         done,
     };
-    let (events, inbox) = mpsc::unbounded_channel();
     let exports = FromShard::Exports {
         group: "registry".to_owned(),
         exports: open_exports("registry"),
     };
-    events.send(exports).unwrap();
+    shard.voice.upgrade().unwrap().send(exports).unwrap();
     tokio::select! {
-        ended = site.live(listeners, vec![opening], inbox) => panic!("{ended:?}"),
+        ended = site.live(listeners, vec![opening]) => panic!("{ended:?}"),
         _ = terminate.recv() => {}
     }
     site.stop(Duration::from_secs(30)).await.unwrap();

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::mpsc::{UnboundedReceiver, WeakUnboundedSender, unbounded_channel};
 
 use super::listen::Listener;
 use super::shards::{Condition, Member, Post, Shards};
 use super::site::Listeners;
 use crate::base::{AckMode, Compress, Lsn, OnPeerLoss, Role, VolumeId, VolumeSpec};
 use crate::engine::{Command, Exports, GroupConfig};
-use crate::shard::ToShard;
+use crate::shard::{FromShard, ToShard};
 use crate::status::{
     GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, Rates, SiteStatus,
     StageLatencies, Totals, VolumeStatus,
@@ -109,14 +109,17 @@ pub fn member(name: &str, shard: usize) -> Member {
 pub struct FakeShard {
     /// Sends to it.
     pub post: Post,
-    /// Says when it has ended.
-    pub ended: oneshot::Receiver<()>,
+    /// What it has to say.
+    pub events: UnboundedReceiver<FromShard>,
+    /// Speaks in its name while it runs.
+    pub voice: WeakUnboundedSender<FromShard>,
 }
 
 impl FakeShard {
     pub fn new(mut handle: impl FnMut(ToShard) -> bool + Send + 'static) -> FakeShard {
         let (tx, rx) = std_mpsc::channel();
-        let (end, ended) = oneshot::channel();
+        let (say, events) = unbounded_channel();
+        let voice = say.downgrade();
         std::thread::spawn(move || {
             while let Ok(message) = rx.recv() {
                 if !handle(message) {
@@ -124,11 +127,12 @@ impl FakeShard {
                 }
             }
             drop(rx);
-            let _ = end.send(());
+            drop(say); // last, as in a shard: who sees this can rely on the rest
         });
         FakeShard {
             post: Box::new(move |message| tx.send(message).is_ok()),
-            ended,
+            events,
+            voice,
         }
     }
 

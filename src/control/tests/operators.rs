@@ -6,12 +6,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::control::api;
 use crate::control::site::{Opening, Site};
-use crate::shard::FromShard;
 use crate::status::CommandAnswer;
 
 /// One request on its own connection: the status code and the body.
@@ -186,7 +185,7 @@ async fn a_shard_that_falls_silent_is_shown_as_it_was_last_known() {
 async fn a_shard_whose_thread_ended_fences_its_groups() {
     let mut fake = FakeShard::new(|_| false);
     (fake.post)(ToShard::Shutdown);
-    (&mut fake.ended).await.unwrap();
+    assert!(fake.events.recv().await.is_none());
     let shards = shards(vec![fake]);
     let answers = shards.ask(Duration::from_secs(2)).await;
     assert_eq!(
@@ -227,7 +226,7 @@ async fn over_tcp_there_are_metrics_and_status_but_no_commands() {
 /// A site of one group each on these shards, whose opening ends as given.
 fn site(fakes: Vec<FakeShard>, outcomes: Vec<Result<(), String>>) -> (Site, Shards, Vec<Opening>) {
     let names = ["registry", "archive", "tax"];
-    let (posts, ended): (Vec<_>, Vec<_>) = fakes.into_iter().map(|f| (f.post, f.ended)).unzip();
+    let (posts, events): (Vec<_>, Vec<_>) = fakes.into_iter().map(|f| (f.post, f.events)).unzip();
     let members = (0..posts.len()).map(|i| member(names[i], i)).collect();
     let shards = Shards::new("clichy", members, posts);
     let opening = outcomes.into_iter().zip(names).map(|(outcome, name)| {
@@ -239,7 +238,7 @@ fn site(fakes: Vec<FakeShard>, outcomes: Vec<Result<(), String>>) -> (Site, Shar
         }
     });
     let opening = opening.collect();
-    (Site::new(shards.clone(), ended), shards, opening)
+    (Site::new(shards.clone(), events), shards, opening)
 }
 
 #[tokio::test]
@@ -253,7 +252,6 @@ async fn a_group_that_cannot_be_opened_is_fenced_and_the_others_run() {
         fakes,
         vec![Ok(()), Err("journal: damaged at LSN 7".to_owned())],
     );
-    let (events, inbox) = mpsc::unbounded_channel();
     let observe = async {
         // Answered at once, before and after the groups are open: ask until both are settled.
         loop {
@@ -272,13 +270,12 @@ async fn a_group_that_cannot_be_opened_is_fenced_and_the_others_run() {
         }
     };
     tokio::select! {
-        ended = site.live(listeners(dir.path()), opening, inbox) => panic!("{ended:?}"),
+        ended = site.live(listeners(dir.path()), opening) => panic!("{ended:?}"),
         () = observe => {}
     }
     site.stop(Duration::from_secs(30)).await.unwrap();
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
     assert!(left.is_empty(), "socket files were left behind: {left:?}");
-    drop(events);
 }
 
 #[tokio::test]
@@ -286,8 +283,7 @@ async fn a_site_without_any_group_that_opens_ends() {
     let dir = tempfile::tempdir().unwrap();
     let failure = Err("state: both slots are damaged".to_owned());
     let (mut site, _, opening) = site(vec![FakeShard::answering(vec![])], vec![failure]);
-    let (_events, inbox) = mpsc::unbounded_channel();
-    let ended = site.live(listeners(dir.path()), opening, inbox).await;
+    let ended = site.live(listeners(dir.path()), opening).await;
     assert!(
         ended
             .unwrap_err()
@@ -300,8 +296,9 @@ async fn a_site_without_any_group_that_opens_ends() {
 #[tokio::test]
 async fn a_group_that_stops_by_itself_is_shown_fenced() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut site, shards, opening) = site(vec![FakeShard::answering(vec![])], vec![Ok(())]);
-    let (events, inbox) = mpsc::unbounded_channel();
+    let fake = FakeShard::answering(vec![]);
+    let voice = fake.voice.clone();
+    let (mut site, shards, opening) = site(vec![fake], vec![Ok(())]);
     let stopped = FromShard::Stopped {
         group: "registry".to_owned(),
     };
@@ -309,7 +306,7 @@ async fn a_group_that_stops_by_itself_is_shown_fenced() {
         while shards.condition("registry") != Condition::Open {
             tokio::task::yield_now().await;
         }
-        events.send(stopped).unwrap();
+        voice.upgrade().unwrap().send(stopped).unwrap();
         while shards.condition("registry") == Condition::Open {
             tokio::task::yield_now().await;
         }
@@ -322,7 +319,7 @@ async fn a_group_that_stops_by_itself_is_shown_fenced() {
         );
     };
     tokio::select! {
-        ended = site.live(listeners(dir.path()), opening, inbox) => panic!("{ended:?}"),
+        ended = site.live(listeners(dir.path()), opening) => panic!("{ended:?}"),
         () = observe => {}
     }
 }
@@ -344,4 +341,28 @@ async fn a_stop_that_hangs_names_the_group_that_did_not_finish() {
         error.contains("group archive") && !error.contains("registry"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_site_goes_on_without_one_shard_and_ends_without_any() {
+    let dir = tempfile::tempdir().unwrap();
+    let fakes = vec![FakeShard::answering(vec![]), FakeShard::answering(vec![])];
+    let (mut site, shards, opening) = site(fakes, vec![Ok(()), Ok(())]);
+    let lose_one = async {
+        while shards.condition("archive") != Condition::Open {
+            tokio::task::yield_now().await;
+        }
+        shards.post("registry", ToShard::Shutdown);
+        while shards.condition("registry") == Condition::Open {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(shards.condition("archive"), Condition::Open);
+        shards.post("archive", ToShard::Shutdown);
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        ended = site.live(listeners(dir.path()), opening) => ended.unwrap_err(),
+        () = lose_one => unreachable!(),
+    };
+    assert_eq!(ended.to_string(), "every shard has ended");
 }

@@ -16,7 +16,6 @@ use crate::control::link;
 use crate::control::lobby::Lobby;
 use crate::control::site::Site;
 use crate::link::{Decoder, encode};
-use crate::shard::FromShard;
 
 /// What site chelles says to clichy about group registry.
 fn hello() -> Hello {
@@ -206,11 +205,12 @@ async fn a_group_that_asks_for_a_connection_gets_it_or_the_reason() {
     let address = chelles.local_addr().unwrap().to_string();
     group.addresses.insert("chelles".to_owned(), address);
     let shards = Shards::new("clichy", vec![group], vec![fake.post]);
-    let mut site = Site::new(shards, vec![fake.ended]);
-    let (events, inbox) = mpsc::unbounded_channel();
+    let mut site = Site::new(shards, vec![fake.events]);
+    let voice = fake.voice;
     let connect = |peer: &str| {
         let (group, peer) = ("registry".to_owned(), peer.to_owned());
-        events.send(FromShard::Connect { group, peer }).unwrap();
+        let asks = FromShard::Connect { group, peer };
+        voice.upgrade().unwrap().send(asks).unwrap();
     };
     let observe = async {
         connect("chelles");
@@ -234,7 +234,7 @@ async fn a_group_that_asks_for_a_connection_gets_it_or_the_reason() {
         );
     };
     tokio::select! {
-        ended = site.live(listeners(dir.path()), Vec::new(), inbox) => panic!("{ended:?}"),
+        ended = site.live(listeners(dir.path()), Vec::new()) => panic!("{ended:?}"),
         () = observe => {}
     }
     site.stop(Duration::from_secs(30)).await.unwrap();

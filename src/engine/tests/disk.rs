@@ -75,6 +75,12 @@ pub struct SimDisk {
     in_flight: Vec<(DiskId, DiskOp)>,
     /// Pretends that durable writes are not.
     pub ignore_dsync: bool,
+    /// Nothing completes.
+    pub held: bool,
+    /// Nothing on homes completes.
+    pub homes_held: bool,
+    /// The next write to the journal fails.
+    pub fail_next_journal_write: bool,
 }
 
 impl SimDisk {
@@ -82,16 +88,18 @@ impl SimDisk {
         self.in_flight.push((id, op));
     }
 
-    pub fn pending(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Completes one request, any of those under way.
     pub fn complete_one(&mut self, rng: &mut Rng) -> Option<(DiskId, DiskResult)> {
         if self.in_flight.is_empty() {
             return None;
         }
-        let at = rng.below(self.in_flight.len() as u64) as usize;
+        let ready: Vec<usize> = (0..self.in_flight.len())
+            .filter(|at| self.may_complete(*at))
+            .collect();
+        if ready.is_empty() {
+            return None;
+        }
+        let at = ready[rng.below(ready.len() as u64) as usize];
         let (id, op) = self.in_flight.swap_remove(at);
         let result = self.perform(op).unwrap_or_else(|e| DiskResult::Failed {
             errno: e.raw_os_error().unwrap_or(5),
@@ -100,8 +108,24 @@ impl SimDisk {
         Some((id, result))
     }
 
+    fn may_complete(&self, at: usize) -> bool {
+        let home = match &self.in_flight[at].1 {
+            DiskOp::Write { file, .. } | DiskOp::Sync { file } | DiskOp::Zero { file, .. } => {
+                matches!(file, File::Home(_))
+            }
+            _ => false,
+        };
+        !self.held && !(home && self.homes_held)
+    }
+
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {
         Ok(match op {
+            DiskOp::Write {
+                file: File::Journal,
+                ..
+            } if std::mem::take(&mut self.fail_next_journal_write) => {
+                return Err(io::Error::from_raw_os_error(5));
+            }
             DiskOp::Write {
                 file,
                 offset,

@@ -1,1 +1,473 @@
-//! Single rules of the engine.
+//! Single rules of the engine, and every cell of the promise matrix.
+
+use std::time::Duration;
+
+use super::sim::{SECTOR, Sim, VOLUME, config};
+use crate::base::{AckMode, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
+use crate::engine::{Command, File, Input};
+use crate::status::{GroupState, PeerState};
+
+fn pair(ack: AckMode, policy: OnPeerLoss) -> Sim {
+    let mut sim = Sim::new(7, ack, policy);
+    for at in [1, 0] {
+        sim.start(at).expect("a first start");
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    sim
+}
+
+/// How the group is when a request comes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Situation {
+    InSync,
+    Suspect,
+    CatchingUp,
+    Inconsistent,
+    Alone,
+    Frozen,
+    Restarting,
+}
+
+use Situation::{Alone, CatchingUp, Frozen, InSync, Inconsistent, Restarting, Suspect};
+
+/// What an acknowledgement proves: durable here, received there, durable there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Answer {
+    /// None while the situation lasts.
+    Waits,
+    /// With this much done before it.
+    After {
+        local: bool,
+        received: bool,
+        remote: bool,
+    },
+}
+
+const BOTH: Answer = Answer::After {
+    local: true,
+    received: true,
+    remote: true,
+};
+const HERE: Answer = Answer::After {
+    local: true,
+    received: false,
+    remote: false,
+};
+const MEMORY: Answer = Answer::After {
+    local: false,
+    received: true,
+    remote: false,
+};
+
+/// The promise matrix, as ARCHITECTURE.md publishes it.
+fn promised(ack: AckMode, durable: bool, situation: Situation) -> Answer {
+    match (situation, ack, durable) {
+        (Frozen | Restarting, ..) => Answer::Waits,
+        (Suspect, AckMode::Sync | AckMode::Memsync, _) => Answer::Waits,
+        (Alone | CatchingUp | Inconsistent, ..) => HERE,
+        (InSync | Suspect, AckMode::Async, _) => HERE,
+        (InSync, AckMode::Memsync, false) => MEMORY,
+        (InSync, AckMode::Sync, _) | (InSync, AckMode::Memsync, true) => BOTH,
+    }
+}
+
+/// A pair in this situation, with the client attached where that is possible.
+fn in_situation(ack: AckMode, situation: Situation) -> Sim {
+    let policy = if situation == Frozen {
+        OnPeerLoss::Freeze
+    } else {
+        OnPeerLoss::Continue
+    };
+    let mut sim = pair(ack, policy);
+    let range = ByteRange::new(0, 8 * SECTOR);
+    sim.write(0, range, false);
+    sim.settle();
+    match situation {
+        InSync => {}
+        Suspect => sim.cut(),
+        Alone | Frozen => {
+            sim.kill(1);
+            sim.pass(Duration::from_secs(1));
+        }
+        CatchingUp => {
+            sim.kill(1);
+            sim.pass(Duration::from_secs(1));
+            for n in 0..40 {
+                sim.write(0, ByteRange::new(n * 4096, 4096), false);
+                sim.settle();
+            }
+            sim.hold_disk(1, true);
+            sim.start(1).expect("a restart");
+            sim.hold_disk(1, true);
+        }
+        Inconsistent => {
+            sim.kill(1);
+            sim.wipe(1);
+            sim.forget_old_journal(0);
+            sim.start(1).expect("a first start");
+            sim.pass_until(Duration::from_secs(3), |sim| {
+                sim.status(1).state == GroupState::Inconsistent
+                    && sim.status(0).peers[0].state == PeerState::Copying
+            });
+            sim.hold_disk(1, true);
+        }
+        Restarting => {
+            sim.cut();
+            sim.kill(0);
+            sim.start(0).expect("a restart");
+            sim.pass(Duration::from_secs(12));
+        }
+    }
+    sim
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Write,
+    Fua,
+    Flush,
+}
+
+/// Issues the request with some disks stopped, and tells whether it is answered.
+fn answered_with(
+    ack: AckMode,
+    kind: Kind,
+    situation: Situation,
+    local: bool,
+    remote: bool,
+    link: bool,
+) -> bool {
+    let mut sim = in_situation(ack, situation);
+    if situation == Restarting {
+        return sim.attach(0);
+    }
+    if !local {
+        sim.hold_disk(0, true);
+    }
+    if !remote {
+        sim.hold_disk(1, true);
+    }
+    if !link {
+        sim.cut();
+    }
+    let range = ByteRange::new(4096, 4096);
+    let before = sim.outstanding();
+    match kind {
+        Kind::Write => {
+            sim.write(0, range, false);
+        }
+        Kind::Fua => {
+            sim.write(0, range, true);
+        }
+        Kind::Flush => {
+            // A flush speaks for writes before it; in the same moment, so that they are under way.
+            sim.write(0, range, false);
+            sim.flush(0);
+        }
+    }
+    sim.run_for(Duration::from_secs(3));
+    sim.outstanding() == before
+}
+
+#[test]
+fn every_cell_of_the_promise_matrix_holds() {
+    for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
+        for situation in [
+            InSync,
+            Suspect,
+            CatchingUp,
+            Inconsistent,
+            Alone,
+            Frozen,
+            Restarting,
+        ] {
+            for kind in [Kind::Write, Kind::Fua, Kind::Flush] {
+                let durable = !matches!(kind, Kind::Write);
+                let cell = format!("{ack}, {situation:?}, {kind:?}");
+                match promised(ack, durable, situation) {
+                    Answer::Waits => {
+                        assert!(
+                            !answered_with(ack, kind, situation, true, true, true),
+                            "{cell}: answered"
+                        );
+                    }
+                    Answer::After {
+                        local,
+                        received,
+                        remote,
+                    } => {
+                        let all = answered_with(ack, kind, situation, true, true, true);
+                        assert!(all, "{cell}: not answered with everything running");
+                        let without_local = answered_with(ack, kind, situation, false, true, true);
+                        assert_eq!(
+                            without_local, !local,
+                            "{cell}: answered without the local disk"
+                        );
+                        if situation != InSync {
+                            continue;
+                        }
+                        let without_remote = answered_with(ack, kind, situation, true, false, true);
+                        assert_eq!(
+                            without_remote, !remote,
+                            "{cell}: answered without the mirror's disk"
+                        );
+                        let without_link = answered_with(ack, kind, situation, true, true, false);
+                        assert_eq!(without_link, !received, "{cell}: answered without the link");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_new_mirror_of_an_old_group_is_copied_to_while_writes_go_on() {
+    let mut sim = Sim::new(3, AckMode::Sync, OnPeerLoss::Continue);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(1));
+    assert!(sim.attach(0));
+    for n in 0..100 {
+        sim.write(0, ByteRange::new(n * 8192, 8192), false);
+        sim.settle();
+    }
+    sim.forget_old_journal(0);
+    sim.start(1).unwrap();
+    sim.pass_until(Duration::from_secs(5), |sim| {
+        sim.status(1).state == GroupState::Inconsistent
+    });
+    for _ in 0..2000 {
+        if sim.outstanding() < 8 {
+            sim.random_request();
+        }
+        sim.step();
+    }
+    check_both_sides(&mut sim);
+}
+
+#[test]
+fn compressed_frames_mean_the_same_on_both_sides_and_after_recovery() {
+    for compress in [Compress::Lz4, Compress::Auto] {
+        let mut a = config(
+            "a",
+            Some("b"),
+            Role::Primary,
+            AckMode::Sync,
+            OnPeerLoss::Continue,
+        );
+        a.compress = compress;
+        let b = config(
+            "b",
+            Some("a"),
+            Role::Mirror,
+            AckMode::Sync,
+            OnPeerLoss::Continue,
+        );
+        let mut sim = Sim::with(4, a, b);
+        for at in [1, 0] {
+            sim.start(at).unwrap();
+        }
+        sim.heal();
+        for _ in 0..300 {
+            sim.random_request();
+            sim.step();
+        }
+        sim.kill(0);
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(3));
+        check_both_sides(&mut sim);
+    }
+}
+
+/// In sync, equal, and holding what was acknowledged on either side.
+fn check_both_sides(sim: &mut Sim) {
+    sim.heal();
+    let [a, b] = sim.homes();
+    assert!(a == b, "the homes differ");
+    sim.kill(0);
+    sim.promote(1).unwrap();
+    assert!(sim.attach(1));
+    let content = sim.read_all(1);
+    sim.record.check(0, &content).unwrap();
+    assert_eq!(sim.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_mirror_in_the_middle_of_a_copy_is_not_promoted_without_saying_so() {
+    let mut sim = in_situation(AckMode::Sync, Inconsistent);
+    sim.kill(0);
+    sim.hold_disk(1, false);
+    let answer = sim.promote(1).unwrap_err();
+    assert!(answer.contains("--force inconsistent"), "{answer}");
+    sim.kill(1);
+    sim.start(1).unwrap();
+    assert_eq!(
+        sim.status(1).state,
+        GroupState::Inconsistent,
+        "also after a restart"
+    );
+}
+
+#[test]
+fn a_copy_that_is_cut_off_starts_again_and_ends() {
+    let mut sim = in_situation(AckMode::Sync, Inconsistent);
+    sim.kill(1);
+    sim.hold_disk(1, false);
+    sim.start(1).unwrap();
+    sim.heal();
+    let [a, b] = sim.homes();
+    assert!(a == b, "the homes differ");
+}
+
+#[test]
+fn a_missing_journal_or_home_is_refused_and_never_made_anew() {
+    for file in [File::Journal, File::State, File::Home(VolumeId(0))] {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.settle();
+        // The volume is on record once a checkpoint was made.
+        sim.pass(Duration::from_secs(15));
+        sim.kill(0);
+        sim.sites[0].disk.remove(file);
+        let error = sim.start(0).unwrap_err().to_string();
+        let named = match file {
+            File::Journal => "journal of group g is missing",
+            File::State => "no state file",
+            File::Home(_) => "home of volume 'v' is missing",
+        };
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..20 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    let place = sim.journal_place(0, 8);
+    sim.kill(0);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(2));
+    sim.heal();
+    assert!(
+        sim.logs().contains("the journal is damaged"),
+        "{}",
+        sim.logs()
+    );
+    assert!(sim.attach(0));
+    let content = sim.read_all(0);
+    sim.record.check(0, &content).unwrap();
+}
+
+#[test]
+fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..20 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    let place = sim.journal_place(0, 8);
+    sim.kill(0);
+    sim.kill(1);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(20));
+    assert!(!sim.attach(0));
+    let status = sim.status(0);
+    assert_eq!(status.state, GroupState::WaitingForPeer);
+    assert!(
+        status.reason.contains("disk lost history"),
+        "{}",
+        status.reason
+    );
+}
+
+#[test]
+fn a_failed_journal_write_fences_the_group_and_closes_its_clients() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.sites[0].disk.fail_next_journal_write = true;
+    let before = sim.acked;
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(1));
+    assert_eq!(sim.acked, before);
+    assert_eq!(sim.status(0).state, GroupState::Fenced);
+    assert!(!sim.attach(0));
+}
+
+#[test]
+fn a_full_journal_makes_writers_wait_and_loses_nothing() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    // The homes stand still: nothing can be released.
+    sim.hold_homes(0, true);
+    let mut waits = false;
+    for n in 0..400u64 {
+        sim.write(0, ByteRange::new(n % 8 * (VOLUME / 8), VOLUME / 8), false);
+        while sim.step() {}
+        let status = sim.status(0);
+        waits |= status.in_flight_requests > 0;
+        assert!(status.unapplied_bytes <= 64 << 20, "memory is bounded");
+    }
+    assert!(waits);
+    sim.hold_homes(0, false);
+    sim.pass(Duration::from_secs(5));
+    assert_eq!(sim.outstanding(), 0, "all were answered in the end");
+    let content = sim.read_all(0);
+    sim.record.check(0, &content).unwrap();
+}
+
+#[test]
+fn a_clean_stop_leaves_nothing_to_replay_and_equal_homes() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..30 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+    }
+    for at in [0, 1] {
+        sim.command(at, Command::Shutdown);
+        sim.pass(Duration::from_secs(6));
+        assert!(sim.sites[at].stopped, "{}", sim.logs());
+        assert_eq!(sim.outstanding(), 0);
+        sim.kill(at);
+    }
+    let [a, b] = sim.homes();
+    assert!(a == b);
+    sim.record.check(0, &a).unwrap();
+}
+
+#[test]
+fn a_slow_client_request_for_a_range_being_written_sees_one_version() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let range = ByteRange::new(0, 4096);
+    sim.write(0, range, false);
+    sim.settle();
+    sim.hold_disk(1, true);
+    sim.write(0, range, false);
+    sim.read(0, range);
+    sim.run_for(Duration::from_millis(100));
+    assert!(
+        sim.reads.is_empty(),
+        "a read of what is not committed was answered"
+    );
+    sim.hold_disk(1, false);
+    sim.settle();
+    assert_eq!(sim.reads.len(), 1);
+    assert_eq!(sim.violations, Vec::<String>::new());
+    sim.input(0, Input::Tick);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let run = || {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        for _ in 0..200 {
+            sim.random_request();
+            sim.step();
+        }
+        sim.kill(0);
+        sim.settle();
+        (sim.logs(), sim.acked, sim.rng.next())
+    };
+    assert_eq!(run(), run());
+}

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::disk::SimDisk;
 use super::{Rng, Sabotage};
-use crate::base::{AckMode, ByteRange, Compress, Message, OnPeerLoss, Role, VolumeId};
+use crate::base::{AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId};
 use crate::engine::{
     ClientId, Command, File, Force, Group, GroupConfig, Input, LinkId, Now, OpenError, Output,
 };
@@ -103,13 +103,16 @@ impl Record {
                 found == 0 && (unwritten(Some(writes)) || issued != u64::MAX && unwritten(earlier));
             // A write that was issued, acknowledged and replaced while the read was under way.
             let during = found > issued && self.ever.contains(&(at, found));
-            if !untouched && !during
+            if !untouched
+                && !during
                 && !writes
                     .iter()
                     .chain(earlier.unwrap_or(&none))
                     .any(|w| w.id == found)
             {
-                return Err(format!("sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"));
+                return Err(format!(
+                    "sector {at} holds write {found}; allowed are {writes:?}, when it was issued {earlier:?}"
+                ));
             }
         }
         Ok(())
@@ -584,7 +587,10 @@ impl Sim {
             }
             (Asked::Read { before }, ReplyBody::Data { offset, pieces }) => {
                 let content = join(pieces);
-                if let Err(text) = self.record.check_since(offset, &content, &before, reply.reply_to.cookie()) {
+                if let Err(text) =
+                    self.record
+                        .check_since(offset, &content, &before, reply.reply_to.cookie())
+                {
                     self.violations
                         .push(format!("a read returned what it must not: {text}"));
                 }
@@ -635,6 +641,7 @@ impl Sim {
     }
 
     pub fn promote(&mut self, at: usize) -> Result<String, String> {
+        self.settle();
         let force = vec![Force::PeerUnreachable];
         let id = self.command(at, Command::Promote { force });
         self.pass(Duration::from_secs(12));
@@ -678,6 +685,88 @@ impl Sim {
             })
             .collect();
         panic!("does not heal:\n{}\n{status:#?}", self.logs());
+    }
+
+    /// Stops a site's disk, or lets it go on.
+    pub fn hold_disk(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.held = held;
+    }
+
+    /// The same for its homes only.
+    pub fn hold_homes(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.homes_held = held;
+    }
+
+    /// A new, empty disk.
+    pub fn wipe(&mut self, at: usize) {
+        self.sites[at].disk = SimDisk::default();
+    }
+
+    /// Writes until the journal has gone round, so that it no longer holds its beginning.
+    pub fn forget_old_journal(&mut self, at: usize) {
+        let mut turns = 0;
+        while self.status(at).journal.first_lsn.0 <= 1 {
+            for n in 0..8 {
+                self.write(at, ByteRange::new(n * (VOLUME / 8), VOLUME / 8), false);
+                self.settle();
+            }
+            self.pass(Duration::from_secs(1));
+            turns += 1;
+            assert!(
+                turns < 200,
+                "the journal never goes round: {:?}",
+                self.status(at).journal
+            );
+        }
+    }
+
+    pub fn status(&mut self, at: usize) -> crate::status::GroupStatus {
+        let now = self.time();
+        self.sites[at].group.as_mut().expect("alive").status(now)
+    }
+
+    /// Time passes until this holds, and fails if it never does.
+    pub fn pass_until(&mut self, most: Duration, holds: impl Fn(&mut Sim) -> bool) {
+        let end = self.now + most;
+        while !holds(self) {
+            assert!(self.now < end, "never came about:\n{}", self.logs());
+            if !self.step() {
+                let next = self.due().map_or(end, |due| due.min(end));
+                self.advance_to(next.max(self.now));
+            }
+        }
+    }
+
+    /// Time passes, as far as `time`; unlike `pass`, what cannot finish does not matter.
+    pub fn run_for(&mut self, time: Duration) {
+        self.pass(time);
+    }
+
+    /// Asks for a flush.
+    pub fn flush(&mut self, at: usize) {
+        self.ask(at, nbd::Command::Flush, Asked::Other);
+    }
+
+    /// Reads a range.
+    pub fn read(&mut self, at: usize, range: ByteRange) {
+        let before = self.record.snapshot(range);
+        self.ask(
+            at,
+            nbd::Command::Read {
+                range,
+                holes: false,
+            },
+            Asked::Read { before },
+        );
+    }
+
+    /// Where the frame of this LSN lies in the journal, bytes from the start of the file.
+    pub fn journal_place(&mut self, at: usize, lsn: u64) -> u64 {
+        self.sites[at]
+            .group
+            .as_ref()
+            .expect("alive")
+            .journal_place(Lsn(lsn))
     }
 
     /// Both homes, byte for byte, after everything was applied.

@@ -1,0 +1,610 @@
+//! The files of a group: where they are, how they are opened, created and locked, and blocking access to them for the
+//! time before the group runs.
+//!
+//! - Nothing that exists is truncated, shrunk or created again. Journal and state are made under another name and
+//!   renamed when they are complete and durable, so that a file of the right name is whole.
+//! - The group's directory and its homes are locked for as long as they are open: no second daemon, and no second group
+//!   of this one, gets at them.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use bytes::Bytes;
+use rustix::fs::{
+    CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
+};
+use rustix::io::{Errno, IoSlice, ReadWriteFlags};
+use smallvec::{SmallVec, smallvec};
+
+use super::GroupPaths;
+use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec};
+use crate::engine::{Disk, File};
+
+/// Zeroes are written in pieces of this many bytes.
+const ZEROES: usize = 1 << 20;
+
+/// Why something could not be done to a file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// `errno`.
+    pub errno: i32,
+    /// A sentence that names file and operation.
+    pub message: String,
+}
+
+type Result<T> = std::result::Result<T, Failure>;
+
+/// An open file of a group.
+pub struct Handle {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    /// Direct IO.
+    direct: bool,
+    /// Bytes of a block device's logical block; `None` of a regular file.
+    device_block: Option<u64>,
+    /// The file system said that it cannot.
+    no_punch: AtomicBool,
+    no_zero_range: AtomicBool,
+}
+
+/// A part of zeroing a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// By `fallocate`.
+    Allocate(FallocateFlags, ByteRange),
+    /// By writing zeroes.
+    Fill(ByteRange),
+}
+
+/// All files of a group.
+pub struct Files {
+    /// Open and locked.
+    directory: Arc<OwnedFd>,
+    paths: GroupPaths,
+    journal: Option<Arc<Handle>>,
+    state: Option<Arc<Handle>>,
+    homes: BTreeMap<VolumeId, Arc<Handle>>,
+}
+
+impl Files {
+    /// Takes hold of the group's directory, which is created if it is missing, and of what is in it.
+    pub fn open(paths: GroupPaths) -> Result<Files> {
+        let dir = paths.dir.clone();
+        if !dir.is_dir() {
+            std::fs::create_dir_all(&dir).map_err(|error| fail(&dir, "create directory", error))?;
+            sync_directory(dir.parent().unwrap_or(Path::new("/")))?;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory =
+            rustix::fs::open(&dir, flags, Mode::empty()).map_err(|e| fail(&dir, "open", e))?;
+        lock(&directory, &dir)?;
+        let mut files = Files {
+            directory: Arc::new(directory),
+            paths,
+            journal: None,
+            state: None,
+            homes: BTreeMap::new(),
+        };
+        files.journal = open_direct(&files.path_of(File::Journal))?;
+        files.state = open_direct(&files.path_of(File::State))?;
+        Ok(files)
+    }
+
+    /// An open file.
+    pub fn handle(&self, file: File) -> Result<&Arc<Handle>> {
+        let handle = match file {
+            File::Journal => self.journal.as_ref(),
+            File::State => self.state.as_ref(),
+            File::Home(volume) => self.homes.get(&volume),
+        };
+        handle.ok_or_else(|| Failure {
+            errno: Errno::NOENT.raw_os_error(),
+            message: format!("{} is not open", self.path_of(file).display()),
+        })
+    }
+
+    /// Opens the volume's home if there is one.
+    pub fn attach(&mut self, volume: &VolumeSpec) -> Result<()> {
+        if self.homes.contains_key(&volume.id) {
+            return Ok(());
+        }
+        if let Some(home) = open_home(&self.home_path(&volume.name))? {
+            self.homes.insert(volume.id, Arc::new(home));
+        }
+        Ok(())
+    }
+
+    /// Opens the volume's home, or creates it, sparse and of the volume's size.
+    pub fn create_home(&mut self, volume: &VolumeSpec) -> Result<()> {
+        self.attach(volume)?;
+        let path = self.home_path(&volume.name);
+        let home = match self.homes.get(&volume.id) {
+            Some(home) => home.clone(),
+            None => {
+                let home = Arc::new(create_sparse(&path)?);
+                self.homes.insert(volume.id, home.clone());
+                home
+            }
+        };
+        let len = home.len()?;
+        if len >= volume.size {
+            return Ok(());
+        }
+        // Of no length: made by an earlier attempt that was cut off here.
+        if len > 0 || home.device_block.is_some() {
+            self.homes.remove(&volume.id);
+            return Err(Failure {
+                errno: Errno::FBIG.raw_os_error(),
+                message: format!(
+                    "{} has {len} bytes, volume {} needs {}",
+                    path.display(),
+                    volume.name,
+                    volume.size
+                ),
+            });
+        }
+        rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(&path, "set size of", e))?;
+        rustix::fs::fsync(&home.fd).map_err(|e| fail(&path, "sync", e))?;
+        sync_directory(path.parent().unwrap_or(&self.paths.dir))
+    }
+
+    /// Free bytes of the fullest file system that holds a home; `u64::MAX` if all homes are block devices.
+    pub fn free_space(&self) -> Result<u64> {
+        let free = |fd: &OwnedFd, path: &Path| {
+            let stat =
+                rustix::fs::fstatvfs(fd).map_err(|e| fail(path, "ask for free space of", e))?;
+            Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+        };
+        if self.homes.is_empty() {
+            return free(&self.directory, &self.paths.dir);
+        }
+        let sparse = self
+            .homes
+            .values()
+            .filter(|home| home.device_block.is_none());
+        sparse
+            .map(|home| free(&home.fd, &home.path))
+            .try_fold(u64::MAX, |min, free| Ok(min.min(free?)))
+    }
+
+    fn path_of(&self, file: File) -> PathBuf {
+        match file {
+            File::Journal => self.paths.dir.join("journal"),
+            File::State => self.paths.dir.join("state"),
+            File::Home(volume) => match self.homes.get(&volume) {
+                Some(home) => home.path.clone(),
+                None => self
+                    .paths
+                    .dir
+                    .join(format!("(home of volume {})", volume.0)),
+            },
+        }
+    }
+
+    fn home_path(&self, name: &str) -> PathBuf {
+        let default = || self.paths.dir.join(file_name(name));
+        self.paths.homes.get(name).cloned().unwrap_or_else(default)
+    }
+
+    /// Journal or state: allocated, zeroes written, durable together with its name.
+    fn create_filled(&mut self, file: File, len: u64) -> Result<()> {
+        let path = self.path_of(file);
+        let unfinished = path.with_extension("new");
+        match std::fs::remove_file(&unfinished) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(fail(&unfinished, "remove", error));
+            }
+            _ => {}
+        }
+        fill(&unfinished, len)?;
+        rustix::fs::renameat_with(CWD, &unfinished, CWD, &path, RenameFlags::NOREPLACE)
+            .map_err(|e| fail(&unfinished, "rename", e))?;
+        rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))?;
+        let handle = open_direct(&path)?;
+        match file {
+            File::Journal => self.journal = handle,
+            _ => self.state = handle,
+        }
+        Ok(())
+    }
+}
+
+impl Disk for Files {
+    fn len(&mut self, file: File) -> io::Result<Option<u64>> {
+        match self.handle(file) {
+            Ok(handle) => Ok(Some(handle.len()?)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn create(&mut self, file: File, len: u64) -> io::Result<()> {
+        if matches!(file, File::Home(_)) {
+            return Err(io::Error::other("homes are created with their volume"));
+        }
+        match Disk::len(self, file)? {
+            None => Ok(self.create_filled(file, len)?),
+            Some(found) if found == len => Ok(()),
+            Some(found) => Err(io::Error::other(format!(
+                "{} exists and has {found} bytes instead of {len}; it is left alone",
+                self.path_of(file).display()
+            ))),
+        }
+    }
+
+    fn read(&mut self, file: File, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        Ok(self.handle(file)?.read(offset, buf)?)
+    }
+
+    fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
+        Ok(self.handle(file)?.write(offset, data, durable)?)
+    }
+
+    fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> io::Result<()> {
+        Ok(self.handle(file)?.zero(range, keep)?)
+    }
+
+    fn sync(&mut self, file: File) -> io::Result<()> {
+        let handle = self.handle(file)?;
+        rustix::fs::fdatasync(&handle.fd).map_err(|e| fail(&handle.path, "sync", e))?;
+        Ok(())
+    }
+
+    fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        Ok(self.attach(volume)?)
+    }
+
+    fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        Ok(Files::create_home(self, volume)?)
+    }
+}
+
+impl Handle {
+    fn new(fd: OwnedFd, path: &Path, direct: bool) -> Result<Handle> {
+        let stat = rustix::fs::fstat(&fd).map_err(|e| fail(path, "look at", e))?;
+        let device_block = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => None,
+            FileType::BlockDevice => Some(u64::from(
+                rustix::fs::ioctl_blksszget(&fd)
+                    .map_err(|e| fail(path, "ask for the block size of", e))?,
+            )),
+            _ => {
+                return Err(Failure {
+                    errno: Errno::INVAL.raw_os_error(),
+                    message: format!("{} is neither a file nor a block device", path.display()),
+                });
+            }
+        };
+        Ok(Handle {
+            fd: Arc::new(fd),
+            path: path.to_owned(),
+            direct,
+            device_block,
+            no_punch: AtomicBool::new(false),
+            no_zero_range: AtomicBool::new(false),
+        })
+    }
+
+    /// The descriptor.
+    pub fn fd(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether memory, offsets and lengths must be aligned.
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> Result<u64> {
+        // Works for devices too. Nothing else relies on the file position.
+        rustix::fs::seek(&self.fd, SeekFrom::End(0)).map_err(|e| fail(&self.path, "measure", e))
+    }
+
+    /// Which parts of the range are allocated: `(length, allocated)`, at most `limit`.
+    pub fn extents(&self, range: ByteRange, limit: usize) -> Result<Vec<(u64, bool)>> {
+        let mut extents = Vec::new();
+        let mut at = range.offset;
+        while at < range.end() && extents.len() < limit {
+            let data = match rustix::fs::seek(&self.fd, SeekFrom::Data(at)) {
+                Ok(data) => data.min(range.end()),
+                Err(Errno::NXIO) => range.end(),
+                Err(Errno::INVAL | Errno::OPNOTSUPP) => at, // cannot tell: all of it counts as allocated
+                Err(error) => return Err(fail(&self.path, "look for extents of", error)),
+            };
+            if data > at {
+                extents.push((data - at, false));
+                at = data;
+                continue;
+            }
+            let hole = match rustix::fs::seek(&self.fd, SeekFrom::Hole(at)) {
+                Ok(hole) if hole > at => hole.min(range.end()),
+                Ok(_) | Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NXIO) => range.end(),
+                Err(error) => return Err(fail(&self.path, "look for extents of", error)),
+            };
+            extents.push((hole - at, true));
+            at = hole;
+        }
+        Ok(extents)
+    }
+
+    /// How to make a range read as zeroes.
+    pub fn zero_steps(&self, range: ByteRange, keep: bool) -> SmallVec<[Step; 3]> {
+        let (flags, unsupported) = if keep {
+            (FallocateFlags::ZERO_RANGE, &self.no_zero_range)
+        } else {
+            (FallocateFlags::PUNCH_HOLE, &self.no_punch)
+        };
+        if range.len == 0 {
+            return smallvec![];
+        }
+        if unsupported.load(Relaxed) {
+            return smallvec![Step::Fill(range)];
+        }
+        let block = self.device_block.unwrap_or(1);
+        let start = range.offset.next_multiple_of(block);
+        let end = range.end() - range.end() % block;
+        if start >= end {
+            return smallvec![Step::Fill(range)];
+        }
+        [
+            Step::Fill(ByteRange::new(range.offset, start - range.offset)),
+            Step::Allocate(
+                flags | FallocateFlags::KEEP_SIZE,
+                ByteRange::new(start, end - start),
+            ),
+            Step::Fill(ByteRange::new(end, range.end() - end)),
+        ]
+        .into_iter()
+        .filter(|step| step.range().len > 0)
+        .collect()
+    }
+
+    /// What to do instead of a step that failed; `None` if nothing helps.
+    pub fn instead_of(&self, step: Step, errno: i32) -> Option<Step> {
+        let Step::Allocate(flags, range) = step else {
+            return None;
+        };
+        let cannot = [Errno::OPNOTSUPP, Errno::NOSYS, Errno::NODEV];
+        if !cannot.contains(&Errno::from_raw_os_error(errno)) {
+            return None;
+        }
+        let unsupported = if flags.contains(FallocateFlags::ZERO_RANGE) {
+            &self.no_zero_range
+        } else {
+            &self.no_punch
+        };
+        if !unsupported.swap(true, Relaxed) {
+            tracing::info!(file = %self.path.display(), "cannot {flags:?}; zeroes are written instead");
+        }
+        Some(Step::Fill(range))
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            match rustix::io::pread(&self.fd, &mut buf[done..], offset + done as u64) {
+                Ok(0) => return Err(self.short(offset + done as u64)),
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(fail(&self.path, "read", error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<()> {
+        let flags = if durable {
+            ReadWriteFlags::DSYNC
+        } else {
+            ReadWriteFlags::empty()
+        };
+        let mut done = 0;
+        while done < data.len() {
+            let rest = [IoSlice::new(&data[done..])];
+            match rustix::io::pwritev2(&self.fd, &rest, offset + done as u64, flags) {
+                Ok(count) => done += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(fail(&self.path, "write", error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&self, range: ByteRange, keep: bool) -> Result<()> {
+        for step in self.zero_steps(range, keep) {
+            let step = match step {
+                Step::Fill(_) => step,
+                Step::Allocate(flags, range) => {
+                    match rustix::fs::fallocate(&self.fd, flags, range.offset, range.len) {
+                        Ok(()) => continue,
+                        Err(error) => self
+                            .instead_of(step, error.raw_os_error())
+                            .ok_or_else(|| fail(&self.path, "zero a range of", error))?,
+                    }
+                }
+            };
+            let range = step.range();
+            for (offset, len) in pieces(range) {
+                self.write(offset, &zeroes(len), false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The failure of a read beyond the end.
+    pub fn short(&self, offset: u64) -> Failure {
+        Failure {
+            errno: Errno::IO.raw_os_error(),
+            message: format!(
+                "{} ends at byte {offset}, where more was to be read",
+                self.path.display()
+            ),
+        }
+    }
+}
+
+impl Step {
+    /// What it concerns.
+    pub fn range(self) -> ByteRange {
+        match self {
+            Step::Allocate(_, range) | Step::Fill(range) => range,
+        }
+    }
+}
+
+/// `len` zero bytes, at most [`ZEROES`].
+pub fn zeroes(len: usize) -> Bytes {
+    static ALL: std::sync::OnceLock<Bytes> = std::sync::OnceLock::new();
+    ALL.get_or_init(|| Bytes::from_owner(AlignedBuf::zeroed(ZEROES)))
+        .slice(..len)
+}
+
+/// A range in pieces that [`zeroes`] has.
+fn pieces(range: ByteRange) -> impl Iterator<Item = (u64, usize)> {
+    (0..range.len).step_by(ZEROES).map(move |at| {
+        (
+            range.offset + at,
+            (range.len - at).min(ZEROES as u64) as usize,
+        )
+    })
+}
+
+/// First piece of a range, for those who go step by step.
+pub fn first_piece(range: ByteRange) -> usize {
+    range.len.min(ZEROES as u64) as usize
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> io::Error {
+        io::Error::new(
+            io::Error::from_raw_os_error(failure.errno).kind(),
+            failure.message,
+        )
+    }
+}
+
+/// The failure of an operation on a file.
+pub fn fail(path: &Path, what: &str, error: impl Into<io::Error> + Display) -> Failure {
+    let message = format!("cannot {what} {}: {error}", path.display());
+    let error: io::Error = error.into();
+    Failure {
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+        message,
+    }
+}
+
+fn open_file(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::open(
+        path,
+        flags | OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::from_raw_mode(0o600),
+    )
+}
+
+/// Direct if the file system can; `None` if the file does not exist.
+fn open_direct(path: &Path) -> Result<Option<Arc<Handle>>> {
+    let (fd, direct) = match open_file(path, OFlags::DIRECT) {
+        Ok(fd) => (fd, true),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::INVAL) => {
+            tracing::warn!(file = %path.display(), "the file system has no direct IO; writes go through its cache");
+            let fd = open_file(path, OFlags::empty()).map_err(|e| fail(path, "open", e))?;
+            (fd, false)
+        }
+        Err(error) => return Err(fail(path, "open", error)),
+    };
+    Ok(Some(Arc::new(Handle::new(fd, path, direct)?)))
+}
+
+fn open_home(path: &Path) -> Result<Option<Handle>> {
+    let fd = match open_file(path, OFlags::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(fail(path, "open", error)),
+    };
+    lock(&fd, path)?;
+    Handle::new(fd, path, false).map(Some)
+}
+
+fn create_sparse(path: &Path) -> Result<Handle> {
+    // A device that is missing must not become a file in memory.
+    if path.starts_with("/dev") {
+        return Err(fail(path, "open", Errno::NOENT));
+    }
+    let fd = open_file(path, OFlags::CREATE | OFlags::EXCL).map_err(|e| fail(path, "create", e))?;
+    lock(&fd, path)?;
+    Handle::new(fd, path, false)
+}
+
+/// Creates a file of `len` written zeroes. A file of unwritten blocks would read the same, but every durable write to
+/// it would wait for a commit of the file system.
+fn fill(path: &Path, len: u64) -> Result<()> {
+    let create = OFlags::CREATE | OFlags::EXCL;
+    let fd = match open_file(path, create | OFlags::DIRECT) {
+        // Some file systems create the file before they refuse.
+        Err(Errno::INVAL) => open_file(path, OFlags::CREATE),
+        other => other,
+    };
+    let fd = fd.map_err(|e| fail(path, "create", e))?;
+    match rustix::fs::fallocate(&fd, FallocateFlags::empty(), 0, len) {
+        Ok(()) | Err(Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(fail(path, &format!("allocate {len} bytes for"), error)),
+    }
+    let handle = Handle::new(fd, path, true)?;
+    for (offset, len) in pieces(ByteRange::new(0, len)) {
+        handle.write(offset, &zeroes(len), false)?;
+    }
+    rustix::fs::fsync(&handle.fd).map_err(|e| fail(path, "sync", e))
+}
+
+fn lock(fd: &OwnedFd, path: &Path) -> Result<()> {
+    rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        Errno::WOULDBLOCK => Failure {
+            errno: error.raw_os_error(),
+            message: format!(
+                "{} is in use: another daemon, or another group of this one, has it open",
+                path.display()
+            ),
+        },
+        error => fail(path, "lock", error),
+    })
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    let path = if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .and_then(rustix::fs::fsync)
+        .map_err(|e| fail(path, "sync", e))
+}
+
+/// A volume's name as the name of a file: what could mean something to a file system is escaped like in a URL.
+fn file_name(volume: &str) -> String {
+    let mut name = String::new();
+    for (at, &byte) in volume.as_bytes().iter().enumerate() {
+        match byte {
+            b'.' if at == 0 => name.push_str("%2E"),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => name.push(byte as char),
+            _ => name.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    name + ".home"
+}
+
+// Longest name: every byte escaped. File systems take 255.
+const _: () = assert!(crate::base::NAME_MAX * 3 + 5 <= 255);
+const _: () = assert!(ZEROES.is_multiple_of(BLOCK));

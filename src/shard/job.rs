@@ -1,0 +1,230 @@
+//! Disk requests of a group on the ring: each a chain of operations, one at a time, until all of it is done.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use super::disk::{Failure, Files, Handle, Step, fail, first_piece, zeroes};
+use super::ring::{Op, ReadBuf};
+use crate::base::{AlignedBuf, ByteRange};
+use crate::engine::{DiskOp, DiskResult};
+
+/// A disk request under way.
+pub struct Job {
+    file: Arc<Handle>,
+    work: Work,
+}
+
+enum Work {
+    /// What is still to be written.
+    Write {
+        offset: u64,
+        data: Bytes,
+        durable: bool,
+    },
+    /// Where the next byte comes from and how many there are.
+    Read {
+        offset: u64,
+        left: usize,
+    },
+    Sync,
+    /// Steps still to be taken, the present one first.
+    Zero {
+        steps: SmallVec<[Step; 3]>,
+    },
+}
+
+/// What comes next.
+pub enum Next {
+    /// Another operation on the ring.
+    Submit(Op),
+    /// The answer to the request.
+    Done(DiskResult),
+}
+
+/// Begins a request: an answer if it could be had at once, else a job and its first operation.
+pub fn begin(files: &mut Files, op: DiskOp) -> Result<(Job, Op), DiskResult> {
+    match plan(files, op) {
+        Ok(Plan::Answer(result)) => Err(result),
+        Ok(Plan::Work(file, work)) => {
+            let mut job = Job { file, work };
+            match job.next(None) {
+                Next::Submit(op) => Ok((job, op)),
+                Next::Done(result) => Err(result),
+            }
+        }
+        Err(failure) => Err(failed(failure)),
+    }
+}
+
+enum Plan {
+    Answer(DiskResult),
+    Work(Arc<Handle>, Work),
+}
+
+fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
+    let (file, work) = match op {
+        DiskOp::Write {
+            file,
+            offset,
+            data,
+            durable,
+        } => (
+            file,
+            Work::Write {
+                offset,
+                data,
+                durable,
+            },
+        ),
+        DiskOp::Read { file, offset, len } => {
+            let left = usize::try_from(len).expect("reads fit memory");
+            (file, Work::Read { offset, left })
+        }
+        DiskOp::Sync { file } => (file, Work::Sync),
+        DiskOp::Zero { file, range, keep } => {
+            let steps = files.handle(file)?.zero_steps(range, keep);
+            (file, Work::Zero { steps })
+        }
+        // The rest is quick and has no operation on the ring.
+        DiskOp::Extents { file, range, limit } => {
+            let extents = files.handle(file)?.extents(range, limit)?;
+            return Ok(Plan::Answer(DiskResult::Extents(extents)));
+        }
+        DiskOp::FreeSpace => return Ok(Plan::Answer(DiskResult::FreeSpace(files.free_space()?))),
+        DiskOp::CreateHome { volume } => {
+            files.create_home(&volume)?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+    };
+    Ok(Plan::Work(files.handle(file)?.clone(), work))
+}
+
+impl Job {
+    /// Goes on after an operation, with its buffer and what came of it.
+    pub fn advance(&mut self, op: Op, result: io::Result<usize>) -> Next {
+        let count = match result {
+            Ok(count) => count,
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => return Next::Submit(op),
+            Err(error) => return self.failed(&error),
+        };
+        let mut buf = None;
+        match (&mut self.work, op) {
+            (Work::Write { offset, data, .. }, _) => {
+                if count == 0 {
+                    return self.failed(&io::Error::from_raw_os_error(libc::EIO));
+                }
+                data.advance(count);
+                *offset += count as u64;
+            }
+            (Work::Read { offset, left }, Op::Read { into, .. }) => {
+                *offset += count as u64;
+                *left -= count;
+                if count == 0 && *left > 0 {
+                    return Next::Done(failed(self.file.short(*offset)));
+                }
+                buf = Some(into);
+            }
+            (Work::Zero { steps }, Op::Write { .. }) => {
+                let range = steps[0].range();
+                steps[0] = Step::Fill(ByteRange::new(
+                    range.offset + count as u64,
+                    range.len - count as u64,
+                ));
+                if steps[0].range().len == 0 {
+                    steps.remove(0);
+                }
+            }
+            (Work::Zero { steps }, _) => {
+                steps.remove(0);
+            }
+            _ => return Next::Done(DiskResult::Done),
+        }
+        self.next(buf)
+    }
+
+    /// The next operation; `buf` holds what was read so far.
+    fn next(&mut self, buf: Option<ReadBuf>) -> Next {
+        let file = self.file.fd().clone();
+        match &self.work {
+            Work::Write { data, .. } if data.is_empty() => Next::Done(DiskResult::Done),
+            Work::Write {
+                offset,
+                data,
+                durable,
+            } => Next::Submit(Op::Write {
+                file,
+                offset: *offset,
+                data: data.clone(),
+                durable: *durable,
+            }),
+            Work::Read { left: 0, .. } => Next::Done(DiskResult::Data(
+                buf.map_or_else(Bytes::new, ReadBuf::freeze),
+            )),
+            Work::Read { offset, left } => Next::Submit(Op::Read {
+                file,
+                offset: *offset,
+                into: buf.unwrap_or_else(|| self.room(*left)),
+                len: *left,
+            }),
+            Work::Sync => Next::Submit(Op::Sync { file }),
+            Work::Zero { steps } => match steps.first() {
+                None => Next::Done(DiskResult::Done),
+                Some(Step::Allocate(flags, range)) => Next::Submit(Op::Allocate {
+                    file,
+                    mode: flags.bits().cast_signed(),
+                    range: *range,
+                }),
+                Some(Step::Fill(range)) => Next::Submit(Op::Write {
+                    file,
+                    offset: range.offset,
+                    data: zeroes(first_piece(*range)),
+                    durable: false,
+                }),
+            },
+        }
+    }
+
+    fn room(&self, len: usize) -> ReadBuf {
+        if self.file.is_direct() {
+            ReadBuf::Aligned(AlignedBuf::with_capacity(len))
+        } else {
+            ReadBuf::Plain(BytesMut::with_capacity(len))
+        }
+    }
+
+    fn failed(&mut self, error: &io::Error) -> Next {
+        let what = match &mut self.work {
+            Work::Zero { steps } => {
+                let instead = self
+                    .file
+                    .instead_of(steps[0], error.raw_os_error().unwrap_or(0));
+                if let Some(step) = instead {
+                    steps[0] = step;
+                    return self.next(None);
+                }
+                let range = steps[0].range();
+                format!("zero {} bytes at {} of", range.len, range.offset)
+            }
+            Work::Write { offset, data, .. } => {
+                format!("write {} bytes at {offset} of", data.len())
+            }
+            Work::Read { offset, left } => format!("read {left} bytes at {offset} of"),
+            Work::Sync => "sync".to_owned(),
+        };
+        Next::Done(failed(fail(self.file.path(), &what, clone_of(error))))
+    }
+}
+
+fn failed(failure: Failure) -> DiskResult {
+    DiskResult::Failed {
+        errno: failure.errno,
+        message: failure.message,
+    }
+}
+
+fn clone_of(error: &io::Error) -> io::Error {
+    io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO))
+}
