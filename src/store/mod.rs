@@ -1,348 +1,354 @@
-//! Operations that are admitted and not yet in the homes: what they hold, what they cover, and which may be applied.
+//! Operations that are part of the history and not yet in the homes.
+//!
+//! An operation enters with [`Store::admit`], gets its content with [`Store::attach`], may be applied once
+//! [`Store::allow`] covers it, is handed out by [`Store::next_apply`] and leaves with [`Store::applied`]. Until it
+//! leaves, reads see it through the overlay: for every byte the newest operation that touches it.
 //!
 //! # Invariants
-//! - An operation is handed out for applying only up to the LSN that [`Store::allow`] named (the WAL rule).
-//! - Two operations whose ranges overlap are applied one after the other, in LSN order.
-//! - What an operation covers is seen by reads from its admission until its own apply has completed.
+//! - Nothing above the allowed LSN (committed, and durable in the local journal) is ever handed out: the WAL rule.
+//! - Applies that overlap complete in LSN order, because one starts only after the earlier ones completed.
+//! - An operation leaves the overlay only after its own apply completed, so that no read ever looks at a part of a home
+//!   that is being written.
 //!
-//! It knows no journal, no link and no acknowledgement. How eagerly operations are applied is decided here, in
-//! [`Store::next_apply`]; a policy that delays and coalesces belongs there.
+//! # What it must not know
+//! Files, the journal's layout, peers and roles. It does no IO; the caller carries the applies out.
 
+mod content;
 mod overlay;
+mod plan;
+mod policy;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use bytes::Bytes;
-use slab::Slab;
-use smallvec::SmallVec;
+pub use self::content::Content;
+pub use self::plan::{Piece, ReadPlan, Source, StatusPiece, StatusPlan, StatusSource};
+pub use self::policy::Policy;
+pub use self::schedule::HoldId;
 
 use self::overlay::Overlay;
+use self::schedule::{Offer, Schedule, Span};
 use crate::base::{ByteRange, Lsn, Op, OpKind, VolumeId};
 
-/// Applies under way at once.
-const MAX_IN_FLIGHT: usize = 64;
-
-/// What an operation brings.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Content {
-    /// Exactly as many bytes as the range has.
-    Data(Bytes),
-    /// Zeroes; the range stays allocated if `keep`.
-    Zero {
-        /// Keep the range allocated.
-        keep: bool,
-    },
-    /// The payload of an operation on the group.
-    Control(Bytes),
-}
-
-impl Content {
-    /// What an operation with this payload brings.
-    pub fn of(op: &Op, payload: Bytes) -> Content {
-        match op.kind {
-            OpKind::Write => Content::Data(payload),
-            OpKind::WriteZeroes { no_hole } => Content::Zero { keep: no_hole },
-            OpKind::Trim => Content::Zero { keep: false },
-            OpKind::OpenEpoch | OpKind::CreateVolume => Content::Control(payload),
-        }
-    }
-}
-
-/// An operation that may be applied now.
+/// An operation to be carried out on a home, or, if it is a control operation, on the group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Apply {
-    /// Its LSN; report it with [`Store::applied`].
+    /// Its LSN, for [`Store::applied`].
     pub lsn: Lsn,
-    /// The operation.
+    /// What it does and where.
     pub op: Op,
-    /// What it brings.
+    /// Its content.
     pub content: Content,
 }
 
-/// Where a piece of a read comes from.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Source {
-    /// The home.
-    Home,
-    /// This operation: see [`Store::content`].
-    Overlay(Lsn),
-}
-
-/// A piece of a read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PlanPiece {
-    /// Bytes of the volume.
-    pub range: ByteRange,
-    /// Where they are.
-    pub source: Source,
-}
-
-/// How to answer a read at this moment.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ReadPlan {
-    /// Pieces in order, without gaps.
-    pub pieces: SmallVec<[PlanPiece; 4]>,
-    /// Highest LSN among the pieces: the reply must wait until it is committed.
-    pub newest: Option<Lsn>,
-}
-
-/// A range on which no apply starts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HoldId(usize);
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Progress {
-    Waiting,
-    Started,
-    Applied,
-}
-
-#[derive(Debug)]
-struct Entry {
-    op: Op,
-    content: Option<Content>,
-    progress: Progress,
-}
-
-/// See the module's documentation.
+/// Operations between the homes and the end of the history.
+///
+/// After every `allow`, `attach`, `applied` and `release`, call [`Store::next_apply`] until it has nothing more.
 #[derive(Debug)]
 pub struct Store {
-    /// Everything after this LSN, in order.
+    /// The operations after `applied`, without gaps.
+    slots: VecDeque<Slot>,
+    /// All up to here are in the homes.
     applied: Lsn,
-    entries: VecDeque<Entry>,
-    overlay: Overlay,
     allowed: Lsn,
-    /// First entry that has not started.
+    /// The first operation that was not yet considered for applying.
     next: Lsn,
-    in_flight: Vec<(Lsn, VolumeId, ByteRange)>,
-    holds: Slab<(VolumeId, ByteRange)>,
-    unapplied_bytes: u64,
+    overlays: BTreeMap<VolumeId, Overlay>,
+    schedule: Schedule,
+    policy: Policy,
+    ops: usize,
+    bytes: u64,
+    allocating_bytes: u64,
+}
+
+/// Memory that an operation is counted with beside its data, in bytes: its slot and its place in the overlay.
+pub const OP_BYTES: u64 = 128;
+const _: () = assert!(size_of::<Slot>() + 24 <= OP_BYTES as usize);
+
+#[derive(Debug)]
+struct Slot {
+    op: Op,
+    /// `None` until attached, and again once applied.
+    content: Option<Content>,
+    done: bool,
 }
 
 impl Store {
-    /// A store whose homes hold everything up to `applied`.
+    /// Nothing to apply; the homes hold everything up to `applied`.
     pub fn new(applied: Lsn) -> Store {
+        Store::with_policy(applied, Policy::default())
+    }
+
+    /// As [`Store::new`], with a policy other than the default.
+    pub fn with_policy(applied: Lsn, policy: Policy) -> Store {
         Store {
+            slots: VecDeque::new(),
             applied,
-            entries: VecDeque::new(),
-            overlay: Overlay::default(),
             allowed: applied,
             next: applied.next(),
-            in_flight: Vec::new(),
-            holds: Slab::new(),
-            unapplied_bytes: 0,
+            overlays: BTreeMap::new(),
+            schedule: Schedule::default(),
+            policy,
+            ops: 0,
+            bytes: 0,
+            allocating_bytes: 0,
         }
     }
 
-    fn index(&self, lsn: Lsn) -> Option<usize> {
-        let at = lsn.0.checked_sub(self.applied.0 + 1)?;
-        usize::try_from(at)
-            .ok()
-            .filter(|at| *at < self.entries.len())
-    }
-
-    /// Bytes of memory that an operation is counted with: its content, and the bookkeeping.
-    fn weight(op: &Op) -> u64 {
-        128 + if op.kind == OpKind::Write {
-            op.range.len
-        } else {
-            0
-        }
-    }
-
-    /// Enters the operation after the last one. Its content may follow later.
+    /// Enters the next operation of the history; its range must lie within its volume. From now on reads see it.
+    ///
+    /// Trims and write-zeroes bring their content with them; that of writes and control operations may follow later.
     ///
     /// # Panics
-    /// If `lsn` is not the next.
+    /// If `lsn` is not the one after the last.
     pub fn admit(&mut self, lsn: Lsn, op: &Op) {
-        assert_eq!(
-            lsn,
-            self.applied.plus(self.entries.len() as u64 + 1),
-            "operations enter in LSN order"
-        );
+        let expected = self.last_lsn().next();
+        assert_eq!(lsn, expected, "operations enter in LSN order");
         if !op.kind.is_control() {
-            self.overlay.cover(op.volume, op.range, lsn);
+            self.overlays
+                .entry(op.volume)
+                .or_default()
+                .insert(op.range, lsn);
         }
-        self.unapplied_bytes += Store::weight(op);
-        self.entries.push_back(Entry {
+        self.count(op);
+        self.slots.push_back(Slot {
             op: *op,
-            content: None,
-            progress: Progress::Waiting,
+            content: Content::implied(op),
+            done: false,
         });
     }
 
-    /// What the operation at `lsn` brings.
+    /// Gives an admitted operation its content.
+    ///
+    /// # Panics
+    /// If the operation is not here, or the content is not one that its kind and length can have.
     pub fn attach(&mut self, lsn: Lsn, content: Content) {
-        if let Some(at) = self.index(lsn) {
-            self.entries[at].content = Some(content);
-        }
+        let index = self.index(lsn).filter(|&at| !self.slots[at].done);
+        let index = index.unwrap_or_else(|| panic!("LSN {lsn} is not in the store"));
+        let slot = &mut self.slots[index];
+        assert!(
+            content.fits(&slot.op),
+            "content of LSN {lsn} does not fit {:?}",
+            slot.op
+        );
+        slot.content = Some(content);
     }
 
-    /// The homes may hold everything up to here. Never goes back.
+    /// The homes may hold everything up to here, which is everything that is committed and durable in the local
+    /// journal. Never goes back.
     pub fn allow(&mut self, lsn: Lsn) {
         self.allowed = self.allowed.max(lsn);
     }
 
-    /// The next operation that may be applied now, if any.
+    /// The next apply that may start now.
     ///
-    /// Operations start in LSN order; one that overlaps an apply under way or a held range waits, and those behind it
-    /// wait with it. An operation on the group starts when everything before it has completed, and what comes after it
-    /// waits for it.
+    /// They start in LSN order, except that one which must wait (for an earlier overlapping one, or for a hold) is
+    /// overtaken by later ones that overlap nothing that waits. A control operation is a barrier: it starts when
+    /// everything before it was applied, and nothing after it starts before it was.
     pub fn next_apply(&mut self) -> Option<Apply> {
-        if self.next > self.allowed || self.in_flight.len() >= MAX_IN_FLIGHT {
+        if self.schedule.running() >= self.policy.max_in_flight {
             return None;
         }
-        let lsn = self.next;
-        let at = self.index(lsn)?;
-        let entry = &self.entries[at];
-        let op = entry.op;
-        let content = entry.content.clone()?;
-        let barrier =
-            op.kind.is_control() || self.in_flight.iter().any(|(l, ..)| self.is_control(*l));
-        let blocked = if barrier {
-            !self.in_flight.is_empty()
-        } else {
-            !self.quiet(op.volume, op.range) || self.held(op.volume, op.range)
-        };
-        if blocked {
-            return None;
+        if let Some(lsn) = self.schedule.next_waiting() {
+            return Some(self.hand_out(lsn));
         }
-        self.entries[at].progress = Progress::Started;
-        self.in_flight.push((lsn, op.volume, op.range));
-        self.next = lsn.next();
-        Some(Apply { lsn, op, content })
+        while self.next <= self.allowed {
+            let lsn = self.next;
+            let slot = self.slots.get(self.index(lsn)?)?;
+            slot.content.as_ref()?;
+            match self.schedule.offer(Span::of(lsn, &slot.op), &self.policy) {
+                Offer::Started => {
+                    self.next = lsn.next();
+                    return Some(self.hand_out(lsn));
+                }
+                Offer::Waits => self.next = lsn.next(),
+                Offer::Refused => return None,
+            }
+        }
+        None
     }
 
-    fn is_control(&self, lsn: Lsn) -> bool {
-        self.index(lsn)
-            .is_some_and(|at| self.entries[at].op.kind.is_control())
+    fn hand_out(&self, lsn: Lsn) -> Apply {
+        let slot = self
+            .index(lsn)
+            .and_then(|at| self.slots.get(at))
+            .expect("scheduled operations stay until they are applied");
+        Apply {
+            lsn,
+            op: slot.op,
+            content: slot.content.clone().expect("checked before scheduling"),
+        }
     }
 
-    /// The apply of this operation completed.
+    /// An apply completed: reads of its range go to the home from now on.
+    ///
+    /// # Panics
+    /// If this LSN was not handed out, or completed before.
     pub fn applied(&mut self, lsn: Lsn) {
-        self.in_flight.retain(|(l, ..)| *l != lsn);
-        let Some(at) = self.index(lsn) else { return };
-        let op = self.entries[at].op;
-        self.entries[at].progress = Progress::Applied;
-        self.entries[at].content = None;
-        self.unapplied_bytes -= Store::weight(&op);
-        if !op.kind.is_control() {
-            self.overlay.uncover(op.volume, op.range, lsn);
-        }
-        while self
-            .entries
-            .front()
-            .is_some_and(|e| e.progress == Progress::Applied)
-        {
-            self.entries.pop_front();
+        assert!(
+            self.schedule.finish(lsn),
+            "LSN {lsn} is not being applied, so that it cannot complete"
+        );
+        let index = self.index(lsn).expect("running operations are here");
+        let slot = &mut self.slots[index];
+        slot.content = None;
+        slot.done = true;
+        let op = slot.op;
+        self.leave_overlay(lsn, &op);
+        self.uncount(&op);
+        while self.slots.front().is_some_and(|slot| slot.done) {
+            self.slots.pop_front();
             self.applied = self.applied.next();
         }
     }
 
-    /// The homes hold everything up to here.
+    /// Everything up to here is in the homes (written, not yet synced).
     pub fn applied_lsn(&self) -> Lsn {
         self.applied
     }
 
-    /// Memory held by operations not yet applied, in bytes.
+    /// The last operation that was admitted.
+    pub fn last_lsn(&self) -> Lsn {
+        self.applied.plus(self.slots.len() as u64)
+    }
+
+    /// Memory held by operations that are not yet in the homes, in bytes: the data of writes, and [`OP_BYTES`] for each.
     pub fn unapplied_bytes(&self) -> u64 {
-        self.unapplied_bytes
+        self.bytes
     }
 
-    /// Operations not yet applied.
+    /// Bytes that the homes may still allocate for operations not yet applied: writes and zeroes kept allocated.
+    pub fn allocating_bytes(&self) -> u64 {
+        self.allocating_bytes
+    }
+
+    /// Operations not yet in the homes.
     pub fn unapplied_ops(&self) -> usize {
-        self.entries
-            .iter()
-            .filter(|e| e.progress != Progress::Applied)
-            .count()
+        self.ops
     }
 
-    /// How to answer a read of this range at this moment.
+    /// Everything admitted is in the homes.
+    pub fn idle(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// How to answer a read of this range, which must lie within the volume, as of now.
+    ///
+    /// Take the content of the overlay pieces with [`Store::content`] at once: it is shared, not copied, and stays valid
+    /// after the operation left the store. Only where that has none yet (not attached), plan again later. Hold the reply
+    /// until `newest` is committed. A plan that was carried out like this need never be made again, so that a reader
+    /// cannot be kept waiting for ever by a stream of overwrites.
     pub fn read_plan(&self, volume: VolumeId, range: ByteRange) -> ReadPlan {
-        let mut plan = ReadPlan {
-            pieces: SmallVec::new(),
-            newest: None,
-        };
-        let mut at = range.offset;
-        let home = |from: u64, to: u64, pieces: &mut SmallVec<[PlanPiece; 4]>| {
-            if from < to {
-                pieces.push(PlanPiece {
-                    range: ByteRange::new(from, to - from),
-                    source: Source::Home,
-                });
-            }
-        };
-        for (covered, lsn) in self.overlay.covering(volume, range) {
-            home(at, covered.offset, &mut plan.pieces);
-            plan.pieces.push(PlanPiece {
-                range: covered,
-                source: Source::Overlay(lsn),
-            });
-            plan.newest = plan.newest.max(Some(lsn));
-            at = covered.end();
+        match self.overlays.get(&volume) {
+            Some(overlay) => overlay.plan(range),
+            None => ReadPlan::home(range),
         }
-        home(at, range.end(), &mut plan.pieces);
-        plan
     }
 
-    /// What the operation at `lsn` brings to this part of its range. `None` before [`Store::attach`], and once it was
-    /// applied: take it when the plan is made.
+    /// The content of part of an operation: `None` if it was not attached yet, or left the store.
+    ///
+    /// # Panics
+    /// If the range is not within the operation's.
     pub fn content(&self, lsn: Lsn, range: ByteRange) -> Option<Content> {
-        let entry = &self.entries[self.index(lsn)?];
-        match entry.content.as_ref()? {
-            Content::Data(data) => {
-                let from = usize::try_from(range.offset - entry.op.range.offset).ok()?;
-                let to = from + usize::try_from(range.len).ok()?;
-                Some(Content::Data(data.slice(from..to)))
-            }
-            other => Some(other.clone()),
-        }
+        let slot = self.slots.get(self.index(lsn)?)?;
+        Some(slot.content.as_ref()?.part(slot.op.range, range))
     }
 
-    /// Forgets the operations after `lsn`, none of which was allowed. What they covered is seen as before them.
+    /// What the overlay knows about the allocation of this range, which must lie within the volume.
+    pub fn status_plan(&self, volume: VolumeId, range: ByteRange) -> StatusPlan {
+        StatusPlan::of(&self.read_plan(volume, range), |lsn| {
+            let slot = self.slots.get(self.index(lsn)?)?;
+            slot.content.as_ref()
+        })
+    }
+
+    /// A mirror drops its uncommitted tail: everything after `lsn` never was. What it had overwritten is visible again.
+    ///
+    /// # Panics
+    /// If something after `lsn` was allowed to be applied already.
     pub fn truncate_after(&mut self, lsn: Lsn) {
-        let keep = usize::try_from(lsn.since(self.applied)).expect("bounded by memory");
-        while self.entries.len() > keep {
-            let entry = self.entries.pop_back().expect("longer than what is kept");
-            debug_assert_eq!(
-                entry.progress,
-                Progress::Waiting,
-                "what was allowed is never dropped"
-            );
-            self.unapplied_bytes -= Store::weight(&entry.op);
+        if lsn >= self.last_lsn() {
+            return;
         }
-        self.overlay = Overlay::default();
-        for (n, entry) in self.entries.iter().enumerate() {
-            if entry.progress != Progress::Applied && !entry.op.kind.is_control() {
-                let lsn = self.applied.plus(n as u64 + 1);
-                self.overlay.cover(entry.op.volume, entry.op.range, lsn);
+        assert!(
+            lsn >= self.allowed,
+            "cannot drop what follows LSN {lsn}: the homes may hold all up to LSN {}",
+            self.allowed
+        );
+        for slot in self.slots.split_off(lsn.since(self.applied) as usize) {
+            self.uncount(&slot.op);
+        }
+        // Rare, and the overlay does not know what lies beneath: build it again.
+        self.overlays.clear();
+        for (lsn, slot) in (self.applied.0 + 1..).map(Lsn).zip(&self.slots) {
+            if !slot.done && !slot.op.kind.is_control() {
+                let overlay = self.overlays.entry(slot.op.volume).or_default();
+                overlay.insert(slot.op.range, lsn);
             }
         }
     }
 
-    /// From now on no apply that touches the range starts.
+    /// Keeps applies that overlap this range from starting until it is released: for a full copy, which reads
+    /// the range (primary) or writes it (mirror) outside the order of operations. Those already in flight go on: wait
+    /// for [`Store::quiet`]. Holds may overlap each other.
+    ///
+    /// A mirror that holds a range when a chunk of it arrives may write the chunk before older operations that
+    /// were not applied yet: the chunk contains them, and applying them again in order leads to the same content.
     pub fn hold(&mut self, volume: VolumeId, range: ByteRange) -> HoldId {
-        HoldId(self.holds.insert((volume, range)))
+        self.schedule.hold(volume, range)
     }
 
     /// Ends a hold.
+    ///
+    /// # Panics
+    /// If it ended before.
     pub fn release(&mut self, hold: HoldId) {
-        self.holds.try_remove(hold.0);
+        assert!(self.schedule.release(hold), "{hold:?} was released already");
     }
 
-    fn held(&self, volume: VolumeId, range: ByteRange) -> bool {
-        self.holds
-            .iter()
-            .any(|(_, (v, r))| *v == volume && r.overlaps(range))
-    }
-
-    /// Whether no apply that touches the range is under way.
+    /// Whether no apply that overlaps this range is in flight.
     pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
-        !self
-            .in_flight
-            .iter()
-            .any(|(_, v, r)| *v == volume && r.overlaps(range))
+        self.schedule.quiet(volume, range)
+    }
+
+    fn index(&self, lsn: Lsn) -> Option<usize> {
+        (self.applied < lsn && lsn <= self.last_lsn())
+            .then(|| (lsn.since(self.applied) - 1) as usize)
+    }
+
+    fn leave_overlay(&mut self, lsn: Lsn, op: &Op) {
+        if let Some(overlay) = self.overlays.get_mut(&op.volume)
+            && !op.kind.is_control()
+        {
+            overlay.remove(op.range, lsn);
+        }
+    }
+
+    fn count(&mut self, op: &Op) {
+        self.ops += 1;
+        self.bytes += held_bytes(op);
+        self.allocating_bytes += allocated_bytes(op);
+    }
+
+    fn uncount(&mut self, op: &Op) {
+        self.ops -= 1;
+        self.bytes -= held_bytes(op);
+        self.allocating_bytes -= allocated_bytes(op);
+    }
+}
+
+fn held_bytes(op: &Op) -> u64 {
+    match op.kind {
+        OpKind::Write => OP_BYTES + op.range.len,
+        _ => OP_BYTES,
+    }
+}
+
+fn allocated_bytes(op: &Op) -> u64 {
+    match op.kind {
+        OpKind::Write | OpKind::WriteZeroes { no_hole: true } => op.range.len,
+        _ => 0,
     }
 }
