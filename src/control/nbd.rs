@@ -1,4 +1,4 @@
-//! NBD clients until they have chosen an export: carries bytes between a socket and [`nbd::Handshake`], then hands
+//! NBD clients until they have chosen an export: carries bytes between a socket and [`Handshake`], then hands
 //! the socket to the shard of the export's group.
 
 use std::time::Duration;

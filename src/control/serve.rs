@@ -113,3 +113,26 @@ fn bind_all(config: &Config, inherited: Vec<Listener>) -> anyhow::Result<Listene
 fn bind(address: &impl ToString) -> anyhow::Result<Listener> {
     Listener::bind(&address.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_was_inherited_is_not_bound_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        let passed = Listener::bind("127.0.0.1:0").unwrap();
+        let address = passed.address.clone();
+        let text = format!(
+            "[site]\nname = \"clichy\"\ndata = \"{shown}\"\ncontrol = \"unix:{shown}/control.sock\"\n\
+             nbd = [\"{address}\", \"unix:{shown}/nbd.sock\"]\n\
+             [[group]]\nname = \"registry\"\nrole = \"primary\"\n\
+             [[group.volume]]\nname = \"data\"\nsize = \"1GiB\"\n"
+        );
+        let config = Config::parse(&text, std::path::Path::new("test.toml")).unwrap();
+        let listeners = bind_all(&config, vec![passed]).unwrap();
+        let addresses: Vec<_> = listeners.nbd.iter().map(|l| l.address.clone()).collect();
+        assert_eq!(addresses, [address, format!("unix:{shown}/nbd.sock")]);
+    }
+}
