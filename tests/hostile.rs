@@ -121,7 +121,7 @@ fn an_abort_is_acknowledged_even_with_data_and_a_client_that_is_already_gone_is_
 fn names_and_strings_that_cannot_be_are_refused() {
     let pair = Pair::start(Setup::default());
     let long = "x".repeat(4097);
-    for name in [long.as_str(), "de\0mo", ""] {
+    for name in [long.as_str(), "de\0mo"] {
         let mut client = greet(&pair);
         let refused = match client.option(OPT_GO, &name_and(name, &[0, 0])) {
             Ok(replies) => replies.last().unwrap().kind & REP_ERROR != 0,

@@ -124,8 +124,8 @@ fn in_memsync_mode_freeze_acknowledges_nothing_until_the_wire_is_mended() {
 }
 
 #[test]
-fn in_async_mode_freeze_does_not_bind_because_the_rule_does_not_need_the_mirror() {
-    outage(setup("async", "freeze"), goes_on_regardless);
+fn in_async_mode_freeze_acknowledges_nothing_until_the_wire_is_mended() {
+    outage(setup("async", "freeze"), freezes);
 }
 
 #[test]

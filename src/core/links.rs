@@ -151,6 +151,15 @@ impl Core {
 
     /// Anything but frames and chunks.
     pub(super) fn message(&mut self, link: Link, message: Message, view: &View) {
+        if let Some(at) = self.peer_on(link)
+            && self.silent_too_long(at)
+        {
+            // This site slept, or the network did. The peer may have been promoted meanwhile: what it said before is not
+            // acted upon any more.
+            self.peer_tick(at, view);
+            return;
+        }
+        self.heard(link);
         if let Message::Ping { token } = message {
             self.actions
                 .push(Action::Send(link, Message::Pong { token }));
@@ -613,6 +622,14 @@ impl Core {
         }
     }
 
+    fn silent_too_long(&self, at: usize) -> bool {
+        let peer = &self.peers[at];
+        peer.streaming_link().is_some()
+            && peer
+                .last_heard
+                .is_some_and(|heard| self.now >= heard + self.config.timeout)
+    }
+
     fn peer_tick(&mut self, at: usize, view: &View) {
         let now = self.now;
         let timeout = self.config.timeout;
@@ -631,10 +648,7 @@ impl Core {
                 self.drop_peer_link(at, "no answer to the proposal");
             }
             PeerPhase::Streaming { link, .. } => {
-                let silent = self.peers[at]
-                    .last_heard
-                    .is_some_and(|heard| now >= heard + timeout);
-                if silent {
+                if self.silent_too_long(at) {
                     self.drop_peer_link(at, &format!("silent for {timeout:?}"));
                     self.peers[at].owes_since = Some(now.saturating_sub(timeout));
                 } else if now >= self.peers[at].last_ping + ping_interval(timeout) {

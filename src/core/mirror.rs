@@ -247,6 +247,8 @@ impl Core {
             }
             self.facts.lineage.push(epoch.clone())?;
             self.facts.ack = epoch.ack;
+            // On record soon, so that damage to the very frame that opens it is not taken for a torn tail.
+            self.save(Then::Nothing);
         } else if self.facts.lineage.last().map(|e| e.id) != Some(frame.epoch) {
             return Err(format!(
                 "a frame of epoch {}, which is not the current one",
@@ -296,7 +298,8 @@ impl Core {
                     self.upstream.as_mut().expect("the caller looked").started = true;
                 }
             }
-            Message::Pong { .. } => {}
+            // The one who fetches this mirror's tail acknowledges it; the engine has taken note.
+            Message::Pong { .. } | Message::Ack { .. } => {}
             Message::Start(start) => {
                 // After a fetch the same link carries the stream.
                 let (site, fetching) = {
@@ -342,7 +345,8 @@ impl Core {
         let Some(upstream) = self.upstream.as_mut().filter(|u| u.started) else {
             return;
         };
-        if self.mode != Mode::Mirror {
+        // A site that fetches a tail acknowledges it, too: the sender's window is bounded.
+        if !matches!(self.mode, Mode::Mirror | Mode::Fetching(_)) {
             return;
         }
         // News of applies alone waits for the next durable LSN, or for the end of the stream.

@@ -383,10 +383,7 @@ impl Core {
                 refused,
                 reason,
             } => self.connect_failed(&peer, refused, &reason, view),
-            Event::Message(link, message) => {
-                self.heard(link);
-                self.message(link, message, view);
-            }
+            Event::Message(link, message) => self.message(link, message, view),
             Event::Heard(link) => self.heard(link),
             Event::Closed(link, reason) => self.closed(link, &reason, view),
             Event::Granted(question) => self.granted(&question, view),

@@ -471,6 +471,11 @@ impl Core {
             Severity::Warn,
             format!("group {}: becoming a mirror: {why}", self.config.group),
         );
+        self.promised_done(if self.facts.handed.is_some() {
+            Ok("the group was handed over; nothing was lost".into())
+        } else {
+            Err(format!("this site becomes a mirror: {why}"))
+        });
         self.facts.role = Role::Mirror;
         self.facts.handed = None;
         self.save(Then::StepDown);

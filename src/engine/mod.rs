@@ -186,6 +186,10 @@ impl Group {
     /// Ends a batch of inputs: closes the open frame if the journal can take it, sends what was gathered.
     pub fn finish_batch(&mut self, now: Now) {
         self.now = now;
+        if self.frames.full {
+            // What held the journal may have moved on since the last checkpoint: a mirror that catches up.
+            self.release_journal();
+        }
         self.resume_stalled();
         self.close_frames();
         self.retry_reads();

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::{
@@ -618,8 +619,21 @@ fn fill(path: &Path, len: u64) -> Result<()> {
     rustix::fs::fsync(&handle.fd).map_err(|e| fail(path, "sync", e))
 }
 
+/// Takes the lock of a file, or says that somebody has it.
+///
+/// A killed daemon's ring keeps its files open until the kernel has wound it up, a moment after the process is gone;
+/// the kernel announces that to nobody, so a lock that is held is tried again for a while.
 fn lock(fd: &OwnedFd, path: &Path) -> Result<()> {
-    rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(10);
+    let began = Instant::now();
+    let taken = loop {
+        match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            other => break other,
+        }
+    };
+    taken.map_err(|error| match error {
         Errno::WOULDBLOCK => Failure {
             errno: error.raw_os_error(),
             message: format!(
