@@ -45,6 +45,13 @@ impl Acks {
         self.reads.entry(lsn).or_default().push(token);
     }
 
+    /// Forgets all that wait.
+    pub fn clear(&mut self) {
+        self.commit.clear();
+        self.durable.clear();
+        self.reads.clear();
+    }
+
     /// A mirror has connected: it was told nothing yet.
     pub fn forget_told(&mut self) {
         self.told = Lsn::ZERO;

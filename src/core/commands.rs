@@ -447,15 +447,26 @@ impl Core {
                 self.save(Then::Demoted(id));
             }
             Mode::Serving => {
-                let waiting = self
-                    .peers
-                    .iter()
-                    .find(|p| p.gated && p.streaming_link().is_none());
-                if let Some(peer) = waiting.filter(|_| self.commit < self.tail) {
+                let stuck = self.commit < self.tail
+                    && self
+                        .peers
+                        .iter()
+                        .any(|p| p.gated && p.streaming_link().is_none());
+                if stuck && (self.frozen() || self.peers.iter().any(|p| p.conflict.is_some())) {
+                    // They wait for a peer that will not confirm them, and nobody was told that they are written.
+                    let dropped = self.tail.since(self.commit);
+                    self.log(
+                        Severity::Warn,
+                        format!("demoted with {dropped} operations that were never acknowledged"),
+                    );
+                    self.facts.role = Role::Mirror;
+                    self.save(Then::Demoted(id));
+                    return;
+                }
+                if stuck {
                     let text = format!(
-                        "{} operations wait for {} and cannot be finished; try again when it is back or declared dead",
-                        self.tail.since(self.commit),
-                        peer.name
+                        "{} operations wait for a peer that is silent; try again when it is back or declared dead",
+                        self.tail.since(self.commit)
                     );
                     self.done(id, Err(text));
                     return;
@@ -553,7 +564,7 @@ impl Core {
             peer.owes_since = None;
         }
         self.claimed = self.commit;
-        self.actions.push(Action::CloseClients);
+        self.close_clients();
         self.done(
             id,
             Ok(format!(
@@ -568,7 +579,7 @@ impl Core {
         self.promised_command = Some(id);
         self.handed_at = self.now;
         self.set_mode(Mode::HandedOver);
-        self.actions.push(Action::CloseClients);
+        self.close_clients();
         for at in 0..self.peers.len() {
             self.peer_link_down(at, Some("switchover"));
             self.peers[at].gated = false;
@@ -613,7 +624,7 @@ impl Core {
         self.flush_commit_news();
         self.drop_all_links("stopping");
         self.set_mode(Mode::Stopped);
-        self.actions.push(Action::CloseClients);
+        self.close_clients();
         self.announce_exports();
     }
 }

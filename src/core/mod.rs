@@ -538,6 +538,12 @@ impl Core {
         }
     }
 
+    /// Nobody is answered any more; what was not acknowledged never will be.
+    fn close_clients(&mut self) {
+        self.acks.clear();
+        self.actions.push(Action::CloseClients);
+    }
+
     fn log(&mut self, severity: Severity, text: impl Into<String>) {
         self.actions.push(Action::Log(severity, text.into()));
     }
@@ -593,7 +599,7 @@ impl Core {
         );
         self.set_mode(Mode::Fenced(reason.to_owned()));
         self.drop_all_links(&format!("{} is fenced: {reason}", self.config.site));
-        self.actions.push(Action::CloseClients);
+        self.close_clients();
     }
 
     /// Tells the caller who may attach, when that changed.

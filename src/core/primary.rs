@@ -462,7 +462,7 @@ impl Core {
         }
         self.set_mode(Mode::Mirror);
         self.claimed = self.commit;
-        self.actions.push(Action::CloseClients);
+        self.close_clients();
     }
 
     /// Starts becoming a mirror because another site is rightfully primary.

@@ -113,8 +113,18 @@ impl Group {
     pub(super) fn close_clients(&mut self) {
         self.clients.stalled.clear();
         self.clients.unplanned.clear();
+        // What has an LSN keeps it, also if nobody is told.
+        self.seal_for_more();
+        let waiting: Vec<Waiting> = self.clients.waiting.drain().collect();
         for client in std::mem::take(&mut self.clients.attached).into_keys() {
             self.outputs.push(Output::CloseClient { client });
+        }
+        // Reads that were held for an acknowledgement end as soon as their disk requests have.
+        for held in waiting {
+            if let Kind::Read { read } = held.kind {
+                self.clients.reads[read].held = false;
+                self.finish_read_if_ready(read);
+            }
         }
     }
 

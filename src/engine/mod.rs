@@ -2,9 +2,9 @@
 //! inputs in, outputs out; the same inputs give the same outputs.
 //!
 //! # Where a write passes
-//! [`clients`] admits it (LSN from the core, content into the open frame, range into the overlay), [`frames`] closes
-//! the frame and writes it to the journal, [`streams`] sends the same bytes to the mirror, the core releases the
-//! reply, [`homes`] applies it. At the mirror, [`receive`] takes the frame from the link and the rest is the same.
+//! `clients` admits it (LSN from the core, content into the open frame, range into the overlay), `frames` closes
+//! the frame and writes it to the journal, `streams` sends the same bytes to the mirror, the core releases the
+//! reply, `homes` applies it. At the mirror, `receive` takes the frame from the link and the rest is the same.
 //!
 //! # Who decides
 //! Rules about acknowledging, roles and peers are the core's; this module only carries them out. What it decides by
@@ -370,7 +370,7 @@ impl Group {
 
             (Pending::CreateHome { lsn, volume }, DiskResult::Done) => self.clear_home(lsn, volume),
             (Pending::ClearHome { lsn, volume }, DiskResult::Done) => {
-                self.home_created(lsn, volume)
+                self.home_created(lsn, volume);
             }
             (Pending::ResetHome, DiskResult::Done) => self.reset_home_created(),
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),

@@ -115,7 +115,7 @@ impl SimDisk {
             }
             _ => false,
         };
-        !self.held && !(home && self.homes_held)
+        !(self.held || home && self.homes_held)
     }
 
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {
