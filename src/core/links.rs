@@ -278,7 +278,12 @@ impl Core {
             | Outcome::Disagree(_) => {
                 self.note_conflict(&theirs.site, &outcome);
             }
-            _ => self.note_floor(theirs),
+            _ => {
+                self.note_floor(theirs);
+                if let Some(peer) = self.peers.iter_mut().find(|p| p.name == theirs.site) {
+                    (peer.conflict, peer.refused) = (None, None);
+                }
+            }
         }
         self.handshakes[at].agreed = Some(Agreed {
             site: theirs.site.clone(),
