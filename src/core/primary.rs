@@ -171,6 +171,8 @@ impl Core {
         self.actions.push(Action::OpenEpoch(epoch));
         self.set_mode(Mode::Serving);
         self.propose_to_agreed();
+        // Who was told that this site is primary may attach at once.
+        self.announce_exports();
         self.promised_done(Ok(format!(
             "{} is primary of {}",
             self.config.site, self.config.group

@@ -95,6 +95,8 @@ impl Homes {
 
     pub fn forget(&mut self, base: Lsn) {
         self.dirty.clear();
+        self.running = None;
+        self.wanted = false;
         self.checkpoint = base;
     }
 

@@ -112,6 +112,8 @@ enum Pending {
         lsn: Lsn,
         volume: VolumeSpec,
     },
+    /// Of a history that a full copy has replaced meanwhile.
+    OldHistory,
     ResetHome,
     HomeSync,
     FreeSpace,
@@ -372,7 +374,9 @@ impl Group {
             (Pending::ClearHome { lsn, volume }, DiskResult::Done) => {
                 self.home_created(lsn, volume);
             }
-            (Pending::ResetHome, DiskResult::Done) => self.reset_home_created(),
+            (Pending::ResetHome | Pending::OldHistory, DiskResult::Done) => {
+                self.reset_home_created()
+            }
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
             (Pending::FreeSpace, _) => self.homes.free_space(u64::MAX),

@@ -208,12 +208,13 @@ impl Group {
 
     /// A full copy begins: nothing that is here counts any more.
     pub(super) fn reset(&mut self, base: Lsn, chain: u32, volumes: Vec<VolumeSpec>) {
+        let under_way = self.forget_home_requests();
         self.receive = Receive {
-            homes_missing: volumes.len(),
+            homes_missing: volumes.len() + under_way,
             ..Receive::default()
         };
         self.volumes = Vec::new();
-        let none = volumes.is_empty();
+        let none = volumes.is_empty() && under_way == 0;
         for volume in volumes {
             self.note_volume(volume.clone());
             self.submit(Pending::ResetHome, DiskOp::CreateHome { volume });
@@ -226,7 +227,31 @@ impl Group {
         }
     }
 
-    /// Once all homes exist, the new beginning is put on record.
+    /// Requests to the homes that are under way belong to the old history: their completion means nothing to the new one,
+    /// but the new one must not begin before, lest they land on top of it. Returns how many there are.
+    fn forget_home_requests(&mut self) -> usize {
+        let mut under_way = 0;
+        for (_, pending) in &mut self.disk {
+            let home = matches!(
+                pending,
+                Pending::ApplyWrite { .. }
+                    | Pending::ChunkWrite { .. }
+                    | Pending::CreateHome { .. }
+                    | Pending::ClearHome { .. }
+                    | Pending::ResetHome
+                    | Pending::OldHistory
+                    | Pending::HomeSync
+            );
+            if home {
+                *pending = Pending::OldHistory;
+                under_way += 1;
+            }
+        }
+        self.state.forget_checkpoint();
+        under_way
+    }
+
+    /// Once all homes exist, and nothing of the old history is under way, the new beginning is put on record.
     pub(super) fn reset_home_created(&mut self) {
         self.receive.homes_missing -= 1;
         if self.receive.homes_missing == 0 {

@@ -53,6 +53,14 @@ impl State {
         self.checkpoint_wanted = true;
     }
 
+    /// A checkpoint of a history that is being replaced counts no more, also if its record is being written.
+    pub fn forget_checkpoint(&mut self) {
+        self.checkpoint_wanted = false;
+        if let Some(writing) = &mut self.writing {
+            writing.checkpoint = None;
+        }
+    }
+
     pub fn request_reset(&mut self) {
         self.reset = true;
     }
