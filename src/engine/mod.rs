@@ -375,7 +375,7 @@ impl Group {
                 self.home_created(lsn, volume);
             }
             (Pending::ResetHome | Pending::OldHistory, DiskResult::Done) => {
-                self.reset_home_created()
+                self.reset_home_created();
             }
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
