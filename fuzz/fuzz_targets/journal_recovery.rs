@@ -32,6 +32,7 @@ fuzz_target!(|data: &[u8]| {
         first_lsn: Lsn(1),
         ack: AckMode::Sync,
         alone: false,
+        complete: false,
         time_ns: 0,
     };
     let mut log = Log::new(CAPACITY, group);

@@ -64,6 +64,9 @@ pub struct Epoch {
     pub ack: AckMode,
     /// Whether the epoch was opened to serve without a peer that the rule would need.
     pub alone: bool,
+    /// Whether the site that opened it held everything that the epoch before can have acknowledged in sync, be it in
+    /// memory only. A mirror that was restarted since the primary's last word cannot say so.
+    pub complete: bool,
     /// When it was opened, in nanoseconds since the Unix epoch, by the frame clock.
     pub time_ns: u64,
 }
@@ -183,6 +186,12 @@ impl Lineage {
         }
     }
 
+    /// The epoch that follows the one with this id.
+    pub fn after(&self, id: Uuid) -> Option<&Epoch> {
+        let at = self.0.iter().position(|e| e.id == id)?;
+        self.0.get(at + 1)
+    }
+
     /// Compares two histories that end at `tail` and `their_tail`.
     ///
     /// `None` if both have epochs but share none: the histories are unrelated. An empty history is a prefix of
@@ -223,6 +232,7 @@ mod tests {
             first_lsn: Lsn(first),
             ack: AckMode::Sync,
             alone: false,
+            complete: false,
             time_ns: 0,
         }
     }

@@ -21,6 +21,7 @@ mod shards;
 mod site;
 mod start;
 mod systemd;
+mod visitors;
 
 pub use serve::serve;
 

@@ -17,6 +17,7 @@ use super::exports::Directory;
 use super::listen::Listener;
 use super::lobby::{Lobby, RateLimit};
 use super::shards::{Condition, Shards};
+use super::visitors::Visitors;
 use super::{api, connect, link, nbd, systemd};
 use crate::shard::{FromShard, ToShard};
 
@@ -340,6 +341,7 @@ async fn serve_http(listener: Listener, routes: Router) -> anyhow::Result<Infall
     let (fd, _file) = listener.into_parts();
     let listener = std::net::TcpListener::from(fd);
     listener.set_nonblocking(true)?;
-    axum::serve(TcpListener::from_std(listener)?, routes).await?;
+    let visitors = Visitors::new(TcpListener::from_std(listener)?);
+    axum::serve(visitors, routes).await?;
     bail!("the HTTP service ended")
 }

@@ -66,20 +66,21 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
     if let Some(text) = volumes_differ(init, acc) {
         return Outcome::Disagree(text);
     }
+    let keep = common.lsn();
+    let init_steps_down = || steps_down(init, acc, keep, Outcome::InitiatorStepsDown);
+    let acc_steps_down = || steps_down(acc, init, keep, Outcome::AcceptorStepsDown);
     match (init.stance, acc.stance) {
         (Stance::Mirror | Stance::Probe, _) | (_, Stance::Probe) => {
             Outcome::Disagree("a mirror does not open links; only a primary does".into())
         }
         (Stance::Serving, Stance::Serving) => Outcome::BothPrimary,
-        (Stance::Returning | Stance::HandedOver, Stance::Serving) => {
-            initiator_steps_down(init, acc, common)
-        }
+        (Stance::Returning | Stance::HandedOver, Stance::Serving) => init_steps_down(),
         (Stance::Serving, Stance::Returning | Stance::HandedOver)
-        | (Stance::Returning, Stance::HandedOver) => acceptor_steps_down(init, acc, common),
-        (Stance::HandedOver, Stance::Returning) => initiator_steps_down(init, acc, common),
+        | (Stance::Returning, Stance::HandedOver) => acc_steps_down(),
+        (Stance::HandedOver, Stance::Returning) => init_steps_down(),
         (Stance::Returning, Stance::Returning) => match (common.i_went_on, common.they_went_on) {
-            (true, false) => acceptor_steps_down(init, acc, common),
-            (false, true) => initiator_steps_down(init, acc, common),
+            (true, false) => acc_steps_down(),
+            (false, true) => init_steps_down(),
             (true, true) => Outcome::Forked { common: common.lsn() },
             (false, false) => Outcome::Disagree(
                 "both sites are primary by their records and neither has gone on; demote one of them".into(),
@@ -142,34 +143,31 @@ fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
 /// Whether the side with this greeting may drop its history after `keep`, because nothing there was acknowledged.
 ///
 /// What is committed may have been acknowledged. Beyond the commit LSN that it wrote down, a primary may have
-/// acknowledged more, unless it ran in `sync` with its peer: then whatever it acknowledged the peer has.
-fn may_drop_after(side: &Hello, keep: Lsn) -> bool {
+/// acknowledged more, unless it ran in sync with its peer: then whatever it acknowledged the peer has. In `sync` mode
+/// that needs no more proof; in `memsync` the one who went on must say that its memory was not lost in between.
+fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if side.tail <= keep {
         return true;
     }
+    let peer_had_all = match side.ack {
+        AckMode::Sync => true,
+        AckMode::Memsync => side
+            .lineage
+            .last()
+            .and_then(|last| winner.lineage.after(last.id))
+            .is_some_and(|next| next.complete),
+        AckMode::Async => false,
+    };
     let wrote_it = side.stance != Stance::Mirror;
-    side.commit <= keep && (!wrote_it || (side.ack == AckMode::Sync && !side.alone))
+    side.commit <= keep && (!wrote_it || (peer_had_all && !side.alone))
 }
 
-fn initiator_steps_down(init: &Hello, acc: &Hello, common: Common) -> Outcome {
-    let _ = acc;
-    if may_drop_after(init, common.lsn()) {
-        Outcome::InitiatorStepsDown
+/// This side becomes a mirror of the other, if nothing acknowledged is lost by it.
+fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outcome {
+    if may_drop_after(side, winner, keep) {
+        outcome
     } else {
-        Outcome::Forked {
-            common: common.lsn(),
-        }
-    }
-}
-
-fn acceptor_steps_down(init: &Hello, acc: &Hello, common: Common) -> Outcome {
-    let _ = init;
-    if may_drop_after(acc, common.lsn()) {
-        Outcome::AcceptorStepsDown
-    } else {
-        Outcome::Forked {
-            common: common.lsn(),
-        }
+        Outcome::Forked { common: keep }
     }
 }
 
@@ -262,6 +260,7 @@ mod tests {
             first_lsn: Lsn(first),
             ack: AckMode::Sync,
             alone: false,
+            complete: false,
             time_ns: 0,
         });
         Hello {
@@ -356,6 +355,16 @@ mod tests {
         init.alone = false;
         init.ack = AckMode::Memsync;
         assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+        let mut complete = acc.clone();
+        let mut epochs = acc.lineage.epochs().to_vec();
+        epochs[1].complete = true;
+        complete.lineage = Lineage::new(epochs).unwrap();
+        assert_eq!(decide(&init, &complete), Outcome::InitiatorStepsDown);
+        init.ack = AckMode::Async;
+        assert_eq!(
+            decide(&init, &complete),
+            Outcome::Forked { common: Lsn(10) }
+        );
         init.tail = Lsn(10);
         assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
     }

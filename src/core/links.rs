@@ -22,6 +22,8 @@ pub(super) struct Handshake {
 pub(super) struct Agreed {
     pub site: String,
     pub group_id: Uuid,
+    /// How far the other side had committed.
+    pub commit: Lsn,
     pub outcome: Outcome,
 }
 
@@ -288,6 +290,7 @@ impl Core {
         self.handshakes[at].agreed = Some(Agreed {
             site: theirs.site.clone(),
             group_id: theirs.group_id,
+            commit: theirs.commit,
             outcome,
         });
         self.actions

@@ -14,6 +14,8 @@ use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId};
 pub(super) struct Upstream {
     pub link: Link,
     pub site: String,
+    /// What the other side had committed when the link began.
+    promised: Lsn,
     pub last_heard: Duration,
     pub last_ping: Duration,
     /// Frames may come: what had to be durable before is.
@@ -29,10 +31,11 @@ pub(super) struct Upstream {
 }
 
 impl Upstream {
-    fn new(link: Link, site: String, now: Duration) -> Upstream {
+    fn new(link: Link, site: String, promised: Lsn, now: Duration) -> Upstream {
         Upstream {
             link,
             site,
+            promised,
             last_heard: now,
             last_ping: now,
             started: false,
@@ -80,6 +83,7 @@ impl Core {
         let Agreed {
             site,
             group_id: theirs,
+            commit: promised,
             outcome,
         } = agreed;
         if self.mode != Mode::Mirror {
@@ -92,7 +96,7 @@ impl Core {
         }
         match (&outcome, start) {
             (Outcome::Stream { .. } | Outcome::Copy, Start::Stream { from }) => {
-                self.begin_stream(link, site, theirs, from);
+                self.begin_stream(Upstream::new(link, site, promised, self.now), theirs, from);
             }
             (
                 Outcome::Stream { .. } | Outcome::Copy,
@@ -106,8 +110,9 @@ impl Core {
                     ..
                 },
             ) => {
-                self.upstream = Some(Upstream::new(link, site, self.now));
+                self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
+                self.promised = Some(promised);
                 self.facts.group_id = group_id;
                 self.facts.ack = ack;
                 self.facts.lineage = lineage;
@@ -136,7 +141,7 @@ impl Core {
                 });
             }
             (Outcome::Fetch { .. }, Start::Fetch { from }) => {
-                self.upstream = Some(Upstream::new(link, site, self.now));
+                self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.actions.push(Action::Send(link, Message::Started));
                 let end = Some(self.tail);
                 self.actions.push(Action::Stream { link, from, end });
@@ -153,7 +158,8 @@ impl Core {
         }
     }
 
-    fn begin_stream(&mut self, link: Link, site: String, group_id: Uuid, from: Lsn) {
+    fn begin_stream(&mut self, upstream: Upstream, group_id: Uuid, from: Lsn) {
+        let link = upstream.link;
         let keep = from.prev();
         if keep > self.tail || keep < self.commit {
             let text = format!(
@@ -185,7 +191,8 @@ impl Core {
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
         self.facts.alone = None;
         self.facts.told_durable.clear();
-        self.upstream = Some(Upstream::new(link, site, self.now));
+        self.promised = Some(upstream.promised);
+        self.upstream = Some(upstream);
         self.save(Then::Started(link));
     }
 
@@ -302,13 +309,12 @@ impl Core {
             Message::Pong { .. } | Message::Ack { .. } => {}
             Message::Start(start) => {
                 // After a fetch the same link carries the stream.
-                let (site, fetching) = {
-                    let upstream = self.upstream.take().expect("the caller looked");
-                    (upstream.site, !upstream.started)
-                };
+                let used = self.upstream.take().expect("the caller looked");
+                let fetched = !used.started;
                 match *start {
-                    Start::Stream { from } if fetching && self.mode == Mode::Mirror => {
-                        self.begin_stream(link, site, self.facts.group_id, from);
+                    Start::Stream { from } if fetched && self.mode == Mode::Mirror => {
+                        let upstream = Upstream::new(link, used.site, used.promised, self.now);
+                        self.begin_stream(upstream, self.facts.group_id, from);
                     }
                     other => {
                         self.protocol_error(link, &format!("{other:?} on a link that is in use"));
@@ -377,8 +383,7 @@ impl Core {
 
     /// A returning primary begins to take the mirror's tail.
     pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
-        let upstream = Upstream::new(link, site, self.now);
-        self.upstream = Some(upstream);
+        self.upstream = Some(Upstream::new(link, site, Lsn::ZERO, self.now));
         self.set_mode(Mode::Fetching(link));
     }
 

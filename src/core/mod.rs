@@ -297,6 +297,9 @@ pub struct Core {
     saves: VecDeque<(u64, Then)>,
     save_seq: u64,
     upstream: Option<mirror::Upstream>,
+    /// A mirror's: what its primary can have acknowledged before their last stream began, as its greeting told.
+    /// `None` if there was no stream since this process started.
+    promised: Option<Lsn>,
     handshakes: Vec<links::Handshake>,
     probe: Option<commands::Probe>,
     promised_command: Option<u64>,
@@ -337,6 +340,7 @@ impl Core {
             saves: VecDeque::new(),
             save_seq: 0,
             upstream: None,
+            promised: None,
             handshakes: Vec::new(),
             probe: None,
             promised_command: None,

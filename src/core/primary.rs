@@ -146,6 +146,10 @@ impl Core {
             first_lsn: self.tail.next(),
             ack: self.facts.ack,
             alone: self.facts.alone.is_some(),
+            complete: self
+                .promised
+                .take()
+                .is_some_and(|promised| self.tail >= promised),
             time_ns: view.time_ns,
         }
     }

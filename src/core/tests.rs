@@ -733,7 +733,13 @@ fn promotion_is_refused_while_the_primary_answers_and_needs_force_while_it_canno
 
 #[test]
 fn the_old_primary_becomes_the_mirror_of_the_promoted_one() {
-    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    for ack in [AckMode::Sync, AckMode::Memsync] {
+        the_old_primary_follows(ack);
+    }
+}
+
+fn the_old_primary_follows(ack: AckMode) {
+    let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
     // One operation is durable here only: nobody was told that it is written.
     pair.cut();
     let token = pair.write(0);
@@ -756,6 +762,29 @@ fn the_old_primary_becomes_the_mirror_of_the_promoted_one() {
         pair.sites[1].core.peers()[0]
     );
     assert!(pair.same_history());
+}
+
+#[test]
+fn a_mirror_that_lost_its_memory_cannot_vouch_for_what_memsync_acknowledged() {
+    let mut pair = Pair::in_sync(AckMode::Memsync, OnPeerLoss::Continue);
+    pair.sites[1].disk_runs = false;
+    let token = pair.write(0);
+    pair.settle();
+    assert!(pair.replied(0, token), "in the memory of both");
+    let kept = pair.sites[0].tail();
+    pair.kill(0);
+    pair.kill(1);
+    pair.restart(1);
+    pair.command(1, Command::Promote(FORCE));
+    pair.settle();
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    pair.restart(0);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(
+        pair.sites[0].core.peers()[0].conflict,
+        Some(Conflict::Forked)
+    );
+    assert_eq!(pair.sites[0].tail(), kept);
 }
 
 #[test]

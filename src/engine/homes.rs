@@ -16,8 +16,10 @@ const UNAPPLIED_BYTES: u64 = 64 << 20;
 /// Free space that is never promised, in bytes: for the file system's own needs.
 const SPACE_MARGIN: u64 = 64 << 20;
 
-/// How old the knowledge of free space may get under writes.
+/// How old the knowledge of free space may get under writes, and what share of it may be promised before it is renewed:
+/// other groups and programs take from the same file system.
 const SPACE_AGE: Duration = Duration::from_millis(500);
+const SPACE_SHARE: u64 = 8;
 
 /// A checkpoint is made when this share of the journal was written since the last, and after this time at the latest.
 const CHECKPOINT_SHARE: u64 = 4;
@@ -34,9 +36,43 @@ pub(super) struct Homes {
     last_checkpoint: Duration,
     running: Option<Running>,
     wanted: bool,
+    space: Space,
+}
+
+/// What is known of the space for homes. Unknown counts as unbounded: a block device has all it needs.
+#[derive(Default)]
+struct Space {
+    /// When it was asked for, and what had been allocated by then.
+    asked: Option<(Duration, u64)>,
+    known: Option<Known>,
+}
+
+/// An answer.
+struct Known {
     free_bytes: u64,
-    free_asked: Option<Duration>,
-    free_known: Option<Duration>,
+    asked: Duration,
+    /// Of everything that was ever promised, what the answer accounts for, bytes.
+    allocated: u64,
+}
+
+impl Space {
+    /// What may still be promised after `promised` bytes in all.
+    fn credit_bytes(&self, promised: u64) -> u64 {
+        match &self.known {
+            Some(known) if known.free_bytes != u64::MAX => known
+                .free_bytes
+                .saturating_sub(promised.saturating_sub(known.allocated))
+                .saturating_sub(SPACE_MARGIN),
+            _ => u64::MAX,
+        }
+    }
+
+    fn is_old(&self, now: Duration, promised: u64) -> bool {
+        self.known.as_ref().is_none_or(|known| {
+            let since = promised.saturating_sub(known.allocated);
+            now >= known.asked + SPACE_AGE || since > known.free_bytes / SPACE_SHARE
+        })
+    }
 }
 
 /// A checkpoint under way.
@@ -57,9 +93,7 @@ impl Homes {
             last_checkpoint: now,
             running: None,
             wanted: false,
-            free_bytes: u64::MAX,
-            free_asked: None,
-            free_known: None,
+            space: Space::default(),
         }
     }
 
@@ -89,8 +123,13 @@ impl Homes {
     }
 
     pub fn free_space(&mut self, bytes: u64) {
-        self.free_bytes = bytes;
-        self.free_known = self.free_asked.take();
+        if let Some((asked, allocated)) = self.space.asked.take() {
+            self.space.known = Some(Known {
+                free_bytes: bytes,
+                asked,
+                allocated,
+            });
+        }
     }
 
     pub fn forget(&mut self, base: Lsn) {
@@ -98,16 +137,8 @@ impl Homes {
         self.running = None;
         self.wanted = false;
         self.checkpoint = base;
-    }
-
-    /// What may still be promised to allocating writes.
-    pub fn credit_bytes(&self, unapplied: u64) -> u64 {
-        if self.free_bytes == u64::MAX {
-            return u64::MAX;
-        }
-        self.free_bytes
-            .saturating_sub(unapplied)
-            .saturating_sub(SPACE_MARGIN)
+        // The store begins to count anew.
+        self.space = Space::default();
     }
 }
 
@@ -124,13 +155,14 @@ impl Group {
     /// extents for each.
     pub(super) fn space_for(&mut self, range: ByteRange) -> bool {
         self.refresh_free_space();
-        let here = self.homes.credit_bytes(self.store.unapplied_bytes());
+        let here = self.homes.space.credit_bytes(self.store.allocating_total());
+        // What a mirror said does not count what is on its way to it, which is not applied here either.
         let there = self
             .core
             .peers()
             .iter()
-            .filter(|p| p.gated)
-            .map(|p| p.credit_bytes)
+            .filter(|p| p.gated && p.credit_bytes != u64::MAX)
+            .map(|p| p.credit_bytes.saturating_sub(self.store.allocating_bytes()))
             .min()
             .unwrap_or(u64::MAX);
         range.len <= here.min(there)
@@ -138,12 +170,10 @@ impl Group {
 
     /// Asks how much space there is, if the last answer is old.
     fn refresh_free_space(&mut self) {
-        let old = self
-            .homes
-            .free_known
-            .is_none_or(|at| self.now.mono >= at + SPACE_AGE);
-        if old && self.homes.free_asked.is_none() {
-            self.homes.free_asked = Some(self.now.mono);
+        let promised = self.store.allocating_total();
+        if self.homes.space.asked.is_none() && self.homes.space.is_old(self.now.mono, promised) {
+            let allocated = promised - self.store.allocating_bytes();
+            self.homes.space.asked = Some((self.now.mono, allocated));
             self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
         }
     }
@@ -154,7 +184,7 @@ impl Group {
             self.refresh_free_space();
         }
         self.core
-            .set_credit(self.homes.credit_bytes(self.store.unapplied_bytes()));
+            .set_credit(self.homes.space.credit_bytes(self.store.allocating_total()));
     }
 
     /// The core allows the homes to hold everything up to here.

@@ -252,14 +252,15 @@ impl Group {
         self.carry_out();
     }
 
-    fn feed_core(&mut self, event: Event) {
+    /// Calls the core with what it must know of journal and volumes.
+    fn with_view<T>(&mut self, call: impl FnOnce(&mut Core, Duration, &View) -> T) -> T {
         let view = View {
             chain: self.frames.chain(),
             journal_first: self.log.first_lsn(),
             volumes: &self.volumes,
             time_ns: self.frames.time_after(self.now.wall_ns),
         };
-        self.core.handle(self.now.mono, event, &view);
+        call(&mut self.core, self.now.mono, &view)
     }
 
     /// Carries out actions, and feeds the events they cause, until neither is left.
@@ -273,7 +274,7 @@ impl Group {
                 self.act(action);
             }
             if let Some(event) = self.events.pop_front() {
-                self.feed_core(event);
+                self.with_view(|core, now, view| core.handle(now, event, view));
             }
         }
     }
@@ -412,13 +413,7 @@ impl Group {
             if !(finished || self.now.mono >= stopping.give_up_at || fenced) {
                 return;
             }
-            let view = View {
-                chain: self.frames.chain(),
-                journal_first: self.log.first_lsn(),
-                volumes: &self.volumes,
-                time_ns: self.frames.time_after(self.now.wall_ns),
-            };
-            self.core.goodbye(self.now.mono, &view);
+            self.with_view(Core::goodbye);
             self.carry_out();
             self.stopping.as_mut().expect("just seen").said_goodbye = true;
             self.homes.want_checkpoint();

@@ -8,10 +8,11 @@ use slab::Slab;
 use uuid::Uuid;
 
 use super::{Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats};
-use crate::base::{AlignedBuf, ByteRange, Lsn, Op, OpKind, Role, VolumeSpec};
-use crate::core::{self, Core, View};
+use crate::base::{AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, VolumeSpec};
+use crate::core::{self, Core};
 use crate::journal::{
-    self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateFile, StateRecord,
+    self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateError, StateFile,
+    StateRecord,
 };
 use crate::store::{Content, Store};
 
@@ -122,13 +123,7 @@ impl Group {
         for text in group.disagreements.clone() {
             group.log_line(core::Severity::Warn, text);
         }
-        let view = View {
-            chain,
-            journal_first: group.log.first_lsn(),
-            volumes: &group.volumes,
-            time_ns: group.frames.time_after(now.wall_ns),
-        };
-        group.core.start(now.mono, &view);
+        group.with_view(Core::start);
         group.finish_batch(now);
         group
     }
@@ -197,7 +192,8 @@ impl ReadJournal for JournalReader<'_> {
 /// Every later start.
 fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
     let Some((state_file, mut record)) = load_state(disk)? else {
-        // Created, but never written: the first start did not get as far as serving anybody.
+        // Created, but never completely written: the first start did not get as far as serving anybody.
+        check_blank_journal(disk)?;
         return create(config, disk, seed);
     };
     if record.group != config.group || record.site != config.site {
@@ -235,7 +231,28 @@ fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, O
     }
     let mut all = AlignedBuf::zeroed(STATE_FILE_BYTES as usize);
     disk.read(File::State, 0, &mut all)?;
-    StateFile::load(&all).map_err(|e| OpenError::Refused(e.to_string()))
+    match StateFile::load(&all) {
+        Err(StateError::Unfinished(_)) => Ok(None),
+        loaded => loaded.map_err(|e| OpenError::Refused(e.to_string())),
+    }
+}
+
+/// No frame is written before the state is on record: a journal with frames and no record means that the record was lost.
+fn check_blank_journal(disk: &mut dyn Disk) -> Result<(), OpenError> {
+    let len = disk.len(File::Journal)?.unwrap_or(0);
+    let segment = journal::segment_bytes(len);
+    let mut header = AlignedBuf::zeroed(BLOCK);
+    for at in 0..len / segment {
+        disk.read(File::Journal, at * segment, &mut header)?;
+        if !journal::is_zero(&header) {
+            return Err(OpenError::Refused(
+                "the journal holds frames, but the state file holds no record: it was damaged or replaced. Restore it, or \
+                 empty this site and let its peer copy everything"
+                    .into(),
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn check_homes(record: &StateRecord, disk: &mut dyn Disk) -> Result<(), OpenError> {

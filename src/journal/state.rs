@@ -207,6 +207,9 @@ pub enum StateError {
         "both slots of the state file are damaged ({0}; {1}): restore the file, or empty this site and let its peer copy everything"
     )]
     Damaged(String, String),
+    /// The very first write of the file was cut off: the second slot was never used.
+    #[error("the first record of the state file was never finished ({0})")]
+    Unfinished(String),
     /// Made by a program that knows more than this one.
     #[error(
         "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and no bits: upgrade it"
@@ -276,6 +279,9 @@ impl StateFile {
         }
         match (found, bad.len()) {
             (None, 2) => Err(StateError::Damaged(bad[0].clone(), bad[1].clone())),
+            (None, 1) if bad[0].starts_with("slot 0") => {
+                Err(StateError::Unfinished(bad[0].clone()))
+            }
             (None, 1) => Err(StateError::Damaged(
                 bad[0].clone(),
                 "the other is empty".into(),
@@ -486,6 +492,7 @@ mod tests {
             first_lsn: Lsn(first),
             ack: AckMode::Sync,
             alone: false,
+            complete: false,
             time_ns: 1,
         };
         StateRecord {
@@ -587,8 +594,15 @@ mod tests {
         let (offset, bytes) = state.plan_write(&record());
         let mut bad = bytes.to_vec();
         bad[600] ^= 1;
-        let error = StateFile::load(&file_with(&[(offset, Bytes::from(bad))])).unwrap_err();
-        assert!(error.to_string().contains("checksum"), "{error}");
+        let bad = Bytes::from(bad);
+        let error = StateFile::load(&file_with(&[(offset, bad.clone())])).unwrap_err();
+        assert!(matches!(error, StateError::Unfinished(_)), "{error}");
+        let (second, _) = state.plan_write(&record());
+        let error = StateFile::load(&file_with(&[(second, bad.clone())])).unwrap_err();
+        assert!(matches!(error, StateError::Damaged(..)), "{error}");
+        let error = StateFile::load(&file_with(&[(offset, bad.clone()), (second, bad)]));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("checksum"), "{error}");
         let mut newer = bytes.to_vec();
         newer[8] = 2;
         let error = StateFile::load(&file_with(&[(offset, Bytes::from(newer))])).unwrap_err();

@@ -22,6 +22,7 @@ fn epoch(number: u64, first: u64) -> Epoch {
         first_lsn: Lsn(first),
         ack: AckMode::Sync,
         alone: false,
+        complete: false,
         time_ns: number,
     }
 }

@@ -12,9 +12,9 @@ use super::fields::{
 };
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
-    EPOCH_ALONE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix,
-    HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions,
-    VolumeRecord,
+    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord,
+    HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS,
+    Versions, VolumeRecord,
 };
 use crate::base::{ByteRange, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
 
@@ -355,7 +355,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             let record: EpochRecord = self.record("an epoch")?;
             self.zero("reserved bytes of an epoch", &record.reserved)?;
-            self.flags(record.flags, EPOCH_ALONE)?;
+            self.flags(record.flags, EPOCH_ALONE | EPOCH_COMPLETE)?;
             epochs.push(Epoch {
                 number: self.below_2_63("epoch number", record.number)?,
                 id: Uuid::from_bytes(record.id),
@@ -363,6 +363,7 @@ impl<'a> Reader<'a> {
                 first_lsn: Lsn(self.below_2_63("first LSN of an epoch", record.first_lsn)?),
                 ack: self.code("ack mode of an epoch", &ACK_MODES, record.ack)?,
                 alone: record.flags & EPOCH_ALONE != 0,
+                complete: record.flags & EPOCH_COMPLETE != 0,
                 time_ns: record.time_ns.get(),
             });
         }

@@ -33,6 +33,7 @@ fn epoch(number: u64, site: &str) -> Epoch {
         first_lsn: Lsn(number * 100),
         ack: AckMode::Memsync,
         alone: number == 2,
+        complete: number == 3,
         time_ns: 0x1122_3344,
     }
 }

@@ -364,7 +364,7 @@ pub(super) struct EpochRecord {
     pub first_lsn: U64,
     pub time_ns: U64,
     pub ack: u8,
-    /// [`EPOCH_ALONE`].
+    /// [`EPOCH_ALONE`], [`EPOCH_COMPLETE`].
     pub flags: u8,
     pub site_len: u8,
     pub reserved: [u8; 5],
@@ -372,6 +372,8 @@ pub(super) struct EpochRecord {
 
 /// Flag of an epoch: opened to serve alone.
 pub(super) const EPOCH_ALONE: u8 = 1;
+/// Flag of an epoch: opened by a site that held all the epoch before can have acknowledged in sync.
+pub(super) const EPOCH_COMPLETE: u8 = 2;
 
 /// One volume, before its name.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

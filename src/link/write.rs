@@ -13,9 +13,9 @@ use super::fields::{
 };
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
-    EPOCH_ALONE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix,
-    HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS,
-    VolumeRecord,
+    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord,
+    HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord,
+    VERSIONS, VolumeRecord,
 };
 use crate::base::{Hello, Lineage, Lsn, Message, Start, VolumeSpec};
 
@@ -300,7 +300,8 @@ impl Writer<'_> {
                 first_lsn: self.below_2_63("first LSN of an epoch", epoch.first_lsn.0)?,
                 time_ns: epoch.time_ns.into(),
                 ack: ACK_MODES.code(epoch.ack),
-                flags: if epoch.alone { EPOCH_ALONE } else { 0 },
+                flags: if epoch.alone { EPOCH_ALONE } else { 0 }
+                    | if epoch.complete { EPOCH_COMPLETE } else { 0 },
                 site_len: self.name_len("site of an epoch", &epoch.site)?,
                 reserved: [0; 5],
             };

@@ -61,6 +61,7 @@ pub struct Store {
     ops: usize,
     bytes: u64,
     allocating_bytes: u64,
+    allocating_total: u64,
 }
 
 /// Memory that an operation is counted with beside its data, in bytes: its slot and its place in the overlay.
@@ -94,6 +95,7 @@ impl Store {
             ops: 0,
             bytes: 0,
             allocating_bytes: 0,
+            allocating_total: 0,
         }
     }
 
@@ -224,6 +226,11 @@ impl Store {
         self.allocating_bytes
     }
 
+    /// The same, of all operations ever admitted, bytes.
+    pub fn allocating_total(&self) -> u64 {
+        self.allocating_total
+    }
+
     /// Operations not yet in the homes.
     pub fn unapplied_ops(&self) -> usize {
         self.ops
@@ -330,6 +337,7 @@ impl Store {
         self.ops += 1;
         self.bytes += held_bytes(op);
         self.allocating_bytes += allocated_bytes(op);
+        self.allocating_total += allocated_bytes(op);
     }
 
     fn uncount(&mut self, op: &Op) {

@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::control::api;
 use crate::control::site::{Opening, Site};
+use crate::control::visitors::{VISITORS_MAX, Visitors};
 use crate::status::CommandAnswer;
 
 /// One request on its own connection: the status code and the body.
@@ -221,6 +222,25 @@ async fn over_tcp_there_are_metrics_and_status_but_no_commands() {
     );
     assert_eq!(ask("POST /v1/groups/registry/promote").await.0, 404);
     assert_eq!(ask("POST /v1/status").await.0, 405);
+}
+
+#[tokio::test]
+async fn over_tcp_only_so_many_connections_are_served_at_once() {
+    let shards = shards(vec![FakeShard::answering(vec![group_status("registry")])]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let visitors = Visitors::new(listener);
+    tokio::spawn(async move { axum::serve(visitors, api::public(shards)).await });
+    let mut silent = Vec::new();
+    for _ in 0..VISITORS_MAX {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let late = TcpStream::connect(address).await.unwrap();
+    let mut answer = std::pin::pin!(exchange(late, "GET /metrics", ""));
+    let waits = tokio::time::timeout(Duration::from_millis(200), &mut answer).await;
+    assert!(waits.is_err(), "served beside {VISITORS_MAX} others");
+    silent.pop();
+    assert_eq!(answer.await.0, 200);
 }
 
 /// A site of one group each on these shards, whose opening ends as given.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::sim::{SECTOR, Sim, VOLUME, config};
 use crate::base::{AckMode, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
-use crate::engine::{Command, File, Input};
+use crate::engine::{Command, Disk, File, Input};
+use crate::journal::STATE_FILE_BYTES;
 use crate::status::{GroupState, PeerState};
 
 fn pair(ack: AckMode, policy: OnPeerLoss) -> Sim {
@@ -320,6 +321,52 @@ fn a_copy_that_is_cut_off_starts_again_and_ends() {
 }
 
 #[test]
+fn a_copy_waits_for_what_is_still_on_its_way_to_the_old_homes() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.hold_homes(1, true);
+    for n in 0..8 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+    }
+    sim.settle();
+    sim.command(0, Command::Disconnect);
+    sim.pass(Duration::from_secs(10));
+    sim.forget_old_journal(0);
+    sim.command(0, Command::Connect);
+    sim.pass(Duration::from_secs(3));
+    let status = sim.status(1);
+    assert_eq!(status.state, GroupState::Inconsistent, "{}", sim.logs());
+    assert_eq!(sim.status(0).peers[0].copied_bytes, 0);
+    sim.hold_homes(1, false);
+    sim.heal();
+    let [a, b] = sim.homes();
+    assert!(a == b, "the homes differ");
+}
+
+#[test]
+fn a_first_start_that_was_cut_off_is_made_again_and_a_lost_record_is_not() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..3 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+    }
+    sim.settle();
+    sim.kill(0);
+    // Both slots blank, as a first start leaves them before it has a record; but there is a journal.
+    sim.sites[0].disk.remove(File::State);
+    Disk::create(&mut sim.sites[0].disk, File::State, STATE_FILE_BYTES).unwrap();
+    let error = sim.start(0).unwrap_err().to_string();
+    assert!(error.contains("the state file holds no record"), "{error}");
+    // The record begun and torn, nothing in the journal.
+    sim.wipe(0);
+    let disk = &mut sim.sites[0].disk;
+    Disk::create(disk, File::State, STATE_FILE_BYTES).unwrap();
+    Disk::create(disk, File::Journal, 32 << 20).unwrap();
+    let mut torn = [0; SECTOR as usize];
+    torn[..8].copy_from_slice(b"DBLRSTA1");
+    Disk::write(disk, File::State, 0, &torn, true).unwrap();
+    sim.start(0).expect("nobody was served yet");
+}
+
+#[test]
 fn a_missing_journal_or_home_is_refused_and_never_made_anew() {
     for file in [File::Journal, File::State, File::Home(VolumeId(0))] {
         let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
@@ -339,14 +386,20 @@ fn a_missing_journal_or_home_is_refused_and_never_made_anew() {
     }
 }
 
-#[test]
-fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
+/// A pair that holds twenty writes, and where in the first site's journal one in the middle is.
+fn with_twenty_writes() -> (Sim, u64) {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     for n in 0..20 {
         sim.write(0, ByteRange::new(n * 4096, 4096), false);
         sim.settle();
     }
     let place = sim.journal_place(0, 8);
+    (sim, place)
+}
+
+#[test]
+fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
+    let (mut sim, place) = with_twenty_writes();
     sim.kill(0);
     sim.sites[0].disk.rot(File::Journal, place);
     sim.start(0).unwrap();
@@ -364,12 +417,7 @@ fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
 
 #[test]
 fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
-    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
-    for n in 0..20 {
-        sim.write(0, ByteRange::new(n * 4096, 4096), false);
-        sim.settle();
-    }
-    let place = sim.journal_place(0, 8);
+    let (mut sim, place) = with_twenty_writes();
     sim.kill(0);
     sim.kill(1);
     sim.sites[0].disk.rot(File::Journal, place);

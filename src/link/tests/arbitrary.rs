@@ -34,13 +34,13 @@ fn lineage() -> impl Strategy<Value = Lineage> {
         uuid(),
         name(),
         ack_mode(),
-        any::<bool>(),
+        any::<(bool, bool)>(),
         any::<u64>(),
     );
     prop::collection::vec(epoch, 0..5).prop_map(|steps| {
         let (mut number, mut first_lsn) = (0, 0);
         let mut epochs = Vec::new();
-        for (step, ops, id, site, ack, alone, time_ns) in steps {
+        for (step, ops, id, site, ack, (alone, complete), time_ns) in steps {
             number += step;
             first_lsn += ops;
             epochs.push(Epoch {
@@ -50,6 +50,7 @@ fn lineage() -> impl Strategy<Value = Lineage> {
                 first_lsn: Lsn(first_lsn),
                 ack,
                 alone,
+                complete,
                 time_ns,
             });
         }
