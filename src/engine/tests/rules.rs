@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{SECTOR, Sim, VOLUME, config};
-use crate::base::{AckMode, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
+use crate::base::{AckMode, AlignedBuf, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, Disk, File, Input};
 use crate::journal::STATE_FILE_BYTES;
 use crate::status::{GroupState, PeerState};
@@ -360,7 +360,7 @@ fn a_first_start_that_was_cut_off_is_made_again_and_a_lost_record_is_not() {
     let disk = &mut sim.sites[0].disk;
     Disk::create(disk, File::State, STATE_FILE_BYTES).unwrap();
     Disk::create(disk, File::Journal, 32 << 20).unwrap();
-    let mut torn = [0; SECTOR as usize];
+    let mut torn = AlignedBuf::zeroed(4096);
     torn[..8].copy_from_slice(b"DBLRSTA1");
     Disk::write(disk, File::State, 0, &torn, true).unwrap();
     sim.start(0).expect("nobody was served yet");
