@@ -361,7 +361,7 @@ fn a_first_start_that_was_cut_off_is_made_again_and_a_lost_record_is_not() {
     Disk::create(disk, File::State, STATE_FILE_BYTES).unwrap();
     Disk::create(disk, File::Journal, 32 << 20).unwrap();
     let mut torn = AlignedBuf::zeroed(4096);
-    torn[..8].copy_from_slice(b"DBLRSTA1");
+    torn[..9].copy_from_slice(b"DBLRSTA1\x01");
     Disk::write(disk, File::State, 0, &torn, true).unwrap();
     sim.start(0).expect("nobody was served yet");
 }
