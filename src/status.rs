@@ -93,6 +93,9 @@ pub struct GroupStatus {
     pub alone: Option<AloneStatus>,
     /// The peers.
     pub peers: Vec<PeerStatus>,
+    /// The last verification since the daemon started, or the one under way.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
     /// Attached NBD clients.
@@ -203,6 +206,60 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
+}
+
+/// How a verification is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyState {
+    /// Under way.
+    Running,
+    /// Both sites hold the same.
+    Equal,
+    /// They do not.
+    Differs,
+    /// They did not; the mirror was given the primary's content.
+    Repaired,
+    /// The link was lost before the end.
+    Interrupted,
+}
+
+/// A verification of a mirror against its primary.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// How it is.
+    pub state: VerifyState,
+    /// The mirror.
+    pub peer: String,
+    /// What differs is sent to the mirror.
+    pub repair: bool,
+    /// When it began.
+    pub began_unix_seconds: u64,
+    /// When it ended, if it has.
+    pub ended_unix_seconds: Option<u64>,
+    /// The LSN when it ended: every chunk was compared as of some LSN before.
+    pub lsn: Option<Lsn>,
+    /// How long it took, or has taken so far.
+    pub seconds: f64,
+    /// Compared so far.
+    pub done_bytes: u64,
+    /// To be compared in all.
+    pub total_bytes: u64,
+    /// In chunks that were not the same.
+    pub differing_bytes: u64,
+    /// The first of those chunks.
+    pub differing: Vec<DifferingRange>,
+}
+
+/// A chunk in which the sites differed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DifferingRange {
+    /// The volume.
+    pub volume: String,
+    /// Where it begins, bytes.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
 }
 
 /// A volume.

@@ -350,6 +350,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
             .iter()
             .map(|p| blank_peer(p, config.role))
             .collect(),
+        verify: None,
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,
         in_flight_requests: 0,

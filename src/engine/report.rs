@@ -59,6 +59,7 @@ impl Group {
                 .iter()
                 .map(|p| self.peer_status(p))
                 .collect(),
+            verify: self.verify_status(),
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
@@ -114,11 +115,10 @@ impl Group {
         if self.core.facts().inconsistent_until.is_some() {
             let reason = match connected {
                 Some(name) => {
-                    format!("a full copy from {name} is under way; not usable until it ends")
+                    format!("a copy from {name} is under way; not usable until it ends")
                 }
                 None => {
-                    "a full copy was cut off; not usable until the primary connects and ends it"
-                        .into()
+                    "a copy was cut off; not usable until the primary connects and ends it".into()
                 }
             };
             return (GroupState::Inconsistent, reason);

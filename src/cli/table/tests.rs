@@ -69,6 +69,7 @@ fn in_sync() -> GroupStatus {
             copied_bytes: 0,
             copy_total_bytes: 0,
         }],
+        verify: None,
         volumes: vec![
             VolumeStatus {
                 name: "registry-data".to_owned(),
