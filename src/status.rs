@@ -93,6 +93,9 @@ pub struct GroupStatus {
     pub alone: Option<AloneStatus>,
     /// The peers.
     pub peers: Vec<PeerStatus>,
+    /// Two histories that went on separately, while nobody has decided which counts.
+    #[serde(default)]
+    pub fork: Option<ForkStatus>,
     /// The last verification since the daemon started, or the one under way.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
@@ -206,6 +209,34 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
+}
+
+/// A fork: both sites went on after the last LSN they share.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForkStatus {
+    /// The last LSN that both share.
+    pub shared_lsn: Lsn,
+    /// What each wrote since; this site first.
+    pub sides: Vec<ForkSide>,
+}
+
+/// One side of a fork.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForkSide {
+    /// The site.
+    pub site: String,
+    /// First LSN that the other does not have.
+    pub first_lsn: Lsn,
+    /// Last LSN; below the first if it wrote nothing.
+    pub last_lsn: Lsn,
+    /// How many operations.
+    pub operations: u64,
+    /// Of those, how many are committed, and may have been acknowledged.
+    pub acknowledged_operations: u64,
+    /// When its last epoch began.
+    pub since_unix_seconds: Option<u64>,
+    /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
+    pub touched_bytes: Option<u64>,
 }
 
 /// How a verification is, in one word.
@@ -345,13 +376,25 @@ pub struct Latency {
     pub max_us: f64,
 }
 
-/// Body of a command sent to the control API: `POST /v1/groups/NAME/{promote,demote,switchover,connect,disconnect}`.
+/// Body of a command sent to the control API: `POST /v1/groups/NAME/COMMAND`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
     /// What a promotion overrides: `peer-unreachable`, `inconsistent`, `behind`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub force: Vec<String>,
+    /// `resolve`: the site that gives up what it wrote since the fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<String>,
+    /// `verify`: send the mirror what differs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
+    /// `resize`: the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// `resize`: its new size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// Answer to a command.

@@ -127,12 +127,14 @@ impl ChunkSet {
         }
         let mut set = ChunkSet::new();
         while !bytes.is_empty() {
-            let Some((head, rest)) = bytes.split_first_chunk::<8>() else {
+            let (Some((volume, rest)), cut) = (bytes.split_first_chunk::<4>(), bytes.len()) else {
                 return Err(format!("a set of chunks ends with {} bytes", bytes.len()));
             };
-            let [a, b, c, d, e, f, g, h] = *head;
-            let volume = VolumeId(u32::from_le_bytes([a, b, c, d]));
-            let len = u32::from_le_bytes([e, f, g, h]) as usize;
+            let Some((len, rest)) = rest.split_first_chunk::<4>() else {
+                return Err(format!("a set of chunks ends with {cut} bytes"));
+            };
+            let volume = VolumeId(u32::from_le_bytes(*volume));
+            let len = u32::from_le_bytes(*len) as usize;
             let Some((chunks, rest)) = rest.split_at_checked(len) else {
                 return Err(format!(
                     "a bitmap of {len} bytes is cut off after {}",

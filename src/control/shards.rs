@@ -350,6 +350,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
             .iter()
             .map(|p| blank_peer(p, config.role))
             .collect(),
+        fork: None,
         verify: None,
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,

@@ -58,6 +58,7 @@ pub fn group_status(name: &str) -> GroupStatus {
             copied_bytes: 0,
             copy_total_bytes: 0,
         }],
+        fork: None,
         verify: None,
         volumes: vec![VolumeStatus {
             name: format!("{name}-data"),
