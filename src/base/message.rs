@@ -204,6 +204,22 @@ pub enum Message {
         /// BLAKE3 of the content.
         hash: [u8; 32],
     },
+    /// Can the home of this volume grow to this size?
+    CanGrow {
+        /// Volume.
+        volume: VolumeId,
+        /// The new size in bytes.
+        size: u64,
+    },
+    /// Answer to `CanGrow`.
+    MayGrow {
+        /// Volume.
+        volume: VolumeId,
+        /// The size that was asked for, bytes.
+        size: u64,
+        /// Why it cannot; empty if it can.
+        refusal: String,
+    },
     /// The full copy is complete; the mirror is consistent once this LSN is durable and applied.
     ChunksEnd {
         /// The LSN.

@@ -56,12 +56,17 @@ pub enum OpKind {
     OpenEpoch,
     /// Creates a volume; the payload is the encoded volume specification.
     CreateVolume,
+    /// Grows a volume; the payload is its encoded specification with the new size.
+    ResizeVolume,
 }
 
 impl OpKind {
     /// Whether the operation concerns the group rather than the content of a volume.
     pub fn is_control(self) -> bool {
-        matches!(self, OpKind::OpenEpoch | OpKind::CreateVolume)
+        matches!(
+            self,
+            OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume
+        )
     }
 }
 

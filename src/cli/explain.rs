@@ -333,12 +333,12 @@ fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Ve
 fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
     let give_up = |loser: &str, keeper: &str| {
-        let side = group
+        let lost = group
             .fork
             .iter()
             .flat_map(|f| &f.sides)
             .find(|s| s.site == loser);
-        let what = side.map_or_else(
+        let what = lost.map_or_else(
             || format!("what {loser} wrote since the fork"),
             |s| format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
         );

@@ -102,6 +102,19 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Grow a volume while it is in use
+    ///
+    /// Given to the primary. All sites are checked before anything is changed; a volume never shrinks. A home that is a
+    /// device must be grown first. Clients see the new size when they connect again.
+    Resize {
+        #[command(flatten)]
+        target: Target,
+        /// Name of the volume
+        volume: String,
+        /// Its new size, such as 20GiB
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
     /// Compare the sites of a group, chunk by chunk, while it is in use
     ///
     /// Given to the primary. Every chunk is compared exactly, as of one LSN, and read from the medium on both sites.
@@ -176,6 +189,14 @@ fn parse_socket(text: &str) -> Result<PathBuf, String> {
         "" => Err("allowed: PATH or unix:PATH".to_owned()),
         path => Ok(PathBuf::from(path)),
     }
+}
+
+/// `20GiB`, `20GB` or a number of bytes, as the configuration writes it.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let size: bytesize::ByteSize = text
+        .parse()
+        .map_err(|_| "allowed: a size such as 20GiB (1024s) or 20GB (1000s)".to_owned())?;
+    Ok(size.as_u64())
 }
 
 /// Runs the program.
@@ -260,6 +281,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             }
             let client = Client::new(target.site.socket);
             terminal::runtime()?.block_on(verify::run(&client, &target.group, repair, detach))
+        }
+        Command::Resize {
+            target,
+            volume,
+            size,
+        } => {
+            let request = CommandRequest {
+                volume: Some(volume),
+                size_bytes: Some(size),
+                ..CommandRequest::default()
+            };
+            send(&target, "resize", &request)
         }
         Command::Resolve { target, discard } => {
             let request = CommandRequest {

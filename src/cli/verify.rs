@@ -1,5 +1,6 @@
 //! `doublure verify`: starts a verification and follows it to its end.
 
+use std::fmt::Write;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -85,8 +86,9 @@ pub fn summary(group: &str, verify: &VerifyStatus) -> String {
         ),
     };
     for range in &verify.differing {
-        text += &format!(
-            "  {} at byte {}, {}\n",
+        let _ = writeln!(
+            text,
+            "  {} at byte {}, {}",
             range.volume,
             units::grouped(range.offset),
             units::bytes(range.bytes)

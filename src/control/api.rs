@@ -38,7 +38,7 @@ const FORCES: [(&str, Force); 3] = [
     ("behind", Force::Behind),
 ];
 
-const COMMANDS: &str = "promote, demote, switchover, connect, disconnect, verify, resolve";
+const COMMANDS: &str = "promote, demote, switchover, connect, disconnect, verify, resolve, resize";
 
 /// All of the API, for the Unix socket: whoever may open it may steer the site.
 pub fn control(shards: Shards) -> Router {
@@ -143,6 +143,15 @@ fn parse_command(word: &str, request: &CommandRequest) -> Result<Option<Command>
         "verify" => Command::Verify {
             repair: request.repair,
         },
+        "resize" => Command::Resize {
+            volume: request
+                .volume
+                .clone()
+                .ok_or("resize needs `volume`: the name of one")?,
+            size: request
+                .size_bytes
+                .ok_or("resize needs `size_bytes`: the new size")?,
+        },
         "resolve" => Command::Resolve {
             discard: request
                 .discard
@@ -155,6 +164,8 @@ fn parse_command(word: &str, request: &CommandRequest) -> Result<Option<Command>
         ("force", "promote", !request.force.is_empty()),
         ("discard", "resolve", request.discard.is_some()),
         ("repair", "verify", request.repair),
+        ("volume", "resize", request.volume.is_some()),
+        ("size_bytes", "resize", request.size_bytes.is_some()),
     ];
     match stray.iter().find(|(_, of, set)| *set && *of != word) {
         Some((field, of, _)) => Err(format!("{word} takes no `{field}`; only {of} does")),

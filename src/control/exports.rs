@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use super::lobby::lock;
 use crate::base::VolumeId;
@@ -10,7 +13,10 @@ use crate::nbd;
 
 /// The exports of this site. Clones are the same directory.
 #[derive(Clone, Default)]
-pub struct Directory(Arc<Mutex<BTreeMap<String, Entry>>>);
+pub struct Directory(Arc<Mutex<BTreeMap<String, Entry>>>, Arc<Notify>);
+
+/// How long a client waits at the door for exports that are about to open: clients that are refused do not try again.
+const SETTLE_LIMIT: Duration = Duration::from_secs(2);
 
 struct Entry {
     group: String,
@@ -20,9 +26,25 @@ struct Entry {
     size: u64,
     /// Or why nobody may attach.
     open: Result<(), String>,
+    /// Closed only for a moment: its group is starting.
+    passing: bool,
 }
 
 impl Directory {
+    /// Waits until no export is closed only for a moment, but not for long.
+    pub async fn settled(&self) {
+        let wait = async {
+            loop {
+                let changed = self.1.notified();
+                if !lock(&self.0).values().any(|e| e.passing) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = tokio::time::timeout(SETTLE_LIMIT, wait).await;
+    }
+
     /// Announces a configured volume whose group is not open yet.
     pub fn announce(&self, group: &str, volume: &str) {
         lock(&self.0).entry(volume.to_owned()).or_insert(Entry {
@@ -30,6 +52,7 @@ impl Directory {
             volume: None,
             size: 0,
             open: Err(format!("group {group} is being opened")),
+            passing: true,
         });
     }
 
@@ -60,6 +83,7 @@ impl Directory {
                             volume: Some(volume.id),
                             size: volume.size,
                             open: exports.open.clone(),
+                            passing: exports.passing,
                         },
                     );
                 }
@@ -73,8 +97,11 @@ impl Directory {
                     .clone()
                     .err()
                     .unwrap_or_else(|| format!("group {group} does not have this volume yet")));
+                entry.passing = exports.passing || exports.open.is_ok();
             }
         }
+        drop(entries);
+        self.1.notify_waiters();
     }
 
     /// Nobody may attach to the volumes of this group any more.
@@ -82,8 +109,10 @@ impl Directory {
         for entry in lock(&self.0).values_mut() {
             if entry.group == group {
                 entry.open = Err(why.to_owned());
+                entry.passing = false;
             }
         }
+        self.1.notify_waiters();
     }
 
     /// Group and number of an export that is open.
@@ -134,6 +163,7 @@ mod tests {
             open,
             volumes: volumes.collect(),
             commit: Lsn(9),
+            passing: false,
         }
     }
 
@@ -158,6 +188,27 @@ mod tests {
         assert_eq!(directory.find("data"), Err(Unavailable::Policy(why.into())));
         assert_eq!(directory.route("data"), None);
         assert_eq!(directory.list(), ["data"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_waits_for_a_group_that_is_starting_and_not_for_one_that_will_not_open() {
+        let directory = Directory::default();
+        let began = tokio::time::Instant::now();
+        directory.announce("registry", "data");
+        let opener = directory.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            opener.update("registry", &exports(Ok(()), &["data"]));
+        });
+        directory.settled().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(300));
+        assert!(directory.find("data").is_ok());
+        directory.update("registry", &exports(Err("a mirror".into()), &["data"]));
+        directory.settled().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(300));
+        directory.announce("tax", "rolls");
+        directory.settled().await;
+        assert_eq!(began.elapsed(), Duration::from_millis(300) + SETTLE_LIMIT);
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub const HANDSHAKES_MAX: usize = 1000;
 /// Negotiates with a client and hands it over. What goes wrong is the client's affair and only worth a debug line.
 pub async fn greet(mut socket: Socket, exports: Directory, shards: Shards) {
     let peer = socket.peer.clone();
+    exports.settled().await;
     let outcome = match negotiate(&mut socket, &exports).await {
         Ok((session, received)) => hand_over(socket, session, received, &exports, &shards),
         Err(error) => Err(error),

@@ -129,7 +129,8 @@ fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
         let Some(mine) = init.volumes.iter().find(|v| v.id == theirs.id) else {
             continue;
         };
-        if mine.uuid != theirs.uuid || mine.size != theirs.size {
+        // The sizes may differ while the operation that grows it is on its way.
+        if mine.uuid != theirs.uuid {
             return Some(format!(
                 "volume {} is '{}' ({}, {} bytes) on {} and '{}' ({}, {} bytes) on {}",
                 mine.id.0,

@@ -503,7 +503,8 @@ impl Core {
         let name = self.peers[at].name.clone();
         // What a copy replaces counts for nothing until it is complete.
         let has = if copy { Lsn::ZERO } else { tail };
-        self.facts.note_told_durable(&name, has);
+        let told = self.facts.told_durable(&name).min(has);
+        self.facts.note_told_durable(&name, told);
         if copy {
             self.peers[at].gated = false;
         }
@@ -790,5 +791,7 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::Touched { .. } => "a set of chunks",
         Message::Compare { .. } => "a hash to compare",
         Message::Compared { .. } => "the answer to a hash",
+        Message::CanGrow { .. } => "a question about a volume's size",
+        Message::MayGrow { .. } => "the answer about a volume's size",
     }
 }

@@ -641,6 +641,14 @@ impl Core {
         }
     }
 
+    /// Whether this site is about to serve, as far as it knows.
+    pub fn is_starting(&self) -> bool {
+        matches!(
+            self.mode,
+            Mode::Opening | Mode::Returning | Mode::Fetching(_)
+        )
+    }
+
     /// Who may attach: nobody, and why, unless this site serves.
     pub fn open_to_clients(&self) -> Result<(), String> {
         let group = &self.config.group;

@@ -252,8 +252,11 @@ impl Core {
             (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
             self.actions.push(Action::Copy(link));
         } else {
-            (peer.received, peer.durable) = (from.prev(), from.prev());
-            peer.applied = peer.applied.min(from.prev());
+            // It has what comes before in its memory. What of that is durable there only its acknowledgements tell.
+            let has = from.prev();
+            peer.received = has;
+            peer.durable = peer.durable.min(has);
+            peer.applied = peer.applied.min(has);
             self.actions.push(Action::Stream {
                 link,
                 from,
@@ -378,7 +381,11 @@ impl Core {
     /// Asks whether this site may go on without a dead peer that acknowledgements wait for.
     pub(super) fn settle_loss(&mut self, at: usize) {
         let peer = &self.peers[at];
-        let may_ask = matches!(self.mode, Mode::Serving) && peer.gated && peer.dead;
+        // A peer that answers as primary is not lost: going on would only make a fork.
+        let may_ask = matches!(self.mode, Mode::Serving)
+            && peer.gated
+            && peer.dead
+            && peer.conflict.is_none();
         if may_ask {
             let question = Question::GoAlone {
                 peer: peer.name.clone(),
@@ -395,7 +402,10 @@ impl Core {
         };
         self.peers[at].asking = false;
         let still_needed = match self.mode {
-            Mode::Serving => self.peers[at].gated && self.peers[at].dead,
+            Mode::Serving => {
+                let peer = &self.peers[at];
+                peer.gated && peer.dead && peer.conflict.is_none()
+            }
             Mode::Returning | Mode::Waiting(_) => true,
             _ => false,
         };

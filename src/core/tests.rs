@@ -574,6 +574,55 @@ fn sync_waits_for_both_journals_and_memsync_for_both_memories() {
 }
 
 #[test]
+fn what_a_mirror_has_in_memory_only_does_not_count_as_durable_after_a_new_connection() {
+    for (ack, strength) in [
+        (AckMode::Sync, Strength::Commit),
+        (AckMode::Memsync, Strength::Durable),
+    ] {
+        let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
+        pair.sites[1].disk_runs = false;
+        let token = pair.write_with(0, strength);
+        pair.settle();
+        assert!(pair.sites[1].tail() > pair.sites[1].durable);
+        pair.mend();
+        pair.settle();
+        assert!(
+            pair.sites[0].core.peers()[0].streaming_link().is_some(),
+            "{:?}",
+            pair.sites[0].core.peers()[0]
+        );
+        assert!(!pair.replied(0, token), "{ack:?}: not durable there");
+        assert!(pair.sites[0].core.facts().told_durable("b") <= pair.sites[1].durable);
+        pair.sites[1].disk_runs = true;
+        pair.settle();
+        assert!(pair.replied(0, token));
+    }
+}
+
+#[test]
+fn a_primary_whose_peer_was_promoted_does_not_go_on_alone() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    // The primary sleeps; the mirror is promoted meanwhile.
+    pair.cut();
+    pair.alive[0] = false;
+    pair.pass(TIMEOUT * 2);
+    pair.command(1, Command::Promote(FORCE));
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    pair.alive[0] = true;
+    pair.mend();
+    pair.settle();
+    let token = pair.write(0);
+    pair.pass(TIMEOUT * 4);
+    assert!(!pair.replied(0, token), "nothing is acknowledged apart");
+    assert_eq!(
+        pair.sites[0].core.peers()[0].conflict,
+        Some(Conflict::BothPrimary)
+    );
+    assert_eq!(pair.sites[0].core.facts().alone, None);
+}
+
+#[test]
 fn a_silent_mirror_holds_acknowledgements_until_the_timeout_and_the_record() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     pair.cut();

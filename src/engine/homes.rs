@@ -248,6 +248,9 @@ impl Group {
                 (OpKind::CreateVolume, Content::Control(payload)) => {
                     self.create_volume(lsn, &payload);
                 }
+                (OpKind::ResizeVolume, Content::Control(payload)) => {
+                    self.grow_volume(lsn, &payload);
+                }
                 (_, content) => self.apply_to_home(lsn, &op, content),
             }
         }

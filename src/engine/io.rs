@@ -93,6 +93,13 @@ pub enum DiskOp {
     },
     /// Free bytes of the file system that holds the homes of the group (`u64::MAX` for block devices).
     FreeSpace,
+    /// Make the volume's home as long as the volume is now, durably; or only say whether that can be.
+    GrowHome {
+        /// The volume with its new size.
+        volume: VolumeSpec,
+        /// Change nothing.
+        only_check: bool,
+    },
     /// Open the volume's home; create it (sparse, of the given size) if it does not exist.
     CreateHome {
         /// The volume.
@@ -140,6 +147,13 @@ pub enum Command {
     Resolve {
         /// The site whose writes since the fork are given up.
         discard: String,
+    },
+    /// Grow a volume.
+    Resize {
+        /// Its name.
+        volume: String,
+        /// Its new size in bytes.
+        size: u64,
     },
     /// Compare the mirror with this site, chunk by chunk.
     Verify {
@@ -322,6 +336,8 @@ pub struct Exports {
     pub volumes: Vec<VolumeSpec>,
     /// Last committed LSN, for the log.
     pub commit: Lsn,
+    /// Closed only for a moment: the group is starting.
+    pub passing: bool,
 }
 
 /// Blocking access to the same files, for the time before a group runs: creation and recovery.
@@ -345,6 +361,8 @@ pub trait Disk {
     /// Fails if a place meant for the home of a volume that is none of these holds content already: to make a volume
     /// there would wipe it.
     fn check_blank(&mut self, known: &[VolumeSpec]) -> std::io::Result<()>;
+    /// As `DiskOp::GrowHome`, done.
+    fn grow_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
     /// As `DiskOp::CreateHome`.
     fn create_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
 }

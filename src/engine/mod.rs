@@ -20,6 +20,7 @@ mod io;
 mod open;
 mod receive;
 mod report;
+mod resize;
 mod state;
 mod stats;
 mod streams;
@@ -91,6 +92,7 @@ pub struct Group {
     changes: changes::Changes,
     verification: Option<verify::Verification>,
     keeping: Option<discard::Keeping>,
+    resizing: Option<resize::Resizing>,
     /// The state as it was last looked at, and since when, seconds since the Unix epoch.
     state_since: (Option<crate::status::GroupState>, u64),
     /// Something happened that may have changed it.
@@ -157,6 +159,16 @@ enum Pending {
     },
     /// A read for a history that a copy has replaced meanwhile.
     Forgotten,
+    CheckGrow {
+        /// Who asked; nobody if the operator of this site did.
+        link: Option<LinkId>,
+        volume: VolumeId,
+        size: u64,
+    },
+    GrowHome {
+        lsn: Lsn,
+        volume: VolumeSpec,
+    },
     KeepRead,
     KeepWrite,
     KeepSync,
@@ -286,6 +298,10 @@ impl Group {
                 self.outputs.push(Output::CommandDone { id, result });
                 return;
             }
+            Command::Resize { volume, size } => {
+                self.begin_resize(id, volume, *size);
+                return;
+            }
             Command::Shutdown => core::Command::Shutdown,
         };
         self.event(Event::Command(id, command));
@@ -390,6 +406,7 @@ impl Group {
             open,
             volumes: self.volumes.clone(),
             commit: self.core.commit(),
+            passing: !opened && self.core.is_starting(),
         };
         self.outputs.push(Output::Exports(exports));
         if opened {
@@ -457,6 +474,10 @@ impl Group {
                 self.answer_read(link, volume, range, &overlay, result);
             }
             (Pending::Forgotten, _) => {}
+            (Pending::CheckGrow { link, volume, size }, result) => {
+                self.grow_checked(link, volume, size, result);
+            }
+            (Pending::GrowHome { lsn, volume }, DiskResult::Done) => self.home_grown(lsn, &volume),
             (Pending::KeepRead, DiskResult::Data(data)) => self.kept_read(data),
             (Pending::KeepWrite, DiskResult::Done) => self.keep_more(),
             (Pending::KeepSync, DiskResult::Done) => self.event(Event::Kept),

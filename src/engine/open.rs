@@ -110,6 +110,7 @@ impl Group {
             changes,
             verification: None,
             keeping: None,
+            resizing: None,
             state_since: (None, 0),
             state_may_differ: true,
             disk: Slab::new(),
@@ -341,6 +342,14 @@ impl Replay<'_> {
                 OpKind::WriteZeroes { no_hole } => self.disk.zero(file, op.range, no_hole)?,
                 OpKind::Trim => self.disk.zero(file, op.range, false)?,
                 OpKind::OpenEpoch => {}
+                OpKind::ResizeVolume => {
+                    let volume = journal::decode_volume(&content)
+                        .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+                    self.disk.grow_home(&volume)?;
+                    self.volumes.retain(|v| v.id != volume.id);
+                    self.volumes.push(volume);
+                    self.volumes.sort_by_key(|v| v.id);
+                }
                 OpKind::CreateVolume => {
                     let volume = journal::decode_volume(&content)
                         .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;

@@ -109,6 +109,18 @@ impl Group {
                     self.link_fault(link, &text);
                 }
             }
+            Message::CanGrow { volume, size } => {
+                self.event(Event::Heard(Link(link.0)));
+                self.asked_to_grow(link, volume, size);
+            }
+            Message::MayGrow {
+                volume,
+                size,
+                refusal,
+            } => {
+                self.event(Event::Heard(Link(link.0)));
+                self.may_grow(link, volume, size, &refusal);
+            }
             Message::Compared {
                 volume,
                 range,
@@ -289,11 +301,22 @@ impl Group {
             from,
             ..Receive::default()
         };
-        self.volumes = Vec::new();
+        let before = std::mem::take(&mut self.volumes);
         let none = volumes.is_empty() && under_way == 0;
         for volume in volumes {
             self.note_volume(volume.clone());
-            self.submit(Pending::ResetHome, DiskOp::CreateHome { volume });
+            let grown = before
+                .iter()
+                .any(|v| v.id == volume.id && v.size < volume.size);
+            let op = if grown {
+                DiskOp::GrowHome {
+                    volume,
+                    only_check: false,
+                }
+            } else {
+                DiskOp::CreateHome { volume }
+            };
+            self.submit(Pending::ResetHome, op);
         }
         self.reset_frames(base, chain);
         self.state.checkpoint = self.log.position(base);

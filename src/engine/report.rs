@@ -65,7 +65,7 @@ impl Group {
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
             latency: self.stats.latencies(),
-            disagreements: self.disagreements.clone(),
+            disagreements: self.disagreements_now(),
         }
     }
 
@@ -204,6 +204,16 @@ impl Group {
         if self.state_since.0 != Some(state) {
             self.state_since = (Some(state), self.now.wall_ns / SECOND_NS);
         }
+    }
+
+    fn disagreements_now(&self) -> Vec<String> {
+        let (wanted, role) = (self.config.role, self.core.facts().role);
+        let role = (wanted != role).then(|| {
+            format!("role: the configuration says {wanted}, which counts at the first start only; this site is {role}")
+        });
+        role.into_iter()
+            .chain(self.disagreements.iter().cloned())
+            .collect()
     }
 
     fn alone_status(&self) -> Option<AloneStatus> {

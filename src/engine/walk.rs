@@ -481,6 +481,7 @@ impl Group {
     /// Forgets what was to be sent on a link, and lets the ranges go that were held for it.
     pub(super) fn drop_stream(&mut self, link: LinkId) {
         self.questions.waiting.retain(|q| q.link != link);
+        self.resize_lost(link);
         let Some(stream) = self.streams.remove(&link) else {
             return;
         };

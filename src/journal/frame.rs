@@ -26,7 +26,7 @@
 //!
 //! offset size  descriptor
 //!      0    2  its length, bytes (48; longer ones are skipped by their length)
-//!      2    1  kind: 1 write, 2 write zeroes, 3 trim, 16 open epoch, 17 create volume
+//!      2    1  kind: 1 write, 2 write zeroes, 3 trim, 16 open epoch, 17 create volume, 18 resize volume
 //!      3    1  encoding of the payload: 0 raw, 1 LZ4 block
 //!      4    4  flags: 1 FUA, 2 keep allocated
 //!      8    4  volume
@@ -251,7 +251,7 @@ impl Frame {
             let fits = match (op.kind, d.encoding) {
                 (OpKind::Write, 0) => stored as u64 == op.range.len,
                 (OpKind::Write, 1) => stored > 0 && (stored as u64) < op.range.len,
-                (OpKind::OpenEpoch | OpKind::CreateVolume, 0) => stored > 0,
+                (OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume, 0) => stored > 0,
                 (OpKind::WriteZeroes { .. } | OpKind::Trim, 0) => stored == 0,
                 _ => false,
             };
@@ -432,13 +432,14 @@ fn op_of(d: &Descriptor) -> Result<Op, FrameError> {
         3 => OpKind::Trim,
         16 => OpKind::OpenEpoch,
         17 => OpKind::CreateVolume,
+        18 => OpKind::ResizeVolume,
         _ => return Err(Damaged("an operation of unknown kind")),
     };
     let range = ByteRange::new(d.offset.get(), d.range_len.get());
     let most = match kind {
         OpKind::Write => MAX_WRITE_OP,
         OpKind::WriteZeroes { .. } | OpKind::Trim => MAX_DATALESS_OP,
-        OpKind::OpenEpoch | OpKind::CreateVolume => 0,
+        OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume => 0,
     };
     if range.len > most
         || (most > 0 && range.len == 0)
@@ -502,6 +503,7 @@ impl FrameBuilder {
             OpKind::Trim => (3, false),
             OpKind::OpenEpoch => (16, false),
             OpKind::CreateVolume => (17, false),
+            OpKind::ResizeVolume => (18, false),
         };
         let flags = if op.fua { FLAG_FUA } else { 0 } | if keep { FLAG_KEEP } else { 0 };
         self.descriptors.push(Descriptor {

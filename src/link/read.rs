@@ -13,8 +13,8 @@ use super::fields::{
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
     CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
-    HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind,
-    MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
+    GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord,
+    INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
 };
 use crate::base::{
     ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec,
@@ -86,6 +86,19 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
                 volume: VolumeId(record.volume.get()),
                 range: r.compared_range(record.offset, record.len)?,
                 hash: record.hash,
+            }
+        }
+        Kind::CanGrow => {
+            let (volume, size) = r.grow()?;
+            Message::CanGrow { volume, size }
+        }
+        Kind::MayGrow => {
+            let (volume, size) = r.grow()?;
+            let refusal = r.text()?;
+            Message::MayGrow {
+                volume,
+                size,
+                refusal,
             }
         }
         Kind::Frame | Kind::Chunk => unreachable!("the codec keeps their content apart"),
@@ -271,6 +284,13 @@ impl<'a> Reader<'a> {
     fn lsn(&mut self, field: &'static str) -> Result<Lsn, LinkError> {
         let value = self.record(field)?;
         Ok(Lsn(self.below_2_63(field, value)?))
+    }
+
+    fn grow(&mut self) -> Result<(VolumeId, u64), LinkError> {
+        let record: GrowRecord = self.record("the record")?;
+        self.zero("reserved bytes", &record.reserved)?;
+        let size = self.below_2_63("size", record.size)?;
+        Ok((VolumeId(record.volume.get()), size))
     }
 
     fn compared_range(&self, offset: U64, len: U64) -> Result<ByteRange, LinkError> {

@@ -39,6 +39,8 @@
 //! | 18 | touched | a set of chunks, as `ChunkSet::encode` gives it | all |
 //! | 19 | compare | [`CompareRecord`] | all |
 //! | 20 | compared | [`ComparedRecord`] | all |
+//! | 21 | can grow | [`GrowRecord`] | all |
+//! | 22 | may grow | [`GrowRecord`], text, empty for yes | all |
 //!
 //! An epoch is an [`EpochRecord`] and the name of its site; a volume is a [`VolumeRecord`] and its name.
 //!
@@ -165,11 +167,15 @@ pub enum Kind {
     Compare,
     /// The hash.
     Compared,
+    /// Question whether a home can grow.
+    CanGrow,
+    /// Whether it can.
+    MayGrow,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers, which start at 1.
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 22] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::StartStream,
@@ -190,6 +196,8 @@ impl Kind {
         Kind::Touched,
         Kind::Compare,
         Kind::Compared,
+        Kind::CanGrow,
+        Kind::MayGrow,
     ];
 
     /// The message of this number.
@@ -236,6 +244,8 @@ impl Kind {
             Kind::Touched => between(0, MAX_CONTROL),
             Kind::Compare => exactly(size_of::<CompareRecord>()),
             Kind::Compared => exactly(size_of::<ComparedRecord>()),
+            Kind::CanGrow => exactly(size_of::<GrowRecord>()),
+            Kind::MayGrow => between(size_of::<GrowRecord>(), size_of::<GrowRecord>() + MAX_TEXT),
         }
     }
 
@@ -272,6 +282,8 @@ impl fmt::Display for Kind {
             Kind::Touched => "touched",
             Kind::Compare => "compare",
             Kind::Compared => "compared",
+            Kind::CanGrow => "can grow",
+            Kind::MayGrow => "may grow",
         })
     }
 }
@@ -507,6 +519,16 @@ pub(super) struct ComparedRecord {
     pub hash: [u8; 32],
 }
 
+/// A volume and the size it shall have.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct GrowRecord {
+    pub size: U64,
+    pub volume: U32,
+    pub reserved: [u8; 4],
+}
+
+const _: () = assert!(size_of::<GrowRecord>() == 16);
 const _: () = assert!(size_of::<CompareRecord>() == 32);
 const _: () = assert!(size_of::<ComparedRecord>() == 56);
 

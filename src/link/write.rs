@@ -14,10 +14,10 @@ use super::fields::{
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
     CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
-    HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind,
-    MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
+    GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord,
+    INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
 };
-use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeSpec};
+use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
 
 /// Appends the covered part of a message's body to `out`; returns the content that follows, if any.
 pub(super) fn body(
@@ -125,6 +125,15 @@ pub(super) fn body(
                 lsn: w.below_2_63("LSN", lsn.0)?,
             });
         }
+        Message::CanGrow { volume, size } => w.grow(*volume, *size)?,
+        Message::MayGrow {
+            volume,
+            size,
+            refusal,
+        } => {
+            w.grow(*volume, *size)?;
+            w.text(refusal);
+        }
         Message::Compared {
             volume,
             range,
@@ -168,6 +177,8 @@ pub(super) fn kind_of(message: &Message) -> Kind {
         Message::Touched { .. } => Kind::Touched,
         Message::Compare { .. } => Kind::Compare,
         Message::Compared { .. } => Kind::Compared,
+        Message::CanGrow { .. } => Kind::CanGrow,
+        Message::MayGrow { .. } => Kind::MayGrow,
     }
 }
 
@@ -239,6 +250,16 @@ impl Writer<'_> {
 
     fn name(&mut self, name: &str) {
         self.out.extend_from_slice(name.as_bytes());
+    }
+
+    fn grow(&mut self, volume: VolumeId, size: u64) -> Result<(), LinkError> {
+        let record = GrowRecord {
+            size: self.below_2_63("size", size)?,
+            volume: volume.0.into(),
+            reserved: [0; 4],
+        };
+        self.put(&record);
+        Ok(())
     }
 
     fn compared_range(&self, range: ByteRange) -> Result<(), LinkError> {

@@ -194,6 +194,32 @@ impl Files {
         sync_directory(path.parent().unwrap_or(&self.paths.dir))
     }
 
+    /// Makes the volume's home as long as the volume is now, durably. A device must be that long already.
+    pub fn grow_home(&mut self, volume: &VolumeSpec, only_check: bool) -> Result<()> {
+        let home = self.handle(File::Home(volume.id))?.clone();
+        let len = home.len()?;
+        if len >= volume.size {
+            return Ok(());
+        }
+        let path = home.path();
+        if home.device_block.is_some() {
+            return Err(Failure {
+                errno: Errno::NOSPC.raw_os_error(),
+                message: format!(
+                    "{} has {len} bytes, volume {} would need {}: grow the device first",
+                    path.display(),
+                    volume.name,
+                    volume.size
+                ),
+            });
+        }
+        if only_check {
+            return Ok(());
+        }
+        rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(path, "set size of", e))?;
+        rustix::fs::fsync(&home.fd).map_err(|e| fail(path, "sync", e))
+    }
+
     /// Free bytes of the fullest file system that holds a home; `u64::MAX` if all homes are block devices.
     pub fn free_space(&self) -> Result<u64> {
         let free = |fd: &OwnedFd, path: &Path| {
@@ -324,6 +350,10 @@ impl Disk for Files {
             }
         }
         Ok(())
+    }
+
+    fn grow_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        Ok(Files::grow_home(self, volume, false)?)
     }
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {

@@ -103,6 +103,10 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             return Ok(Plan::Answer(DiskResult::Extents(extents)));
         }
         DiskOp::FreeSpace => return Ok(Plan::Answer(DiskResult::FreeSpace(files.free_space()?))),
+        DiskOp::GrowHome { volume, only_check } => {
+            files.grow_home(&volume, only_check)?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
         DiskOp::CreateHome { volume } => {
             files.create_home(&volume)?;
             return Ok(Plan::Answer(DiskResult::Done));

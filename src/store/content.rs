@@ -22,7 +22,9 @@ impl Content {
     /// The content of an operation whose (uncompressed) payload is this.
     pub fn of(op: &Op, payload: Bytes) -> Content {
         Content::implied(op).unwrap_or(match op.kind {
-            OpKind::OpenEpoch | OpKind::CreateVolume => Content::Control(payload),
+            OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume => {
+                Content::Control(payload)
+            }
             _ => Content::Data(payload),
         })
     }
@@ -32,7 +34,7 @@ impl Content {
         match op.kind {
             OpKind::WriteZeroes { no_hole } => Some(Content::Zero { keep: no_hole }),
             OpKind::Trim => Some(Content::Zero { keep: false }),
-            OpKind::Write | OpKind::OpenEpoch | OpKind::CreateVolume => None,
+            OpKind::Write | OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume => None,
         }
     }
 
@@ -42,7 +44,10 @@ impl Content {
             (OpKind::Write, Content::Data(data)) => data.len() as u64 == op.range.len,
             // A write of nothing but zeroes may be stored as what it is.
             (OpKind::Write, Content::Zero { .. })
-            | (OpKind::OpenEpoch | OpKind::CreateVolume, Content::Control(_)) => true,
+            | (
+                OpKind::OpenEpoch | OpKind::CreateVolume | OpKind::ResizeVolume,
+                Content::Control(_),
+            ) => true,
             (_, content) => Content::implied(op).as_ref() == Some(content),
         }
     }

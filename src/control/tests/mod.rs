@@ -220,5 +220,6 @@ pub fn open_exports(group: &str) -> Exports {
             size: 10 << 30,
         }],
         commit: Lsn(98),
+        passing: false,
     }
 }

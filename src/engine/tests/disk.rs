@@ -69,18 +69,34 @@ struct SimFile {
 }
 
 /// The disk of one site.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct SimDisk {
     files: BTreeMap<File, SimFile>,
     in_flight: Vec<(DiskId, DiskOp)>,
     /// Pretends that durable writes are not.
     pub ignore_dsync: bool,
+    /// Homes cannot be longer.
+    pub most_bytes: u64,
     /// Nothing completes.
     pub held: bool,
     /// Nothing on homes completes.
     pub homes_held: bool,
     /// The next write to the journal fails.
     pub fail_next_journal_write: bool,
+}
+
+impl Default for SimDisk {
+    fn default() -> SimDisk {
+        SimDisk {
+            files: BTreeMap::new(),
+            in_flight: Vec::new(),
+            ignore_dsync: false,
+            most_bytes: 1 << 30,
+            held: false,
+            homes_held: false,
+            fail_next_journal_write: false,
+        }
+    }
 }
 
 impl SimDisk {
@@ -160,6 +176,15 @@ impl SimDisk {
                 DiskResult::Extents(vec![(range.len, true)])
             }
             DiskOp::FreeSpace => DiskResult::FreeSpace(u64::MAX),
+            DiskOp::GrowHome { volume, only_check } => {
+                if volume.size > self.most_bytes {
+                    return Err(io::Error::other("the device is too small"));
+                }
+                if !only_check {
+                    self.grow_home(&volume)?;
+                }
+                DiskResult::Done
+            }
             DiskOp::CreateHome { volume } => {
                 self.create_home(&volume)?;
                 DiskResult::Done
@@ -293,6 +318,12 @@ impl Disk for SimDisk {
         let f = self.file(file)?;
         f.unsynced.clear();
         f.stable = f.current.clone();
+        Ok(())
+    }
+
+    fn grow_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        let home = self.file(File::Home(volume.id))?;
+        home.len = home.len.max(volume.size);
         Ok(())
     }
 

@@ -316,3 +316,87 @@ fn a_verification_needs_a_mirror_in_sync_and_ends_with_its_link() {
     sim.start(1).unwrap();
     assert_same(&mut sim);
 }
+
+#[test]
+fn a_volume_grows_on_both_sites_and_what_is_there_stays() {
+    let mut sim = pair(11);
+    let resize = |size| Command::Resize {
+        volume: "v".into(),
+        size,
+    };
+    let id = sim.command(0, resize(2 * VOLUME));
+    sim.settle();
+    let answer = sim.answers[&id].clone().unwrap();
+    assert!(answer.contains("2097152 bytes now"), "{answer}");
+    sim.pass(Duration::from_secs(1));
+    for at in [0, 1] {
+        assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
+    }
+    sim.attach(0);
+    sim.write(0, ByteRange::new(VOLUME + 4096, 4096), false);
+    sim.settle();
+    let beyond =
+        |sim: &mut Sim, at: usize| sim.sites[at].disk.content(HOME, VOLUME, VOLUME as usize);
+    // Both crash, and the growth comes back from the journal or the record.
+    for at in [0, 1] {
+        sim.kill(at);
+        sim.start(at).unwrap();
+    }
+    assert_same(&mut sim);
+    let (a, b) = (beyond(&mut sim, 0), beyond(&mut sim, 1));
+    assert!(a == b && a[4096] != 0);
+    for at in [0, 1] {
+        assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
+    }
+}
+
+#[test]
+fn a_volume_grows_nowhere_if_it_cannot_grow_everywhere() {
+    let mut sim = pair(12);
+    sim.sites[1].disk.most_bytes = VOLUME;
+    let refused = |sim: &mut Sim, volume: &str, size: u64| {
+        let volume = volume.to_owned();
+        let id = sim.command(0, Command::Resize { volume, size });
+        sim.settle();
+        sim.answers[&id].clone().unwrap_err()
+    };
+    let text = refused(&mut sim, "v", 2 * VOLUME);
+    assert!(text.contains("b cannot hold the new size"), "{text}");
+    let text = refused(&mut sim, "v", VOLUME / 2);
+    assert!(text.contains("never shrinks"), "{text}");
+    let text = refused(&mut sim, "w", 2 * VOLUME);
+    assert!(text.contains("no volume 'w'; it has v"), "{text}");
+    let text = refused(&mut sim, "v", 2 * VOLUME + 1);
+    assert!(text.contains("multiple of 512"), "{text}");
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    let text = refused(&mut sim, "v", 2 * VOLUME);
+    assert!(text.contains("b is not in sync"), "{text}");
+    assert_eq!(sim.status(0).volumes[0].size_bytes, VOLUME);
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+}
+
+#[test]
+fn a_mirror_that_was_away_while_a_volume_grew_has_its_size_afterwards() {
+    let mut sim = pair(13);
+    sim.command(
+        0,
+        Command::Resize {
+            volume: "v".into(),
+            size: 2 * VOLUME,
+        },
+    );
+    // It goes down before it has applied that, and for longer than the journal reaches.
+    sim.hold_homes(1, true);
+    sim.settle();
+    sim.kill(1);
+    sim.hold_homes(1, false);
+    sim.pass(Duration::from_secs(8));
+    forget_the_journal_writing_chunk(&mut sim, 0, 2);
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+    for at in [0, 1] {
+        assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
+    }
+}

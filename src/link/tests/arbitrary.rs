@@ -252,6 +252,17 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|token| Message::Pong { token }),
         ".{0,200}".prop_map(|reason| Message::Bye { reason }),
         chunks().prop_map(|chunks| Message::Touched { chunks }),
+        (any::<u32>(), 0..1u64 << 63, ".{0,200}").prop_map(|(volume, size, refusal)| {
+            Message::MayGrow {
+                volume: VolumeId(volume),
+                size,
+                refusal,
+            }
+        }),
+        (any::<u32>(), 0..1u64 << 63).prop_map(|(volume, size)| Message::CanGrow {
+            volume: VolumeId(volume),
+            size,
+        }),
         comparison(),
     ]
 }
@@ -317,6 +328,15 @@ pub(super) fn one_of_each() -> Vec<Message> {
             volume: VolumeId(3),
             range: ByteRange::new(0x40000, 0x40000),
             hash: [0xB3; 32],
+        },
+        Message::CanGrow {
+            volume: VolumeId(3),
+            size: 0x8_0000,
+        },
+        Message::MayGrow {
+            volume: VolumeId(3),
+            size: 0x8_0000,
+            refusal: "too small".into(),
         },
     ]
 }

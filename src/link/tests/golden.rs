@@ -3,7 +3,7 @@
 use super::*;
 
 /// Each message of `one_of_each`, 16 bytes a line: the header on the first. Of the frame only the header.
-const GOLDEN: [(Kind, &[&str]); 20] = [
+const GOLDEN: [(Kind, &[&str]); 22] = [
     (
         Kind::Hello,
         &[
@@ -141,6 +141,21 @@ const GOLDEN: [(Kind, &[&str]); 20] = [
             "b3b3b3b3b3b3b3b3",
         ],
     ),
+    (
+        Kind::CanGrow,
+        &[
+            "44424c4b1500000010000000a30d9747",
+            "00000800000000000300000000000000",
+        ],
+    ),
+    (
+        Kind::MayGrow,
+        &[
+            "44424c4b160000001900000059646a63",
+            "00000800000000000300000000000000",
+            "746f6f20736d616c6c",
+        ],
+    ),
 ];
 
 fn unhex(lines: &[&str]) -> Vec<u8> {
@@ -177,6 +192,6 @@ fn the_golden_messages_are_all_there_are() {
     assert_eq!(GOLDEN.map(|(kind, _)| kind), Kind::ALL);
     assert_eq!(
         Kind::ALL.map(|kind| kind as usize).to_vec(),
-        (1..=20).collect::<Vec<_>>()
+        (1..=22).collect::<Vec<_>>()
     );
 }

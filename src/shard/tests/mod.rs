@@ -66,6 +66,7 @@ impl Fake {
             open: Err(text.into()),
             volumes: Vec::new(),
             commit: Lsn::ZERO,
+            passing: false,
         }));
     }
 
@@ -309,7 +310,10 @@ impl Machine for Fake {
                         }
                     }
                     Command::Shutdown => self.outputs.push(Output::Stopped),
-                    Command::Switchover | Command::Resolve { .. } | Command::Verify { .. } => {}
+                    Command::Switchover
+                    | Command::Resolve { .. }
+                    | Command::Resize { .. }
+                    | Command::Verify { .. } => {}
                 }
                 let result = Ok(format!("{} ticks", self.ticks));
                 self.outputs.push(Output::CommandDone { id, result });

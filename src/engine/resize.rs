@@ -1,0 +1,269 @@
+//! `doublure resize`: growing a volume while it is in use.
+//!
+//! Every site is asked first whether its home can have the new size; nothing is changed before all have said yes. The
+//! operation then goes through the journal like a write, so that all sites grow at the same place of the history.
+
+use super::{DiskOp, DiskResult, Group, LinkId, Output, Pending};
+use crate::base::{ByteRange, Lsn, Message, Op, OpKind, VolumeId, VolumeSpec};
+use crate::core::{Event, Peer, Severity};
+use crate::journal;
+
+/// Volumes are a multiple of this long, bytes.
+const UNIT: u64 = 512;
+
+/// A resize that an operator waits for.
+pub(super) struct Resizing {
+    command: u64,
+    /// With the new size.
+    volume: VolumeSpec,
+    /// Sites that have not answered, by their links; `None` is this one.
+    asked: Vec<Option<LinkId>>,
+    /// The operation, once it was entered.
+    lsn: Option<Lsn>,
+}
+
+impl Group {
+    /// Asks every site, this one too.
+    pub(super) fn begin_resize(&mut self, command: u64, name: &str, size: u64) {
+        match self.may_resize(name, size) {
+            Err(text) => self.answer(command, Err(text)),
+            Ok(volume) => {
+                let links = self.core.peers().iter().filter_map(Peer::streaming_link);
+                let links: Vec<LinkId> = links.map(|l| LinkId(l.0)).collect();
+                let mut asked = vec![None];
+                for link in links {
+                    asked.push(Some(link));
+                    let volume = volume.id;
+                    self.send(link, Message::CanGrow { volume, size });
+                }
+                self.check_grow(None, volume.clone());
+                self.resizing = Some(Resizing {
+                    command,
+                    volume,
+                    asked,
+                    lsn: None,
+                });
+            }
+        }
+    }
+
+    fn may_resize(&self, name: &str, size: u64) -> Result<VolumeSpec, String> {
+        let group = &self.config.group;
+        if !self.core.admitting() {
+            return Err(format!(
+                "{} is not serving {group}; give the command to its primary",
+                self.config.site
+            ));
+        }
+        if self.resizing.is_some() {
+            return Err("another resize is under way".into());
+        }
+        let Some(volume) = self.volumes.iter().find(|v| v.name == name) else {
+            let names: Vec<&str> = self.volumes.iter().map(|v| v.name.as_str()).collect();
+            return Err(format!(
+                "{group} has no volume '{name}'; it has {}",
+                names.join(", ")
+            ));
+        };
+        if size <= volume.size {
+            return Err(format!(
+                "volume {name} has {} bytes and never shrinks; {size} is not more",
+                volume.size
+            ));
+        }
+        if !size.is_multiple_of(UNIT) || size > i64::MAX as u64 {
+            return Err(format!(
+                "{size} bytes cannot be: allowed is a multiple of {UNIT}, below 2^63"
+            ));
+        }
+        if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
+            return Err(format!(
+                "{} is not in sync: every site must say that it can hold the new size before anything is changed",
+                peer.name
+            ));
+        }
+        Ok(VolumeSpec {
+            size,
+            ..volume.clone()
+        })
+    }
+
+    fn answer(&mut self, id: u64, result: Result<String, String>) {
+        self.outputs.push(Output::CommandDone { id, result });
+    }
+
+    fn check_grow(&mut self, link: Option<LinkId>, volume: VolumeSpec) {
+        let pending = Pending::CheckGrow {
+            link,
+            volume: volume.id,
+            size: volume.size,
+        };
+        self.submit(
+            pending,
+            DiskOp::GrowHome {
+                volume,
+                only_check: true,
+            },
+        );
+    }
+
+    /// The primary asks.
+    pub(super) fn asked_to_grow(&mut self, link: LinkId, volume: VolumeId, size: u64) {
+        match self.volumes.iter().find(|v| v.id == volume) {
+            Some(spec) => {
+                let grown = VolumeSpec {
+                    size,
+                    ..spec.clone()
+                };
+                self.check_grow(Some(link), grown);
+            }
+            None => self.send(
+                link,
+                Message::MayGrow {
+                    volume,
+                    size,
+                    refusal: format!("there is no volume {} here yet", volume.0),
+                },
+            ),
+        }
+    }
+
+    pub(super) fn grow_checked(
+        &mut self,
+        link: Option<LinkId>,
+        volume: VolumeId,
+        size: u64,
+        result: DiskResult,
+    ) {
+        let refusal = match result {
+            DiskResult::Failed { message, .. } => message,
+            _ => String::new(),
+        };
+        match link {
+            None => self.site_answered(None, volume, size, &refusal),
+            Some(link) => self.send(
+                link,
+                Message::MayGrow {
+                    volume,
+                    size,
+                    refusal,
+                },
+            ),
+        }
+    }
+
+    /// A mirror answered.
+    pub(super) fn may_grow(&mut self, link: LinkId, volume: VolumeId, size: u64, refusal: &str) {
+        self.site_answered(Some(link), volume, size, refusal);
+    }
+
+    fn site_answered(&mut self, from: Option<LinkId>, volume: VolumeId, size: u64, refusal: &str) {
+        let Some(resizing) = self
+            .resizing
+            .as_mut()
+            .filter(|r| r.lsn.is_none() && r.volume.id == volume && r.volume.size == size)
+        else {
+            return;
+        };
+        if !refusal.is_empty() {
+            let id = resizing.command;
+            self.resizing = None;
+            let who = match from {
+                None => self.config.site.clone(),
+                Some(link) => self
+                    .core
+                    .peer_name(crate::core::Link(link.0))
+                    .unwrap_or_default(),
+            };
+            let text = format!("{who} cannot hold the new size, nothing was changed: {refusal}");
+            self.answer(id, Err(text));
+            return;
+        }
+        resizing.asked.retain(|asked| *asked != from);
+        self.enter_resize();
+    }
+
+    /// Enters the operation once all have said yes and operations are admitted.
+    fn enter_resize(&mut self) {
+        let Some(resizing) = self
+            .resizing
+            .as_mut()
+            .filter(|r| r.asked.is_empty() && r.lsn.is_none())
+        else {
+            return;
+        };
+        let volume = resizing.volume.clone();
+        if !self.core.admitting() {
+            let id = resizing.command;
+            self.resizing = None;
+            self.answer(
+                id,
+                Err("this site stopped serving; nothing was changed".into()),
+            );
+            return;
+        }
+        let op = Op {
+            kind: OpKind::ResizeVolume,
+            volume: volume.id,
+            range: ByteRange::new(0, 0),
+            fua: false,
+        };
+        let lsn = self.core.assign(1, self.now.mono);
+        self.enter(lsn, &op, &journal::encode_volume(&volume).into());
+        self.resizing.as_mut().expect("just seen").lsn = Some(lsn);
+    }
+
+    /// A link is gone: who was asked on it will not answer.
+    pub(super) fn resize_lost(&mut self, link: LinkId) {
+        if let Some(resizing) = self
+            .resizing
+            .take_if(|r| r.lsn.is_none() && r.asked.contains(&Some(link)))
+        {
+            let text = "a mirror was lost before it answered; nothing was changed";
+            self.answer(resizing.command, Err(text.into()));
+        }
+    }
+
+    /// The operation is committed: the home first.
+    pub(super) fn grow_volume(&mut self, lsn: Lsn, payload: &[u8]) {
+        match journal::decode_volume(payload) {
+            Ok(volume) => {
+                let pending = Pending::GrowHome {
+                    lsn,
+                    volume: volume.clone(),
+                };
+                self.submit(
+                    pending,
+                    DiskOp::GrowHome {
+                        volume,
+                        only_check: false,
+                    },
+                );
+            }
+            Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
+        }
+    }
+
+    /// The home is as long as the volume is from now on.
+    pub(super) fn home_grown(&mut self, lsn: Lsn, volume: &VolumeSpec) {
+        let text = format!(
+            "group {}: volume {} has {} bytes now",
+            self.config.group, volume.name, volume.size
+        );
+        self.log_line(Severity::Info, text);
+        if let Some(known) = self.volumes.iter_mut().find(|v| v.id == volume.id) {
+            known.size = volume.size;
+        }
+        self.homes.touch(volume.id);
+        self.applied(lsn, None);
+        let open = self.core.open_to_clients();
+        self.exports(open);
+        if let Some(resizing) = self.resizing.take_if(|r| r.lsn == Some(lsn)) {
+            let text = format!(
+                "volume {} has {} bytes now; clients see it when they connect again",
+                volume.name, volume.size
+            );
+            self.answer(resizing.command, Ok(text));
+        }
+    }
+}
