@@ -453,4 +453,8 @@ fn operations(seeds: &mut Seeds) {
     let calm = [0, 0, 3, 0, 9, 6, 9, 0, 11, 0, 12, 14, 0, 15, 30, 0, 0, 16];
     let bytes = [&calm[..], &calm, &[17, 0]].concat();
     add(seeds, "operations", "calm", bytes);
+    // Writes of a mebibyte until the second segment has two; then the header of that segment rots.
+    let long = [5, 0, 0, 6, 9, 0, 9, 0, 11, 0].repeat(5);
+    let bytes = [&long[..], &[19, 4, 255, 0]].concat();
+    add(seeds, "operations", "rotten-header", bytes);
 }
