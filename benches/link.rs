@@ -25,6 +25,7 @@ fn hello() -> Message {
         ack: AckMode::Sync,
         volumes: Vec::new(),
         journal_first: Lsn(1),
+        given_up: uuid::Uuid::nil(),
     }))
 }
 

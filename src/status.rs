@@ -93,6 +93,12 @@ pub struct GroupStatus {
     pub alone: Option<AloneStatus>,
     /// The peers.
     pub peers: Vec<PeerStatus>,
+    /// Two histories that went on separately, while nobody has decided which counts.
+    #[serde(default)]
+    pub fork: Option<ForkStatus>,
+    /// The last verification since the daemon started, or the one under way.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
     /// Attached NBD clients.
@@ -205,6 +211,88 @@ pub struct PeerStatus {
     pub copy_total_bytes: u64,
 }
 
+/// A fork: both sites went on after the last LSN they share.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForkStatus {
+    /// The last LSN that both share.
+    pub shared_lsn: Lsn,
+    /// What each wrote since; this site first.
+    pub sides: Vec<ForkSide>,
+}
+
+/// One side of a fork.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ForkSide {
+    /// The site.
+    pub site: String,
+    /// First LSN that the other does not have.
+    pub first_lsn: Lsn,
+    /// Last LSN; below the first if it wrote nothing.
+    pub last_lsn: Lsn,
+    /// How many operations.
+    pub operations: u64,
+    /// Of those, how many are committed, and may have been acknowledged.
+    pub acknowledged_operations: u64,
+    /// When its last epoch began.
+    pub since_unix_seconds: Option<u64>,
+    /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
+    pub touched_bytes: Option<u64>,
+}
+
+/// How a verification is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyState {
+    /// Under way.
+    Running,
+    /// Both sites hold the same.
+    Equal,
+    /// They do not.
+    Differs,
+    /// They did not; the mirror was given the primary's content.
+    Repaired,
+    /// The link was lost before the end.
+    Interrupted,
+}
+
+/// A verification of a mirror against its primary.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// How it is.
+    pub state: VerifyState,
+    /// The mirror.
+    pub peer: String,
+    /// What differs is sent to the mirror.
+    pub repair: bool,
+    /// When it began.
+    pub began_unix_seconds: u64,
+    /// When it ended, if it has.
+    pub ended_unix_seconds: Option<u64>,
+    /// The LSN when it ended: every chunk was compared as of some LSN before.
+    pub lsn: Option<Lsn>,
+    /// How long it took, or has taken so far.
+    pub seconds: f64,
+    /// Compared so far.
+    pub done_bytes: u64,
+    /// To be compared in all.
+    pub total_bytes: u64,
+    /// In chunks that were not the same.
+    pub differing_bytes: u64,
+    /// The first of those chunks.
+    pub differing: Vec<DifferingRange>,
+}
+
+/// A chunk in which the sites differed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DifferingRange {
+    /// The volume.
+    pub volume: String,
+    /// Where it begins, bytes.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+}
+
 /// A volume.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -288,13 +376,25 @@ pub struct Latency {
     pub max_us: f64,
 }
 
-/// Body of a command sent to the control API: `POST /v1/groups/NAME/{promote,demote,switchover,connect,disconnect}`.
+/// Body of a command sent to the control API: `POST /v1/groups/NAME/COMMAND`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandRequest {
     /// What a promotion overrides: `peer-unreachable`, `inconsistent`, `behind`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub force: Vec<String>,
+    /// `resolve`: the site that gives up what it wrote since the fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<String>,
+    /// `verify`: send the mirror what differs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub repair: bool,
+    /// `resize`: the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<String>,
+    /// `resize`: its new size in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size_bytes: Option<u64>,
 }
 
 /// Answer to a command.

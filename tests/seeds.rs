@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use doublure::base::{
-    AckMode, ByteRange, Compress, Epoch, Hello, Lineage, Lsn, Message, Op, OpKind, Refusal, Role,
-    Stance, Start, VolumeId, VolumeSpec,
+    AckMode, ByteRange, ChunkSet, Compress, Epoch, Hello, Lineage, Lsn, Message, Op, OpKind,
+    Refusal, Role, Stance, Start, VolumeId, VolumeSpec,
 };
 use doublure::journal::{
-    AloneRecord, Compressor, Encoding, FrameBuilder, HandedRecord, Log, PeerRecord, StateFile,
-    StateRecord, encode_epoch, encode_volume,
+    AloneRecord, Compressor, Dirty, Encoding, FrameBuilder, HandedRecord, Log, PeerRecord,
+    StateFile, StateRecord, encode_epoch, encode_volume,
 };
 use doublure::link::encode;
 use support::Dice;
@@ -214,6 +214,13 @@ fn volume() -> VolumeSpec {
     }
 }
 
+fn chunks() -> ChunkSet {
+    let mut chunks = ChunkSet::new();
+    chunks.insert(VolumeId(0), ByteRange::new(1 << 20, 5 << 20));
+    chunks.insert(VolumeId(7), ByteRange::new(0, 1));
+    chunks
+}
+
 fn op(kind: OpKind, offset: u64, len: u64) -> Op {
     Op {
         kind,
@@ -273,6 +280,7 @@ fn hello() -> Hello {
         ack: AckMode::Sync,
         volumes: vec![volume()],
         journal_first: Lsn(1),
+        given_up: Uuid::nil(),
     }
 }
 
@@ -324,6 +332,24 @@ fn link_messages(seeds: &mut Seeds) {
                 chunk(Some(content)),
                 chunk(None),
                 Message::ChunksEnd { lsn: Lsn(9) },
+            ],
+        ),
+        (
+            "compare",
+            3,
+            vec![
+                Message::Touched { chunks: chunks() },
+                Message::Compare {
+                    volume: VolumeId(0),
+                    range: ByteRange::new(0, 4096),
+                    lsn: Lsn(9),
+                    medium: true,
+                },
+                Message::Compared {
+                    volume: VolumeId(0),
+                    range: ByteRange::new(0, 4096),
+                    hash: [7; 32],
+                },
             ],
         ),
         (
@@ -383,7 +409,13 @@ fn state_file(seeds: &mut Seeds) {
         peers: vec![PeerRecord {
             site: "chelles".into(),
             told_durable: Lsn(8),
+            dirty: Some(Dirty {
+                since: Lsn(2),
+                until: Lsn(7),
+                chunks: chunks(),
+            }),
         }],
+        given_up: Uuid::nil(),
     };
     let mut file = StateFile::new();
     let slot = |bytes: &[u8]| {

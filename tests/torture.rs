@@ -76,7 +76,9 @@ impl Torture {
     fn new(seed: u64) -> Torture {
         let mut dice = Dice::new(seed);
         // The first numbers of neighbouring seeds are alike.
-        (0..8).for_each(|_| drop(dice.roll()));
+        for _ in 0..8 {
+            dice.roll();
+        }
         let ack = if dice.below(4) == 0 {
             "memsync"
         } else {

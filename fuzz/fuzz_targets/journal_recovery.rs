@@ -1,4 +1,4 @@
-//! What may lie in a journal: a history of four epochs over three segments, with the input changing single bytes of
+//! What may lie in a journal: a history of four epochs over two segments, with the input changing single bytes of
 //! frames and of segment headers. The first byte says where recovery begins, and whether what was changed gets right
 //! checksums (1) and the chain is tied again behind it (2).
 #![no_main]
@@ -103,11 +103,12 @@ fn write_history() -> History {
                 builder.push(&op(OpKind::Write, 8192, 8192), &packed, Encoding::Lz4);
             }
             // Three of these nearly fill a segment.
-            _ => builder.push(
+            4 => builder.push(
                 &op(OpKind::Write, 1 << 20, 1 << 20),
                 &[0; 1 << 20],
                 Encoding::Raw,
             ),
+            _ => builder.push(&op(OpKind::Trim, n << 20, 64 << 20), &[], Encoding::Raw),
         }
         lsn += builder.op_count() as u64;
         let frame = builder.seal(log.chain(), Lsn(before), n + 1);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{AckMode, ByteRange, Lineage, Lsn, VolumeId, VolumeSpec};
+use super::{AckMode, ByteRange, ChunkSet, Lineage, Lsn, VolumeId, VolumeSpec};
 
 /// What a site is for a group at the moment it introduces itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +55,8 @@ pub struct Hello {
     pub volumes: Vec<VolumeSpec>,
     /// Oldest LSN the sender's journal can still stream; `tail + 1` if none.
     pub journal_first: Lsn,
+    /// The last epoch of a fork that an operator gave up, on whichever side it is; nil if none.
+    pub given_up: Uuid,
 }
 
 /// Why a link is refused. The text that goes with it is for people.
@@ -175,6 +177,32 @@ pub enum Message {
         data: Option<Bytes>,
         /// CRC-32 of the content (0 for zeroes).
         crc: u32,
+    },
+    /// What the homes of the mirror may hold, or lack, beside the history that both sides share: sent before `Started`
+    /// when a copy was proposed, so that only these chunks and those that the primary knows of are looked at.
+    Touched {
+        /// The chunks.
+        chunks: ChunkSet,
+    },
+    /// What is the content of this range, as a hash, right after the frame that ends at this LSN?
+    Compare {
+        /// Volume.
+        volume: VolumeId,
+        /// Range within the volume.
+        range: ByteRange,
+        /// The LSN. Frames up to it were sent or will be; none after it was.
+        lsn: Lsn,
+        /// Read what is in the home from the medium, past every cache.
+        medium: bool,
+    },
+    /// Answer to `Compare`, once for each, in any order.
+    Compared {
+        /// Volume.
+        volume: VolumeId,
+        /// Range within the volume.
+        range: ByteRange,
+        /// BLAKE3 of the content.
+        hash: [u8; 32],
     },
     /// The full copy is complete; the mirror is consistent once this LSN is durable and applied.
     ChunksEnd {

@@ -5,12 +5,14 @@
 //! number.
 
 mod buffer;
+mod chunks;
 mod epoch;
 mod message;
 mod mode;
 mod op;
 
 pub use buffer::{AlignedBuf, BLOCK, round_up};
+pub use chunks::{CHUNK_BYTES, ChunkSet};
 pub use epoch::{Common, Epoch, Lineage, Lsn};
 pub use message::{Hello, Message, Refusal, Stance, Start};
 pub use mode::{AckMode, Compress, OnPeerLoss, Role};

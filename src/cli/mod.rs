@@ -4,11 +4,13 @@
 //! running site and know nothing of its files.
 
 mod client;
+mod explain;
 mod status;
 mod table;
 mod terminal;
 mod tryout;
 mod units;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -94,6 +96,35 @@ enum Command {
     Switchover {
         #[command(flatten)]
         target: Target,
+    },
+    /// Say why a group is in its state, what it waits for, and what each choice would lose
+    Explain {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Compare the sites of a group, chunk by chunk, while it is in use
+    ///
+    /// Given to the primary. Every chunk is compared exactly, as of one LSN, and read from the medium on both sites.
+    Verify {
+        #[command(flatten)]
+        target: Target,
+        /// Give the mirror what is on the primary where the two differ. If the mirror's is the right one, switch over
+        /// first
+        #[arg(long)]
+        repair: bool,
+        /// Do not wait for the end
+        #[arg(long)]
+        detach: bool,
+    },
+    /// End a fork: one site gives up what it wrote since
+    ///
+    /// What it gives up is kept in a file in its data directory. `doublure explain` tells what each site wrote.
+    Resolve {
+        #[command(flatten)]
+        target: Target,
+        /// The site that gives up its writes and becomes a mirror
+        #[arg(long, value_name = "SITE")]
+        discard: String,
     },
     /// Let a group's link connect again after `disconnect`
     Connect {
@@ -210,10 +241,33 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Promote { target, force } => {
             let force = force.iter().filter_map(ValueEnum::to_possible_value);
             let force = force.map(|value| value.get_name().to_owned()).collect();
-            send(&target, "promote", &CommandRequest { force })
+            let request = CommandRequest {
+                force,
+                ..CommandRequest::default()
+            };
+            send(&target, "promote", &request)
         }
         Command::Demote { target } => send(&target, "demote", &CommandRequest::default()),
         Command::Switchover { target } => send(&target, "switchover", &CommandRequest::default()),
+        Command::Explain { target } => explain_group(&target),
+        Command::Verify {
+            target,
+            repair,
+            detach,
+        } => {
+            if let Some(code) = refuse_group(&target.group) {
+                return Ok(code);
+            }
+            let client = Client::new(target.site.socket);
+            terminal::runtime()?.block_on(verify::run(&client, &target.group, repair, detach))
+        }
+        Command::Resolve { target, discard } => {
+            let request = CommandRequest {
+                discard: Some(discard),
+                ..CommandRequest::default()
+            };
+            send(&target, "resolve", &request)
+        }
         Command::Connect { target } => send(&target, "connect", &CommandRequest::default()),
         Command::Disconnect { target } => send(&target, "disconnect", &CommandRequest::default()),
     }
@@ -239,6 +293,20 @@ fn send(target: &Target, word: &str, request: &CommandRequest) -> anyhow::Result
     let client = Client::new(target.site.socket.clone());
     let message = terminal::runtime()?.block_on(client.command(&target.group, word, request))?;
     terminal::print(&format!("{message}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain_group(target: &Target) -> anyhow::Result<ExitCode> {
+    if let Some(code) = refuse_group(&target.group) {
+        return Ok(code);
+    }
+    let client = Client::new(target.site.socket.clone());
+    let (site, group) = terminal::runtime()?.block_on(async {
+        // The group's own answer says best that there is no such group.
+        let group = client.group_status(&target.group).await?;
+        Ok::<_, ClientError>((client.site_status().await?.site, group))
+    })?;
+    terminal::print(&explain::explain(&site, &group, status::now()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,7 +9,7 @@ use super::terminal::{Paint, Tone, wrap};
 use super::units;
 use crate::base::{Lsn, Role};
 use crate::status::{
-    AloneStatus, GroupState, GroupStatus, Latency, PeerState, PeerStatus, SiteStatus,
+    AloneStatus, GroupState, GroupStatus, Latency, PeerState, PeerStatus, SiteStatus, VerifyState,
 };
 
 /// How to lay it out.
@@ -120,6 +120,7 @@ pub fn group(group: &GroupStatus, layout: &Layout) -> String {
     block(facts(group, layout));
     block(stages(group, layout));
     block(volumes(group, layout));
+    block(verification(group, layout));
     text
 }
 
@@ -174,6 +175,27 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
                 group.journal.held_by
             ),
         ));
+    }
+    if group.fork.is_some() {
+        let text = format!(
+            "FORK: each site wrote what the other does not have. `doublure explain {}` tells what, and what to do.",
+            group.name
+        );
+        alarms.push((Tone::Bad, text));
+    }
+    if let Some(verify) = group
+        .verify
+        .as_ref()
+        .filter(|v| v.state == VerifyState::Differs)
+    {
+        let text = format!(
+            "THE SITES DIFFER: {}",
+            super::verify::summary(&group.name, verify)
+                .lines()
+                .next()
+                .unwrap_or_default()
+        );
+        alarms.push((Tone::Bad, text));
     }
     for disagreement in &group.disagreements {
         let text = format!("DISK AND CONFIGURATION DISAGREE, the disk wins: {disagreement}");
@@ -278,6 +300,31 @@ fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
             units::bytes(peer.lag_bytes)
         ),
     }
+}
+
+/// The last verification, or how far the present one is.
+fn verification(group: &GroupStatus, layout: &Layout) -> String {
+    let Some(verify) = &group.verify else {
+        return String::new();
+    };
+    let mut text = match verify.state {
+        VerifyState::Running => format!(
+            "verifying: {} of {} compared with {} ({})",
+            units::bytes(verify.done_bytes),
+            units::bytes(verify.total_bytes),
+            verify.peer,
+            units::percent(verify.done_bytes, verify.total_bytes),
+        ),
+        VerifyState::Equal => format!("verified: both sites hold the same ({})", verify.peer),
+        VerifyState::Differs => "verified: THE SITES DIFFER".to_owned(),
+        VerifyState::Repaired => format!("verified: differed, and {} was mended", verify.peer),
+        VerifyState::Interrupted => "verification interrupted".to_owned(),
+    };
+    if let Some(ended) = verify.ended_unix_seconds {
+        let age = layout.now_unix_seconds.saturating_sub(ended);
+        let _ = write!(text, ", {} ago", units::seconds(age as f64));
+    }
+    format!("  {text}\n")
 }
 
 fn positions(group: &GroupStatus, layout: &Layout) -> String {
@@ -531,4 +578,4 @@ impl Grid {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

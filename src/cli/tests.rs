@@ -167,6 +167,7 @@ fn promote_against(answer: String) -> (String, Result<String, ClientError>) {
         let client = Client::new(socket);
         let request = CommandRequest {
             force: vec!["behind".to_owned()],
+            ..CommandRequest::default()
         };
         tokio::join!(
             answer_once(listener, answer),

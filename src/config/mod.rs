@@ -72,6 +72,8 @@ pub struct Group {
     pub timeout: Duration,
     /// Size of the journal.
     pub journal_bytes: u64,
+    /// Bytes per second that a copy or verification may take; 0 for no limit.
+    pub resync_rate: u64,
     /// Its peers; at most one in this release.
     pub peers: Vec<Peer>,
     /// Its volumes; a primary has at least one.
@@ -198,6 +200,7 @@ impl Config {
             on_peer_loss: group.on_peer_loss,
             timeout: group.timeout,
             journal_bytes: group.journal_bytes,
+            resync_rate: group.resync_rate,
             peers: group.peers.iter().map(|peer| peer.site.clone()).collect(),
             volumes: group.volumes.iter().filter_map(sized).collect(),
         }
@@ -237,6 +240,7 @@ struct GroupDraft {
     on_peer_loss: Option<Located<OnPeerLoss>>,
     timeout: Option<Located<Duration>>,
     journal: Option<Located<u64>>,
+    resync_rate: Option<Located<u64>>,
     peers: Vec<PeerDraft>,
     volumes: Vec<VolumeDraft>,
 }
@@ -317,6 +321,7 @@ impl GroupDraft {
             on_peer_loss: group.optional("on_peer_loss", value::on_peer_loss),
             timeout: group.optional("timeout", value::timeout),
             journal: group.optional("journal", value::journal_size),
+            resync_rate: group.optional("resync_rate", value::rate),
             peers: group
                 .sections(
                     "peers",
@@ -354,6 +359,7 @@ impl GroupDraft {
             journal_bytes: self
                 .journal
                 .map_or(DEFAULT_JOURNAL_BYTES, |journal| journal.value),
+            resync_rate: self.resync_rate.map_or(0, |rate| rate.value),
             peers: self
                 .peers
                 .into_iter()

@@ -19,6 +19,8 @@ const JOURNAL_MAX_BYTES: u64 = 1 << 40;
 const SECTOR_BYTES: u64 = 512;
 /// File offsets are signed.
 const VOLUME_MAX_BYTES: u64 = i64::MAX as u64 / SECTOR_BYTES * SECTOR_BYTES;
+/// The slowest that copies may be told to be, bytes per second.
+const RATE_MIN_BYTES: u64 = 1 << 20;
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_mins(10);
 /// `sun_path` of a socket address, less its final NUL.
@@ -253,6 +255,15 @@ pub fn timeout(value: &DeValue<'_>) -> Read<Duration> {
     }
 }
 
+/// Bytes per second.
+pub fn rate(value: &DeValue<'_>) -> Read<u64> {
+    let allowed = "bytes per second of at least \"1MiB\", such as \"100MiB\", or 0 for no limit";
+    match bytes(value, allowed)? {
+        rate if rate == 0 || rate >= RATE_MIN_BYTES => Ok(rate),
+        _ => Err(Wrong::value(describe(value), allowed)),
+    }
+}
+
 /// `HOST:PORT`.
 pub fn tcp_address(value: &DeValue<'_>) -> Read<Address> {
     let allowed = "\"HOST:PORT\" or \"[IPV6]:PORT\", port 1 to 65535";
@@ -371,6 +382,15 @@ mod tests {
         assert_eq!(read(journal_size, "\"1TiB\""), Ok(1 << 40));
         for toml in ["\"31MiB\"", "\"1025GiB\""] {
             assert!(read(journal_size, toml).is_err(), "{toml}");
+        }
+    }
+
+    #[test]
+    fn a_rate_is_at_least_a_mebibyte_a_second_or_none() {
+        assert_eq!(read(rate, "\"100MiB\""), Ok(100 << 20));
+        assert_eq!(read(rate, "0"), Ok(0));
+        for toml in ["\"1KiB\"", "-1", "\"fast\"", "true"] {
+            assert!(read(rate, toml).is_err(), "{toml}");
         }
     }
 

@@ -38,7 +38,7 @@ const FORCES: [(&str, Force); 3] = [
     ("behind", Force::Behind),
 ];
 
-const COMMANDS: &str = "promote, demote, switchover, connect, disconnect";
+const COMMANDS: &str = "promote, demote, switchover, connect, disconnect, verify, resolve";
 
 /// All of the API, for the Unix socket: whoever may open it may steer the site.
 pub fn control(shards: Shards) -> Router {
@@ -132,20 +132,33 @@ fn parse_command(word: &str, request: &CommandRequest) -> Result<Option<Command>
     let command = match word {
         "promote" => {
             let force = request.force.iter().map(|f| parse_force(f));
-            return Ok(Some(Command::Promote {
+            Command::Promote {
                 force: force.collect::<Result<_, _>>()?,
-            }));
+            }
         }
         "demote" => Command::Demote,
         "switchover" => Command::Switchover,
         "connect" => Command::Connect,
         "disconnect" => Command::Disconnect,
+        "verify" => Command::Verify {
+            repair: request.repair,
+        },
+        "resolve" => Command::Resolve {
+            discard: request
+                .discard
+                .clone()
+                .ok_or("resolve needs `discard`: the site that gives up what it wrote")?,
+        },
         _ => return Ok(None),
     };
-    if request.force.is_empty() {
-        Ok(Some(command))
-    } else {
-        Err(format!("{word} cannot be forced; only promote can"))
+    let stray = [
+        ("force", "promote", !request.force.is_empty()),
+        ("discard", "resolve", request.discard.is_some()),
+        ("repair", "verify", request.repair),
+    ];
+    match stray.iter().find(|(_, of, set)| *set && *of != word) {
+        Some((field, of, _)) => Err(format!("{word} takes no `{field}`; only {of} does")),
+        None => Ok(Some(command)),
     }
 }
 

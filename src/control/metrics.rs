@@ -53,6 +53,10 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_journal_fill_ratio", "Used part of the journal, 0 to 1.", journal_fill),
     metric("doublure_group_journal_writers_wait", "1 if writers wait because the journal is full.", |g| flag(g.journal.writers_wait)),
     metric("doublure_group_state_since_timestamp_seconds", "When the group entered its state, in seconds since the Unix epoch.", |g| number(g.state_since_unix_seconds)),
+    metric("doublure_group_forked", "1 if both sites went on after the last LSN they share, and nobody has decided which counts.", |g| flag(g.fork.is_some())),
+    metric("doublure_group_verified_differing_bytes", "Bytes in chunks that the last verification found to differ; absent if there was none.", |g| g.verify.as_ref().map(|v| v.differing_bytes as f64)),
+    metric("doublure_group_verified_bytes", "Bytes compared by the last verification, or by the one under way; absent if there was none.", |g| g.verify.as_ref().map(|v| v.done_bytes as f64)),
+    metric("doublure_group_verified_timestamp_seconds", "When the last verification ended, in seconds since the Unix epoch.", |g| g.verify.as_ref()?.ended_unix_seconds.map(|s| s as f64)),
     metric("doublure_group_disagreements", "Settings in which the configuration differs from the state on disk (the disk wins).", |g| number(g.disagreements.len() as u64)),
 ];
 

@@ -350,6 +350,8 @@ fn blank(config: &GroupConfig) -> GroupStatus {
             .iter()
             .map(|p| blank_peer(p, config.role))
             .collect(),
+        fork: None,
+        verify: None,
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,
         in_flight_requests: 0,

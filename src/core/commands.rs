@@ -38,6 +38,7 @@ impl Core {
                 self.done(id, Ok("the link may connect".into()));
             }
             Command::Disconnect => self.disconnect(id),
+            Command::Resolve { discard } => self.resolve(id, &discard),
             Command::Shutdown => {
                 self.closing = true;
                 self.actions.push(Action::Stop);
@@ -600,6 +601,63 @@ impl Core {
         self.facts.handed = None;
         self.save(Then::StepDown);
         self.promised_done(Ok(format!("{name} is primary now; nothing was lost")));
+    }
+
+    /// The operator decides a fork. From here on the handshake lets the losing side become a mirror.
+    fn resolve(&mut self, id: u64, discard: &str) {
+        let result = self.give_up(discard);
+        if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
+            self.facts.given_up = epoch;
+            self.save(Then::Nothing);
+            for peer in &mut self.peers {
+                peer.refused = None;
+            }
+            self.connect_all();
+        }
+        self.done(id, result);
+    }
+
+    /// Whether this site may give up what a side wrote, and what happens then.
+    fn give_up(&self, discard: &str) -> Result<String, String> {
+        let (me, group) = (&self.config.site, &self.config.group);
+        let Some((peer, fork)) = self
+            .peers
+            .iter()
+            .find_map(|p| Some((&p.name, p.fork.as_ref()?)))
+        else {
+            return Err(format!(
+                "no fork of {group} is known here: there is nothing to resolve"
+            ));
+        };
+        if discard != me && discard != peer {
+            return Err(format!(
+                "'{discard}' is neither of the two sites, {me} and {peer}"
+            ));
+        }
+        if discard == me && self.serving() {
+            return Err(format!(
+                "{me} serves clients with what is to be given up: run `doublure demote {group}` here first"
+            ));
+        }
+        let tail = if discard == me {
+            self.tail
+        } else {
+            fork.their_tail
+        };
+        let other = if discard == me { peer } else { me };
+        Ok(format!(
+            "{discard} gives up LSN {} to {tail} as soon as it and {other} are connected, and becomes a mirror; what it gives \
+             up is kept in a file in its data directory",
+            fork.shared.next()
+        ))
+    }
+
+    fn losing_epoch(&self, discard: &str) -> Option<uuid::Uuid> {
+        if discard == self.config.site {
+            return self.facts.lineage.last().map(|e| e.id);
+        }
+        let peer = self.peers.iter().find(|p| p.name == discard)?;
+        peer.fork.as_ref()?.their_epoch.as_ref().map(|e| e.id)
     }
 
     fn disconnect(&mut self, id: u64) {

@@ -49,6 +49,8 @@ pub struct Facts {
     pub inconsistent_until: Option<Lsn>,
     /// Per peer: highest LSN it confirmed durable.
     pub told_durable: Vec<(String, Lsn)>,
+    /// Last epoch of a fork that an operator gave up, here or at the peer; nil if none.
+    pub given_up: Uuid,
 }
 
 impl Facts {
@@ -65,6 +67,7 @@ impl Facts {
             ever_in_sync: false,
             inconsistent_until: None,
             told_durable: Vec::new(),
+            given_up: Uuid::nil(),
         }
     }
 

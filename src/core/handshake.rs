@@ -27,8 +27,11 @@ pub enum Outcome {
         /// First LSN wanted.
         from: Lsn,
     },
-    /// The mirror needs a copy of the whole volumes.
-    Copy,
+    /// The mirror needs chunks of the volumes besides the journal's frames: of all that changed after this LSN.
+    Copy {
+        /// Last LSN of the history that both share.
+        shared: Lsn,
+    },
     /// The mirror takes the role that was handed to it.
     Handover,
     /// The connecting side becomes a mirror of the accepting one.
@@ -81,6 +84,8 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
         (Stance::Returning, Stance::Returning) => match (common.i_went_on, common.they_went_on) {
             (true, false) => acc_steps_down(),
             (false, true) => init_steps_down(),
+            (true, true) if given_up(init, acc) => Outcome::InitiatorStepsDown,
+            (true, true) if given_up(acc, init) => Outcome::AcceptorStepsDown,
             (true, true) => Outcome::Forked { common: common.lsn() },
             (false, false) => Outcome::Disagree(
                 "both sites are primary by their records and neither has gone on; demote one of them".into(),
@@ -162,9 +167,16 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     side.commit <= keep && (!wrote_it || (peer_had_all && !side.alone))
 }
 
-/// This side becomes a mirror of the other, if nothing acknowledged is lost by it.
+/// Whether an operator gave up what this side wrote in its last epoch. Said on either side.
+fn given_up(side: &Hello, other: &Hello) -> bool {
+    side.lineage
+        .last()
+        .is_some_and(|last| last.id == side.given_up || last.id == other.given_up)
+}
+
+/// This side becomes a mirror of the other, if nothing acknowledged is lost by it, or an operator gave it up.
 fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outcome {
-    if may_drop_after(side, winner, keep) {
+    if may_drop_after(side, winner, keep) || given_up(side, winner) {
         outcome
     } else {
         Outcome::Forked { common: keep }
@@ -192,7 +204,9 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
         return if init.inconsistent_until.is_some() {
             both_unusable(init, acc)
         } else {
-            Outcome::Copy
+            Outcome::Copy {
+                shared: common.lsn(),
+            }
         };
     }
     if acc.lineage.is_empty() {
@@ -206,6 +220,10 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
         // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
         return if acc.commit <= common.lsn() {
             stream_or_copy(init, common.lsn())
+        } else if given_up(acc, init) {
+            Outcome::Copy {
+                shared: common.lsn(),
+            }
         } else {
             Outcome::Forked {
                 common: common.lsn(),
@@ -233,7 +251,7 @@ fn stream_or_copy(init: &Hello, have: Lsn) -> Outcome {
     if init.journal_first <= have.next() {
         Outcome::Stream { from: have.next() }
     } else {
-        Outcome::Copy
+        Outcome::Copy { shared: have }
     }
 }
 
@@ -280,6 +298,7 @@ mod tests {
             ack: AckMode::Sync,
             volumes: Vec::new(),
             journal_first: Lsn(1),
+            given_up: Uuid::nil(),
         }
     }
 
@@ -311,7 +330,7 @@ mod tests {
         init.journal_first = Lsn(8);
         assert_eq!(
             decide(&init, &accepting(Stance::Mirror, ONE, 5, 5)),
-            Outcome::Copy
+            Outcome::Copy { shared: Lsn(5) }
         );
         assert_eq!(
             decide(&init, &accepting(Stance::Mirror, ONE, 7, 5)),

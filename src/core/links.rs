@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::peer::Conflict;
+use super::peer::{Conflict, Fork};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
 
@@ -41,6 +41,11 @@ impl Core {
         self.peers.iter().position(|p| p.link() == Some(link))
     }
 
+    /// The peer at the other end of a link that this site opened.
+    pub fn peer_name(&self, link: Link) -> Option<String> {
+        self.peer_on(link).map(|at| self.peers[at].name.clone())
+    }
+
     /// The greeting of this site towards a peer. The caller completes what `View` holds when it sends it; here it is
     /// complete already, because it also decides.
     pub(super) fn hello(&self, to: &str, view: &View) -> Hello {
@@ -71,6 +76,7 @@ impl Core {
             ack: self.facts.ack,
             volumes: view.volumes.to_vec(),
             journal_first: view.journal_first,
+            given_up: self.facts.given_up,
         }
     }
 
@@ -278,12 +284,12 @@ impl Core {
             | Outcome::Forked { .. }
             | Outcome::Unrelated
             | Outcome::Disagree(_) => {
-                self.note_conflict(&theirs.site, &outcome);
+                self.note_conflict(theirs, &outcome);
             }
             _ => {
                 self.note_floor(theirs);
                 if let Some(peer) = self.peers.iter_mut().find(|p| p.name == theirs.site) {
-                    (peer.conflict, peer.refused) = (None, None);
+                    (peer.conflict, peer.refused, peer.fork) = (None, None, None);
                 }
             }
         }
@@ -310,10 +316,20 @@ impl Core {
         }
     }
 
-    fn note_conflict(&mut self, site: &str, outcome: &Outcome) {
+    fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome) {
+        let site = &theirs.site;
         let text = self.conflict_text(site, outcome);
-        let Some(peer) = self.peers.iter_mut().find(|p| p.name == site) else {
+        let Some(peer) = self.peers.iter_mut().find(|p| p.name == *site) else {
             return;
+        };
+        peer.fork = match outcome {
+            Outcome::Forked { common } => Some(Fork {
+                shared: *common,
+                their_tail: theirs.tail,
+                their_commit: theirs.commit,
+                their_epoch: theirs.lineage.last().cloned(),
+            }),
+            _ => None,
         };
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
@@ -339,7 +355,8 @@ impl Core {
             ),
             Outcome::Forked { common } => format!(
                 "{me} and {site} have the same history up to LSN {common}, and each has gone on by itself; one side's \
-                 writes since must be given up, which only an operator can decide"
+                 writes since must be given up, which only an operator can decide: `doublure explain {group}` tells what \
+                 each side wrote, `doublure resolve {group} --discard SITE` gives one side's up"
             ),
             Outcome::Unrelated => format!(
                 "{me} and {site} both have a history of group {group} and share nothing: one of them must be emptied \
@@ -426,7 +443,7 @@ impl Core {
         self.note_floor(theirs);
         match outcome {
             Outcome::Stream { from } => self.agreed(at, link, from.prev(), false, view),
-            Outcome::Copy => self.agreed(at, link, Lsn::ZERO, true, view),
+            Outcome::Copy { shared } => self.agreed(at, link, shared, true, view),
             Outcome::Fetch { from } => {
                 self.log(
                     Severity::Info,
@@ -468,7 +485,7 @@ impl Core {
             }
             Outcome::AcceptorStepsDown | Outcome::Probe => self.peer_link_down(at, None),
             conflict => {
-                self.note_conflict(&name, &conflict);
+                self.note_conflict(theirs, &conflict);
                 let text = self.peers[at].refused.clone().unwrap_or_default();
                 let now = self.now;
                 self.peers[at].link_lost(now);
@@ -480,7 +497,9 @@ impl Core {
 
     fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
         let name = self.peers[at].name.clone();
-        self.facts.note_told_durable(&name, tail);
+        // What a copy replaces counts for nothing until it is complete.
+        let has = if copy { Lsn::ZERO } else { tail };
+        self.facts.note_told_durable(&name, has);
         if copy {
             self.peers[at].gated = false;
         }
@@ -489,6 +508,7 @@ impl Core {
             Mode::Opening | Mode::Returning | Mode::Waiting(_) => {
                 self.peers[at].refused = None;
                 self.peers[at].conflict = None;
+                self.peers[at].fork = None;
                 self.peers[at].phase = PeerPhase::Agreed { link, tail, copy };
                 self.try_to_open(view);
             }
@@ -548,6 +568,7 @@ impl Core {
     /// A connection is gone.
     pub(super) fn closed(&mut self, link: Link, reason: &str, view: &View) {
         self.handshakes.retain(|h| h.link != link);
+        self.keeping.take_if(|k| k.is_on(link));
         if self.probe_closed(link, reason, view) {
             return;
         }
@@ -761,5 +782,8 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::FetchEnd { .. } => "the end of a fetched tail",
         Message::Taken => "a taken handover",
         Message::Bye { .. } => "a goodbye",
+        Message::Touched { .. } => "a set of chunks",
+        Message::Compare { .. } => "a hash to compare",
+        Message::Compared { .. } => "the answer to a hash",
     }
 }

@@ -22,6 +22,8 @@ pub(super) struct Upstream {
     pub started: bool,
     /// A fetched tail ends here.
     pub fetch_end: Option<Lsn>,
+    /// A copy is complete: consistent once this LSN is applied and all of it is durable.
+    copy_end: Option<Lsn>,
     /// Progress of a copy.
     pub copied: Option<(VolumeId, u64)>,
     /// What the last acknowledgement said.
@@ -40,10 +42,25 @@ impl Upstream {
             last_ping: now,
             started: false,
             fetch_end: None,
+            copy_end: None,
             copied: None,
             acked: None,
             resetting: None,
         }
+    }
+}
+
+/// A proposed copy that discards operations of this site.
+#[derive(Debug)]
+pub(super) struct Keeping {
+    link: Link,
+    agreed: Agreed,
+    start: Start,
+}
+
+impl Keeping {
+    pub(super) fn is_on(&self, link: Link) -> bool {
+        self.link == link
     }
 }
 
@@ -95,11 +112,11 @@ impl Core {
             return;
         }
         match (&outcome, start) {
-            (Outcome::Stream { .. } | Outcome::Copy, Start::Stream { from }) => {
+            (Outcome::Stream { .. } | Outcome::Copy { .. }, Start::Stream { from }) => {
                 self.begin_stream(Upstream::new(link, site, promised, self.now), theirs, from);
             }
             (
-                Outcome::Stream { .. } | Outcome::Copy,
+                Outcome::Stream { .. } | Outcome::Copy { .. },
                 Start::Copy {
                     group_id,
                     base,
@@ -110,8 +127,50 @@ impl Core {
                     ..
                 },
             ) => {
+                let shared = match outcome {
+                    Outcome::Copy { shared } => shared,
+                    // The journal was given up since the greeting.
+                    Outcome::Stream { from } => from.prev(),
+                    _ => unreachable!("one of the two"),
+                };
+                if self.tail > shared && self.commit > shared && !self.kept_for(link) {
+                    self.log(
+                        Severity::Warn,
+                        format!(
+                            "group {}: giving up LSN {} to {}; what they wrote is kept in a file first",
+                            self.config.group,
+                            shared.next(),
+                            self.tail
+                        ),
+                    );
+                    let start = Start::Copy {
+                        group_id,
+                        base,
+                        chain,
+                        lineage,
+                        volumes,
+                        ack,
+                        resume: None,
+                    };
+                    let agreed = Agreed {
+                        site,
+                        group_id: theirs,
+                        commit: promised,
+                        outcome,
+                    };
+                    self.keeping = Some(Keeping {
+                        link,
+                        agreed,
+                        start,
+                    });
+                    self.actions.push(Action::Keep(shared));
+                    return;
+                }
+                self.keeping = None;
+                let from = site.clone();
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
+                self.facts.given_up = Uuid::nil();
                 self.promised = Some(promised);
                 self.facts.group_id = group_id;
                 self.facts.ack = ack;
@@ -130,11 +189,13 @@ impl Core {
                 self.log(
                     Severity::Warn,
                     format!(
-                        "group {}: full copy begins; this site is not usable until it ends",
+                        "group {}: a copy begins; this site is not usable until it ends",
                         self.config.group
                     ),
                 );
                 self.actions.push(Action::Reset {
+                    from,
+                    shared,
                     base,
                     chain,
                     volumes,
@@ -156,6 +217,19 @@ impl Core {
                 self.protocol_error(link, &text);
             }
         }
+    }
+
+    /// Whether what this proposal discards is kept already.
+    fn kept_for(&self, link: Link) -> bool {
+        self.keeping.as_ref().is_some_and(|k| k.link == link)
+    }
+
+    /// What is to be discarded is in a file: go on with the copy, if its link is still there.
+    pub(super) fn kept(&mut self, view: &View) {
+        let Some(keeping) = &self.keeping else { return };
+        let (link, agreed, start) = (keeping.link, keeping.agreed.clone(), keeping.start.clone());
+        self.start_proposed(link, agreed, start, view);
+        self.keeping = None;
     }
 
     fn begin_stream(&mut self, upstream: Upstream, group_id: Uuid, from: Lsn) {
@@ -286,10 +360,9 @@ impl Core {
             // In `async` mode it may be ahead of what has arrived.
             Message::Commit { lsn } => self.learn_commit(lsn),
             Message::ChunksEnd { lsn } => {
-                if self.facts.inconsistent_until.is_some() {
-                    self.facts.inconsistent_until = Some(lsn);
-                    self.save(Then::Nothing);
-                }
+                // Not on record: until what was copied is durable, a crash leaves nothing to build on.
+                let upstream = self.upstream.as_mut().expect("the caller looked");
+                upstream.copy_end = self.facts.inconsistent_until.map(|_| lsn);
             }
             Message::FetchEnd { tail } => {
                 if tail > self.tail {
@@ -381,6 +454,25 @@ impl Core {
         ));
     }
 
+    /// Everything of a copy has come; the homes are consistent once this LSN is applied and all is durable.
+    pub fn copy_end(&self) -> Option<Lsn> {
+        self.upstream.as_ref()?.copy_end
+    }
+
+    /// Whether frames come in on this link.
+    pub fn follows(&self, link: Link) -> bool {
+        self.mode == Mode::Mirror
+            && self
+                .upstream
+                .as_ref()
+                .is_some_and(|u| u.link == link && u.started)
+    }
+
+    /// The link to the primary.
+    pub fn upstream_link(&self) -> Option<Link> {
+        self.upstream.as_ref().map(|u| u.link)
+    }
+
     /// A returning primary begins to take the mirror's tail.
     pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
         self.upstream = Some(Upstream::new(link, site, Lsn::ZERO, self.now));
@@ -393,7 +485,7 @@ impl Core {
             self.log(
                 Severity::Info,
                 format!(
-                    "group {}: full copy complete; consistent again",
+                    "group {}: the copy is complete; consistent again",
                     self.config.group
                 ),
             );

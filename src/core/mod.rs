@@ -85,7 +85,7 @@ pub struct Overrides {
 }
 
 /// What the operator wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
     /// Become primary.
     Promote(Overrides),
@@ -97,6 +97,11 @@ pub enum Command {
     Connect,
     /// Cut the links and keep them cut.
     Disconnect,
+    /// End a fork: give up what this site wrote since.
+    Resolve {
+        /// The site that gives up.
+        discard: String,
+    },
     /// Stop.
     Shutdown,
 }
@@ -108,6 +113,8 @@ pub enum Event {
     Durable(Lsn),
     /// `Action::Save` with this number, and all before it, is on stable storage.
     Saved(u64),
+    /// `Action::Keep` is done, durably.
+    Kept,
     /// `Action::Reset` is done, durably.
     ResetDone,
     /// The homes hold everything up to here.
@@ -189,14 +196,26 @@ pub enum Action {
     },
     /// Stop streaming and copying on this link.
     StopStream(Link),
-    /// Propose a copy of all volumes on this link: send `Start::Copy`; once `Started` arrives (`Action::Copy`) begin.
-    ProposeCopy(Link),
-    /// Stream frames from the LSN after the proposed base, and copy all volumes.
+    /// Propose a copy on this link: send `Start::Copy`; once `Started` arrives (`Action::Copy`) begin.
+    ProposeCopy {
+        /// Where.
+        link: Link,
+        /// The mirror has the history up to here; what changed after it may differ.
+        shared: Lsn,
+    },
+    /// Stream frames from the LSN after the proposed base, and copy the chunks that may differ.
     Copy(Link),
     /// Forget the journal's tail after this LSN; none of it was allowed.
     Truncate(Lsn),
+    /// Keep the journal's operations after this LSN in a file of their own: they are about to be given up. Answer with
+    /// `Event::Kept`.
+    Keep(Lsn),
     /// Forget everything and start over at this point, durably; answer with `Event::ResetDone`.
     Reset {
+        /// The primary that copies.
+        from: String,
+        /// Both have the history up to here. What this site has after it is kept in a file and given up.
+        shared: Lsn,
         /// The LSN where the new history starts (exclusive).
         base: Lsn,
         /// Checksum of the frame that ends there.
@@ -300,6 +319,8 @@ pub struct Core {
     /// A mirror's: what its primary can have acknowledged before their last stream began, as its greeting told.
     /// `None` if there was no stream since this process started.
     promised: Option<Lsn>,
+    /// A copy that was proposed and waits until what it discards is kept.
+    keeping: Option<mirror::Keeping>,
     handshakes: Vec<links::Handshake>,
     probe: Option<commands::Probe>,
     promised_command: Option<u64>,
@@ -341,6 +362,7 @@ impl Core {
             save_seq: 0,
             upstream: None,
             promised: None,
+            keeping: None,
             handshakes: Vec::new(),
             probe: None,
             promised_command: None,
@@ -376,6 +398,7 @@ impl Core {
         match event {
             Event::Durable(lsn) => self.local_durable(lsn, view),
             Event::Saved(seq) => self.saved(seq),
+            Event::Kept => self.kept(view),
             Event::ResetDone => self.reset_done(),
             Event::Applied(lsn) => self.applied = self.applied.max(lsn),
             Event::CopyDurable => self.copy_durable(),

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Link;
-use crate::base::Lsn;
+use crate::base::{Epoch, Lsn};
 
 /// First and longest pause between attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -96,6 +96,8 @@ pub struct Peer {
     pub refused: Option<String>,
     /// The refusal is a fork or both sides being primary, for the group's state.
     pub conflict: Option<Conflict>,
+    /// What it told of itself when the fork was found.
+    pub fork: Option<Fork>,
     /// Validated in its memory up to here.
     pub received: Lsn,
     /// Durable in its journal up to here.
@@ -131,6 +133,19 @@ pub enum Conflict {
     Forked,
 }
 
+/// Two histories that went on separately.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fork {
+    /// The last LSN that both share.
+    pub shared: Lsn,
+    /// The peer's last LSN.
+    pub their_tail: Lsn,
+    /// The peer had committed up to here.
+    pub their_commit: Lsn,
+    /// The peer's last epoch.
+    pub their_epoch: Option<Epoch>,
+}
+
 /// One round of catching up: the peer must reach what was the tail when it began.
 #[derive(Debug)]
 struct Round {
@@ -151,6 +166,7 @@ impl Peer {
             dead: false,
             refused: None,
             conflict: None,
+            fork: None,
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
             applied: Lsn::ZERO,
@@ -227,6 +243,7 @@ impl Peer {
         self.backoff = BACKOFF_FIRST;
         self.refused = None;
         self.conflict = None;
+        self.fork = None;
         self.dead = false;
         self.asked = true;
         self.round = None;

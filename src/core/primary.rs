@@ -216,7 +216,8 @@ impl Core {
             since,
         };
         if copy {
-            self.actions.push(Action::ProposeCopy(link));
+            let shared = from.prev();
+            self.actions.push(Action::ProposeCopy { link, shared });
         } else {
             self.actions.push(Action::Send(
                 link,

@@ -322,7 +322,10 @@ impl Pair {
             Action::StopStream(link) => {
                 self.sites[at].streams.remove(&link);
             }
-            Action::ProposeCopy(_) | Action::Copy(_) | Action::Reset { .. } => {
+            Action::ProposeCopy { .. }
+            | Action::Copy(_)
+            | Action::Keep(_)
+            | Action::Reset { .. } => {
                 panic!("no copies in these tests")
             }
             Action::Truncate(lsn) => {

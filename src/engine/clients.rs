@@ -445,6 +445,7 @@ impl Group {
                         file,
                         offset: range.offset,
                         len: range.len,
+                        medium: false,
                     };
                     Some((
                         Pending::ReadPiece {
@@ -507,6 +508,7 @@ impl Group {
                 file,
                 offset: range.offset,
                 len: range.len,
+                medium: false,
             };
             self.submit(
                 Pending::ReadPiece {

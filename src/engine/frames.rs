@@ -242,6 +242,7 @@ impl Group {
         self.frames.time_ns = frame.time_ns().max(self.frames.time_ns);
         self.marks
             .push(frame.last_lsn().0, frame.len() as u64, frame.time_ns());
+        self.changes.note(frame);
     }
 
     /// A frame of the primary, checked and next in order: into the overlay and on its way to the journal.
@@ -352,10 +353,17 @@ impl Group {
             frames.cache_bytes -= frame.len() as u64;
         }
         self.store.truncate_after(lsn);
+        self.changes.truncate_after(lsn);
         self.log.truncate_after(lsn);
         self.frames.sealed = lsn;
         self.frames.durable = self.frames.durable.min(lsn);
         self.frames.chain = self.log.chain();
+    }
+
+    /// As if nothing were on record about which chunks a peer lacks.
+    #[cfg(test)]
+    pub(super) fn forget_changes(&mut self) {
+        self.changes.clear();
     }
 
     /// Where the frame with this LSN lies in the journal's file.

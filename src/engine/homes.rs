@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
-use crate::base::{ByteRange, Lsn, Op, OpKind, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
 use crate::core::Event;
 use crate::journal;
 use crate::store::{Apply, Content};
@@ -265,11 +265,7 @@ impl Group {
         let reached = self.store.applied_lsn();
         self.event(Event::Applied(reached));
         self.apply();
-        let copy_ends = self
-            .core
-            .facts()
-            .inconsistent_until
-            .is_some_and(|until| until <= reached);
+        let copy_ends = self.core.copy_end().is_some_and(|until| until <= reached);
         if copy_ends && self.receive.chunks_done() {
             self.homes.want_checkpoint();
         }
@@ -365,12 +361,8 @@ impl Group {
             return;
         }
         // What a copy brought counts only once its chunks are in, and its last LSN applied.
-        let ends_copy = self
-            .core
-            .facts()
-            .inconsistent_until
-            .is_some_and(|until| until <= target)
-            && self.receive.chunks_done();
+        let ends_copy =
+            self.core.copy_end().is_some_and(|until| until <= target) && self.receive.chunks_done();
         self.homes.wanted = false;
         let dirty = std::mem::take(&mut self.homes.dirty);
         let running = Running {
@@ -415,6 +407,10 @@ impl Group {
             return;
         };
         if running.ends_copy {
+            if let Some((primary, _)) = self.core.upstream() {
+                let primary = primary.to_owned();
+                self.changes.forget(&primary);
+            }
             self.event(Event::CopyDurable);
         }
         self.record_checkpoint();
@@ -445,7 +441,7 @@ impl Group {
     }
 
     /// Gives back what neither recovery nor a peer needs. A peer that is away keeps its part of the journal until half
-    /// of the journal is in use; then it gets a full copy when it comes back.
+    /// of the journal is in use; then what it lacks is noted chunk by chunk.
     pub(super) fn release_journal(&mut self) {
         let mut keep = self.homes.checkpoint.next();
         let crowded = self.log.used_bytes() > self.log.capacity() / 2;
@@ -457,7 +453,18 @@ impl Group {
         }
         let streams = self.streams.values().map(super::streams::Stream::next);
         keep = streams.fold(keep, Lsn::min);
-        self.log.release_before(keep);
+        // A mirror's history is its primary's; it only adds to sets that it has already.
+        let leads = self.core.facts().role == Role::Primary;
+        let confirmed = self.core.peers().iter().map(|peer| {
+            let lsn = if leads { peer.durable } else { Lsn(u64::MAX) };
+            (peer.name.clone(), lsn)
+        });
+        let confirmed: Vec<(String, Lsn)> = confirmed.collect();
+        if self.changes.give_up_before(keep, &confirmed) {
+            self.state.request_release(keep);
+        } else {
+            self.log.release_before(keep);
+        }
     }
 }
 

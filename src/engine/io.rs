@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::base::{ByteRange, Lsn, Message, VolumeId, VolumeSpec};
 use crate::nbd::{Reply, Request};
@@ -38,6 +39,8 @@ pub enum File {
     State,
     /// The home of a volume: buffered IO at any offset.
     Home(VolumeId),
+    /// Frames that were given up after a fork, which ended in this epoch. Made when it is first written.
+    Discarded(Uuid),
 }
 
 /// One request to a disk. Requests may complete in any order.
@@ -62,6 +65,8 @@ pub enum DiskOp {
         offset: u64,
         /// Bytes.
         len: u64,
+        /// From the medium, past the page cache (homes only).
+        medium: bool,
     },
     /// All completed writes of the file are on stable storage before it completes (`fdatasync`).
     Sync {
@@ -131,6 +136,16 @@ pub enum Command {
     Connect,
     /// Cut the link and keep it cut.
     Disconnect,
+    /// End a fork.
+    Resolve {
+        /// The site whose writes since the fork are given up.
+        discard: String,
+    },
+    /// Compare the mirror with this site, chunk by chunk.
+    Verify {
+        /// Send the mirror what differs.
+        repair: bool,
+    },
     /// Stop: finish what is in flight, write a last checkpoint.
     Shutdown,
 }

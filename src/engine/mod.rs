@@ -11,7 +11,9 @@
 //! itself is about resources: when a frame closes, what waits for space, what is read from where.
 
 mod arbiter;
+mod changes;
 mod clients;
+mod discard;
 mod frames;
 mod homes;
 mod io;
@@ -23,6 +25,8 @@ mod stats;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod verify;
+mod walk;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -35,10 +39,12 @@ pub use io::{
 };
 pub use open::OpenError;
 
-use crate::base::{AckMode, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
+use crate::base::{
+    AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec,
+};
 use crate::core::{self, Action, Core, Event, Link, Overrides, Severity, View};
 use crate::journal;
-use crate::store::Store;
+use crate::store::{Content, Store};
 
 /// What the configuration says about a group.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,6 +65,8 @@ pub struct GroupConfig {
     pub timeout: Duration,
     /// Size of the journal in bytes, at the first start only.
     pub journal_bytes: u64,
+    /// Bytes per second that a copy or verification may read at most; 0 for no limit.
+    pub resync_rate: u64,
     /// Names of the peers' sites.
     pub peers: Vec<String>,
     /// Volumes `(name, size in bytes)` a primary creates if the group has none of that name.
@@ -79,6 +87,10 @@ pub struct Group {
     state: state::State,
     streams: BTreeMap<LinkId, streams::Stream>,
     receive: receive::Receive,
+    questions: walk::Questions,
+    changes: changes::Changes,
+    verification: Option<verify::Verification>,
+    keeping: Option<discard::Keeping>,
     disk: Slab<Pending>,
     stats: stats::Stats,
     marks: stats::Marks,
@@ -128,10 +140,22 @@ enum Pending {
     StreamRead {
         link: LinkId,
     },
-    CopyRead {
+    WalkRead {
         link: LinkId,
         part: u64,
     },
+    AnswerRead {
+        link: LinkId,
+        volume: VolumeId,
+        range: ByteRange,
+        overlay: Vec<(ByteRange, Content)>,
+        hold: crate::store::HoldId,
+    },
+    /// A read for a history that a copy has replaced meanwhile.
+    Forgotten,
+    KeepRead,
+    KeepWrite,
+    KeepSync,
     ChunkWrite {
         hold: crate::store::HoldId,
         volume: VolumeId,
@@ -163,7 +187,7 @@ impl Group {
             Input::Link { link, message } => self.message(link, message),
             Input::LinkDrained { link, queued_bytes } => self.link_drained(link, queued_bytes),
             Input::LinkClosed { link, reason } => {
-                self.streams.remove(&link);
+                self.drop_stream(link);
                 self.event(Event::Closed(Link(link.0), reason));
             }
             Input::ConnectFailed {
@@ -196,7 +220,7 @@ impl Group {
         self.close_frames();
         self.retry_reads();
         self.pump_streams();
-        self.pump_copies();
+        self.pump_walks();
         self.tell_credit();
         self.core.end_batch();
         self.carry_out();
@@ -219,7 +243,13 @@ impl Group {
             .as_ref()
             .filter(|s| !s.stopped)
             .map(|s| s.give_up_at);
-        [self.core.deadline(), self.homes.deadline(), stopping]
+        let now = self.now.mono;
+        let walks = self
+            .streams
+            .values()
+            .filter_map(|s| s.walk.as_ref()?.deadline(now))
+            .min();
+        [self.core.deadline(), self.homes.deadline(), stopping, walks]
             .into_iter()
             .flatten()
             .min()
@@ -241,6 +271,14 @@ impl Group {
             Command::Switchover => core::Command::Switchover,
             Command::Connect => core::Command::Connect,
             Command::Disconnect => core::Command::Disconnect,
+            Command::Resolve { discard } => core::Command::Resolve {
+                discard: discard.clone(),
+            },
+            Command::Verify { repair } => {
+                let result = self.begin_verify(*repair);
+                self.outputs.push(Output::CommandDone { id, result });
+                return;
+            }
             Command::Shutdown => core::Command::Shutdown,
         };
         self.event(Event::Command(id, command));
@@ -289,23 +327,32 @@ impl Group {
             Action::Connect(peer) => self.outputs.push(Output::Connect { peer }),
             Action::Send(link, message) => self.send(LinkId(link.0), message),
             Action::Close(link) => {
-                self.streams.remove(&LinkId(link.0));
+                self.drop_stream(LinkId(link.0));
                 self.outputs.push(Output::CloseLink {
                     link: LinkId(link.0),
                 });
             }
             Action::Stream { link, from, end } => self.start_stream(LinkId(link.0), from, end),
             Action::StopStream(link) => {
-                self.streams.remove(&LinkId(link.0));
+                self.drop_stream(LinkId(link.0));
             }
-            Action::ProposeCopy(link) => self.propose_copy(LinkId(link.0)),
+            Action::ProposeCopy { link, shared } => self.propose_copy(LinkId(link.0), shared),
             Action::Copy(link) => self.start_copy(LinkId(link.0)),
             Action::Truncate(lsn) => self.truncate_after(lsn),
+            Action::Keep(after) => self.keep_after(after),
             Action::Reset {
+                from,
+                shared,
                 base,
                 chain,
                 volumes,
-            } => self.reset(base, chain, volumes),
+            } => self.reset(receive::Reset {
+                from,
+                shared,
+                base,
+                chain,
+                volumes,
+            }),
             Action::Exports(open) => self.exports(open),
             Action::CloseClients => self.close_clients(),
             Action::Ask(question) => {
@@ -384,7 +431,24 @@ impl Group {
             (Pending::ReadPiece { read, slot }, result) => self.piece_read(read, slot, result),
             (Pending::ReadExtents { read, slot }, result) => self.extents_read(read, slot, result),
             (Pending::StreamRead { link }, result) => self.stream_read(link, result),
-            (Pending::CopyRead { link, part }, result) => self.copy_read(link, part, result),
+            (Pending::WalkRead { link, part }, result) => self.walk_read(link, part, result),
+            (
+                Pending::AnswerRead {
+                    link,
+                    volume,
+                    range,
+                    overlay,
+                    hold,
+                },
+                result,
+            ) => {
+                self.store.release(hold);
+                self.answer_read(link, volume, range, &overlay, result);
+            }
+            (Pending::Forgotten, _) => {}
+            (Pending::KeepRead, DiskResult::Data(data)) => self.kept_read(data),
+            (Pending::KeepWrite, DiskResult::Done) => self.keep_more(),
+            (Pending::KeepSync, DiskResult::Done) => self.event(Event::Kept),
             (Pending::ChunkWrite { hold, volume }, DiskResult::Done) => {
                 self.homes.touch(volume);
                 self.chunk_written(hold);

@@ -7,7 +7,10 @@ use bytes::Bytes;
 use slab::Slab;
 use uuid::Uuid;
 
-use super::{Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats};
+use super::changes::Changes;
+use super::{
+    Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats, walk,
+};
 use crate::base::{AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, VolumeSpec};
 use crate::core::{self, Core};
 use crate::journal::{
@@ -39,6 +42,7 @@ struct Opened {
     commit: Lsn,
     time_ns: u64,
     notes: Vec<(core::Severity, String)>,
+    changes: Changes,
 }
 
 impl Group {
@@ -78,6 +82,7 @@ impl Group {
             commit,
             time_ns,
             notes,
+            changes,
         } = opened;
         let core_config = core::Config {
             site: config.site.clone(),
@@ -101,6 +106,10 @@ impl Group {
             log,
             streams: BTreeMap::new(),
             receive: receive::Receive::default(),
+            questions: walk::Questions::default(),
+            changes,
+            verification: None,
+            keeping: None,
             disk: Slab::new(),
             stats: stats::Stats::new(now.mono),
             marks: stats::Marks::default(),
@@ -162,12 +171,15 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         journal_bytes: config.journal_bytes,
         volumes: Vec::new(),
         peers: Vec::new(),
+        given_up: Uuid::nil(),
     };
     let mut state_file = StateFile::new();
     let (offset, data) = state_file.plan_write(&record);
     disk.write(File::State, offset, &data, true)?;
     let note = format!("group {} created as {}", config.group, config.role);
+    let changes = Changes::new(config.journal_bytes, BTreeMap::new());
     Ok(Opened {
+        changes,
         record,
         state_file,
         log,
@@ -364,11 +376,17 @@ fn replay(
         pending: VecDeque::new(),
         lineage: record.lineage.clone(),
     };
+    let dirty = record
+        .peers
+        .iter()
+        .filter_map(|p| Some((p.site.clone(), p.dirty.clone()?)));
+    let mut changes = Changes::new(record.journal_bytes, dirty.collect());
     let refused = |e: journal::RecoverError| OpenError::Refused(e.to_string());
     while let Some(frame) = recovery
         .next(&mut JournalReader(replay.disk))
         .map_err(refused)?
     {
+        changes.note(&frame);
         replay.visit(&frame)?;
     }
     let recovered = recovery
@@ -399,6 +417,7 @@ fn replay(
         store.attach(lsn, Content::of(&op, content));
     }
     Ok(Opened {
+        changes,
         record: record.clone(),
         state_file,
         log: recovered.log,

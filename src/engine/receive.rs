@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use super::walk::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
 use crate::base::{ByteRange, Lsn, Message, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
@@ -14,10 +15,26 @@ use crate::store::{Content, HoldId};
 #[derive(Default)]
 pub(super) struct Receive {
     waiting: VecDeque<Chunk>,
-    writing: usize,
+    writing: Vec<(HoldId, VolumeId, ByteRange)>,
     ended: bool,
     /// Homes still to be created before a reset is put on record.
     homes_missing: usize,
+    /// The primary that copies, until the reset is on record.
+    from: String,
+}
+
+/// A copy begins.
+pub(super) struct Reset {
+    /// The primary that copies.
+    pub from: String,
+    /// Both sites have the history up to here.
+    pub shared: Lsn,
+    /// Where the new history begins (exclusive).
+    pub base: Lsn,
+    /// Checksum of the frame that ends there.
+    pub chain: u32,
+    /// The volumes.
+    pub volumes: Vec<VolumeSpec>,
 }
 
 struct Chunk {
@@ -35,7 +52,14 @@ impl Receive {
 
     /// A copy came to its end, and all of it was written.
     pub fn chunks_done(&self) -> bool {
-        self.ended && self.waiting.is_empty() && self.writing == 0
+        self.ended && self.waiting.is_empty() && self.writing.is_empty()
+    }
+
+    /// No chunk is on its way into this range of a home.
+    pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
+        let meets = |v: VolumeId, r: ByteRange| v == volume && r.overlaps(range);
+        !self.waiting.iter().any(|c| meets(c.volume, c.range))
+            && !self.writing.iter().any(|&(_, v, r)| meets(v, r))
     }
 }
 
@@ -55,7 +79,7 @@ impl Group {
                 ..
             } => {
                 self.event(Event::Heard(Link(link.0)));
-                if let Err(text) = self.chunk_arrived(volume, range, data) {
+                if let Err(text) = self.chunk_arrived(link, volume, range, data) {
                     self.link_fault(link, &text);
                 }
             }
@@ -63,6 +87,37 @@ impl Group {
                 self.receive.ended = true;
                 self.event(Event::Message(Link(link.0), message));
                 self.check_copy_end();
+            }
+            Message::Touched { chunks } => {
+                self.event(Event::Heard(Link(link.0)));
+                self.touched(link, &chunks);
+            }
+            Message::Compare {
+                volume,
+                range,
+                lsn,
+                medium,
+            } => {
+                self.event(Event::Heard(Link(link.0)));
+                let question = Question::new(link, volume, range, lsn, medium);
+                let asked = if self.core.follows(Link(link.0)) {
+                    self.asked_to_compare(question)
+                } else {
+                    Err("a question about a chunk on a link that is not streaming".into())
+                };
+                if let Err(text) = asked {
+                    self.link_fault(link, &text);
+                }
+            }
+            Message::Compared {
+                volume,
+                range,
+                hash,
+            } => {
+                self.event(Event::Heard(Link(link.0)));
+                if let Err(text) = self.compared(link, volume, range, hash) {
+                    self.link_fault(link, &text);
+                }
             }
             Message::Ack { durable, .. } => {
                 self.stream_acked(link, durable);
@@ -73,8 +128,8 @@ impl Group {
     }
 
     /// The peer sent what it must not: drop the link, saying why.
-    fn link_fault(&mut self, link: LinkId, text: &str) {
-        self.streams.remove(&link);
+    pub(super) fn link_fault(&mut self, link: LinkId, text: &str) {
+        self.drop_stream(link);
         self.send(
             link,
             Message::Bye {
@@ -119,18 +174,20 @@ impl Group {
         };
         self.core.offer_frame(Link(link.0), &info)?;
         self.take_frame(frame, contents);
+        self.answer_questions();
         Ok(())
     }
 
-    /// Part of a full copy. Operations on the range that come after it in the stream wait until it is written.
+    /// Part of a copy, or what a verification found to differ. Operations on the range that come after it in the stream wait until it is written.
     fn chunk_arrived(
         &mut self,
+        link: LinkId,
         volume: VolumeId,
         range: ByteRange,
         data: Option<Bytes>,
     ) -> Result<(), String> {
-        if self.core.facts().inconsistent_until.is_none() {
-            return Err("a chunk, but no copy is under way".into());
+        if !self.core.follows(Link(link.0)) {
+            return Err("a chunk on a link that is not streaming".into());
         }
         let Some(spec) = self.volumes.iter().find(|v| v.id == volume) else {
             return Err(format!(
@@ -163,7 +220,9 @@ impl Group {
                 self.receive.waiting.push_back(chunk);
                 continue;
             }
-            self.receive.writing += 1;
+            self.receive
+                .writing
+                .push((chunk.hold, chunk.volume, chunk.range));
             let file = File::Home(chunk.volume);
             let op = match chunk.data {
                 Some(data) => {
@@ -193,24 +252,41 @@ impl Group {
 
     pub(super) fn chunk_written(&mut self, hold: HoldId) {
         self.store.release(hold);
-        self.receive.writing -= 1;
+        self.receive.writing.retain(|(h, ..)| *h != hold);
         self.check_copy_end();
+        self.read_held_questions();
     }
 
     /// A complete copy becomes consistent with the next checkpoint.
     fn check_copy_end(&mut self) {
         let reached = self.store.applied_lsn();
-        let until = self.core.facts().inconsistent_until;
+        let until = self.core.copy_end();
         if self.receive.chunks_done() && until.is_some_and(|until| until <= reached) {
             self.homes.want_checkpoint();
         }
     }
 
-    /// A full copy begins: nothing that is here counts any more.
-    pub(super) fn reset(&mut self, base: Lsn, chain: u32, volumes: Vec<VolumeSpec>) {
+    /// A copy begins: the journal here counts no more, and of the homes only what the primary finds to be the same.
+    ///
+    /// What may differ beside what the primary knows of: what was written after the last LSN that both share, and what of
+    /// that history had not reached the homes.
+    pub(super) fn reset(&mut self, reset: Reset) {
+        let Reset {
+            from,
+            shared,
+            base,
+            chain,
+            volumes,
+        } = reset;
+        let tail = self.log.tail();
+        let sound = self.store.applied_lsn().min(shared);
+        let touched = self.changes.after(sound, tail);
+        self.changes.put(&from, base, &touched);
+        self.changes.restart();
         let under_way = self.forget_home_requests();
         self.receive = Receive {
             homes_missing: volumes.len() + under_way,
+            from,
             ..Receive::default()
         };
         self.volumes = Vec::new();
@@ -227,11 +303,25 @@ impl Group {
         }
     }
 
+    /// The new beginning is on record: tell the primary where to look, before the agreement goes out.
+    pub(super) fn reset_recorded(&mut self) {
+        let from = std::mem::take(&mut self.receive.from);
+        let chunks = self.changes.set_of(&from).map(|d| d.chunks.clone());
+        if let (Some(link), Some(chunks)) = (self.core.upstream_link(), chunks) {
+            self.send(LinkId(link.0), Message::Touched { chunks });
+        }
+        self.event(Event::ResetDone);
+    }
+
     /// Requests to the homes that are under way belong to the old history: their completion means nothing to the new one,
     /// but the new one must not begin before, lest they land on top of it. Returns how many there are.
     fn forget_home_requests(&mut self) -> usize {
         let mut under_way = 0;
+        self.questions.clear();
         for (_, pending) in &mut self.disk {
+            if matches!(pending, Pending::AnswerRead { .. }) {
+                *pending = Pending::Forgotten;
+            }
             let home = matches!(
                 pending,
                 Pending::ApplyWrite { .. }

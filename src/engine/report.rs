@@ -1,11 +1,11 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{Lsn, Role};
+use crate::base::{Epoch, Lsn, Role};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
-    AloneStatus, EpochStatus, GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus,
-    VolumeStatus,
+    AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
+    PeerState, PeerStatus, VolumeStatus,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -59,6 +59,8 @@ impl Group {
                 .iter()
                 .map(|p| self.peer_status(p))
                 .collect(),
+            fork: self.fork_status(),
+            verify: self.verify_status(),
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
@@ -114,11 +116,10 @@ impl Group {
         if self.core.facts().inconsistent_until.is_some() {
             let reason = match connected {
                 Some(name) => {
-                    format!("a full copy from {name} is under way; not usable until it ends")
+                    format!("a copy from {name} is under way; not usable until it ends")
                 }
                 None => {
-                    "a full copy was cut off; not usable until the primary connects and ends it"
-                        .into()
+                    "a copy was cut off; not usable until the primary connects and ends it".into()
                 }
             };
             return (GroupState::Inconsistent, reason);
@@ -183,6 +184,38 @@ impl Group {
             _ => "all peers in sync".to_owned(),
         };
         (GroupState::Serving, text)
+    }
+
+    fn fork_status(&self) -> Option<ForkStatus> {
+        let (peer, fork) = self
+            .core
+            .peers()
+            .iter()
+            .find_map(|p| Some((p, p.fork.as_ref()?)))?;
+        let side = |site: &str, tail: Lsn, commit: Lsn, epoch: Option<&Epoch>| ForkSide {
+            site: site.to_owned(),
+            first_lsn: fork.shared.next(),
+            last_lsn: tail,
+            operations: tail.since(fork.shared),
+            acknowledged_operations: commit.since(fork.shared),
+            since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
+            touched_bytes: None,
+        };
+        let tail = self.core.tail();
+        let touched = self.changes.after(fork.shared, tail);
+        let mut here = side(
+            &self.config.site,
+            tail,
+            self.core.commit(),
+            self.core.lineage().last(),
+        );
+        here.touched_bytes = (!touched.is_everything()).then(|| touched.bytes(&self.volumes));
+        let epoch = fork.their_epoch.as_ref();
+        let there = side(&peer.name, fork.their_tail, fork.their_commit, epoch);
+        Some(ForkStatus {
+            shared_lsn: fork.shared,
+            sides: vec![here, there],
+        })
     }
 
     fn journal_holder(&self) -> String {

@@ -21,12 +21,15 @@ pub(super) struct State {
     checkpoint_wanted: bool,
     writing: Option<Writing>,
     reset: bool,
+    /// The journal before this LSN may go once the peers' sets of chunks are on record.
+    release: Option<Lsn>,
 }
 
 struct Writing {
     seq: u64,
     checkpoint: Option<Lsn>,
     reset: bool,
+    release: Option<Lsn>,
 }
 
 impl State {
@@ -41,6 +44,7 @@ impl State {
             checkpoint_wanted: false,
             writing: None,
             reset: false,
+            release: None,
         }
     }
 
@@ -56,9 +60,15 @@ impl State {
     /// A checkpoint of a history that is being replaced counts no more, also if its record is being written.
     pub fn forget_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
+        self.release = None;
         if let Some(writing) = &mut self.writing {
-            writing.checkpoint = None;
+            (writing.checkpoint, writing.release) = (None, None);
         }
+    }
+
+    /// Give the journal before this LSN back once the record is written.
+    pub fn request_release(&mut self, keep: Lsn) {
+        self.release = self.release.max(Some(keep));
     }
 
     pub fn request_reset(&mut self) {
@@ -84,7 +94,10 @@ impl Group {
         let state = &self.state;
         if state.writing.is_some()
             || self.receive.resetting()
-            || (state.wanted.is_none() && !state.checkpoint_wanted && !state.reset)
+            || (state.wanted.is_none()
+                && !state.checkpoint_wanted
+                && !state.reset
+                && state.release.is_none())
         {
             return;
         }
@@ -92,12 +105,14 @@ impl Group {
         let checkpoint =
             std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
         let reset = std::mem::take(&mut self.state.reset);
+        self.forget_what_is_in_sync();
         let record = self.record();
         let (offset, data) = self.state.file.plan_write(&record);
         self.state.writing = Some(Writing {
             seq,
             checkpoint,
             reset,
+            release: self.state.release.take(),
         });
         self.submit(
             Pending::StateWrite,
@@ -119,13 +134,23 @@ impl Group {
         if let Some(lsn) = writing.checkpoint {
             self.checkpoint_recorded(lsn);
         }
+        if let Some(keep) = writing.release {
+            self.log.release_before(keep);
+        }
         if writing.reset {
-            self.event(Event::ResetDone);
+            self.reset_recorded();
         }
         if writing.seq > 0 {
             self.event(Event::Saved(writing.seq));
         }
         self.write_state();
+    }
+
+    /// Peers whose homes are known to be the same have no set of chunks any more.
+    fn forget_what_is_in_sync(&mut self) {
+        for peer in self.core.peers().iter().filter(|p| p.in_sync) {
+            self.changes.forget(&peer.name);
+        }
     }
 
     fn record(&self) -> StateRecord {
@@ -156,14 +181,17 @@ impl Group {
             clean_shutdown: self.state.clean,
             journal_bytes: self.log.capacity(),
             volumes: self.volumes.clone(),
-            peers: facts
-                .told_durable
+            peers: self
+                .core
+                .peers()
                 .iter()
-                .map(|(site, lsn)| journal::PeerRecord {
-                    site: site.clone(),
-                    told_durable: *lsn,
+                .map(|peer| journal::PeerRecord {
+                    site: peer.name.clone(),
+                    told_durable: facts.told_durable(&peer.name),
+                    dirty: self.changes.set_of(&peer.name).cloned(),
                 })
                 .collect(),
+            given_up: facts.given_up,
         }
     }
 }
@@ -191,7 +219,9 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         told_durable: record
             .peers
             .iter()
+            .filter(|p| p.told_durable > Lsn::ZERO)
             .map(|p| (p.site.clone(), p.told_durable))
             .collect(),
+        given_up: record.given_up,
     }
 }

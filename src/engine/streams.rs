@@ -1,17 +1,14 @@
-//! The sending side of a link: frames from memory while the mirror is near, from the journal while it is not, and the
-//! chunks of a full copy in between.
+//! The sending side of a link: frames from memory while the mirror is near, from the journal while it is not.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::stats::Stage;
+use super::walk::{Purpose, Walk};
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
-use crate::base::{ByteRange, Lsn, Message, Start, VolumeId};
+use crate::base::{ChunkSet, Lsn, Message, Start};
 use crate::core::{Event, Link};
-use crate::journal::{Cursor, Frame, Next, is_zero};
-use crate::store::{Content, HoldId, Source};
+use crate::journal::{Cursor, Frame, Next};
 
 /// Bytes handed to a link's socket and not sent yet, at most.
 const QUEUE_BYTES: u64 = 8 << 20;
@@ -19,26 +16,21 @@ const QUEUE_BYTES: u64 = 8 << 20;
 /// Frame bytes sent and not yet durable at the mirror, at most: this bounds the mirror's memory.
 const WINDOW_BYTES: u64 = 32 << 20;
 
-/// Size of a chunk of a full copy, bytes.
-const CHUNK_BYTES: u64 = 256 << 10;
-
-/// Chunks being read at once.
-const CHUNKS_READING: usize = 4;
-
 /// What is sent on one link.
 pub(super) struct Stream {
     next: Lsn,
     end: Option<Lsn>,
     ended: bool,
     /// Handed to the socket, by its last report.
-    queued_bytes: u64,
+    pub queued_bytes: u64,
     /// Sent and not acknowledged as durable.
     unacked: VecDeque<Sent>,
     unacked_bytes: u64,
     cursor: Option<Cursor>,
     reading: bool,
     read_frames: VecDeque<Frame>,
-    copy: Option<Copy>,
+    /// Chunks that are copied or verified beside the frames.
+    pub walk: Option<Walk>,
     proposed: Option<Lsn>,
 }
 
@@ -46,27 +38,6 @@ struct Sent {
     last: Lsn,
     len: u64,
     at: Duration,
-}
-
-/// A full copy on its way.
-#[derive(Default)]
-struct Copy {
-    /// Index of the volume and offset of the next chunk to read.
-    volume: usize,
-    offset: u64,
-    parts: Vec<Part>,
-    next_part: u64,
-    done_bytes: u64,
-    total_bytes: u64,
-}
-
-/// A chunk being read.
-struct Part {
-    id: u64,
-    volume: VolumeId,
-    range: ByteRange,
-    hold: HoldId,
-    reading: bool,
 }
 
 impl Stream {
@@ -81,7 +52,7 @@ impl Stream {
             cursor: None,
             reading: false,
             read_frames: VecDeque::new(),
-            copy: None,
+            walk: None,
             proposed: None,
         }
     }
@@ -91,12 +62,19 @@ impl Stream {
         self.proposed.map_or(self.next, Lsn::next)
     }
 
-    /// Progress of a full copy: bytes done and in all.
+    /// Progress of a copy: bytes done and in all.
     pub fn copy_progress(&self) -> Option<(u64, u64)> {
-        self.copy.as_ref().map(|c| (c.done_bytes, c.total_bytes))
+        let walk = self.walk.as_ref()?;
+        (walk.purpose() == Purpose::Copy)
+            .then_some((walk.progress.done_bytes, walk.progress.total_bytes))
     }
 
-    fn has_room(&self) -> bool {
+    /// The mirror agreed to what was proposed.
+    pub fn has_started(&self) -> bool {
+        self.proposed.is_none()
+    }
+
+    pub fn has_room(&self) -> bool {
         self.queued_bytes < QUEUE_BYTES && self.unacked_bytes < WINDOW_BYTES
     }
 }
@@ -107,8 +85,8 @@ impl Group {
         self.pump(link);
     }
 
-    /// Proposes a full copy based on the last closed frame.
-    pub(super) fn propose_copy(&mut self, link: LinkId) {
+    /// Proposes a copy based on the last closed frame, of the chunks in which the mirror may differ.
+    pub(super) fn propose_copy(&mut self, link: LinkId, shared: Lsn) {
         let base = self.frames.sealed();
         let facts = self.core.facts();
         let mut lineage = facts.lineage.clone();
@@ -122,20 +100,37 @@ impl Group {
             ack: facts.ack,
             resume: None,
         };
+        let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
+        let chunks = self.changes.lacking(&peer, shared, base);
         let mut stream = Stream::new(base.next(), None);
         stream.proposed = Some(base);
+        stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));
         self.streams.insert(link, stream);
         self.send(link, Message::Start(Box::new(start)));
     }
 
+    /// The mirror adds to the proposed copy what it knows to differ.
+    pub(super) fn touched(&mut self, link: LinkId, chunks: &ChunkSet) {
+        let stream = self.streams.get_mut(&link).filter(|s| s.proposed.is_some());
+        if let Some(walk) = stream.and_then(|s| s.walk.as_mut()) {
+            walk.add(chunks);
+        }
+    }
+
     pub(super) fn start_copy(&mut self, link: LinkId) {
-        let total_bytes = self.volumes.iter().map(|v| v.size).sum();
+        let now = self.now.mono;
         if let Some(stream) = self.streams.get_mut(&link) {
             stream.proposed = None;
-            stream.copy = Some(Copy {
-                total_bytes,
-                ..Copy::default()
-            });
+            if let Some(walk) = stream.walk.as_mut() {
+                walk.progress.began = now;
+                walk.progress.total_bytes = walk.chunks().bytes(&self.volumes);
+                let text = format!(
+                    "copying to {}: {} KiB of the volumes may differ and are compared first",
+                    self.core.peer_name(Link(link.0)).unwrap_or_default(),
+                    walk.progress.total_bytes.div_ceil(1 << 10)
+                );
+                self.log_line(crate::core::Severity::Info, text);
+            }
         }
         self.pump(link);
     }
@@ -246,6 +241,7 @@ impl Group {
                         file: File::Journal,
                         offset,
                         len,
+                        medium: false,
                     },
                 );
             }
@@ -260,7 +256,7 @@ impl Group {
             "the journal begins at LSN {} and no longer holds LSN {next}",
             self.log.first_lsn()
         );
-        self.streams.remove(&link);
+        self.drop_stream(link);
         self.send(
             link,
             Message::Bye {
@@ -296,159 +292,10 @@ impl Group {
             None => self.pump(link),
             Some(text) => {
                 self.log_line(crate::core::Severity::Error, text.clone());
-                self.streams.remove(&link);
+                self.drop_stream(link);
                 self.outputs.push(super::Output::CloseLink { link });
                 self.event(Event::Closed(Link(link.0), text));
             }
-        }
-    }
-
-    /// Goes on with full copies.
-    pub(super) fn pump_copies(&mut self) {
-        let links: smallvec::SmallVec<[LinkId; 4]> = self
-            .streams
-            .iter()
-            .filter(|(_, s)| s.copy.is_some())
-            .map(|(link, _)| *link)
-            .collect();
-        for link in links {
-            while self.begin_part(link) {}
-            self.read_quiet_parts(link);
-            self.end_copy(link);
-        }
-    }
-
-    /// Takes the next range: from here on no operation on it is applied until its chunk is sent.
-    fn begin_part(&mut self, link: LinkId) -> bool {
-        let Some(stream) = self.streams.get_mut(&link) else {
-            return false;
-        };
-        let has_room = stream.has_room();
-        let Some(copy) = stream.copy.as_mut() else {
-            return false;
-        };
-        if copy.parts.len() >= CHUNKS_READING || !has_room {
-            return false;
-        }
-        let Some(volume) = self.volumes.get(copy.volume) else {
-            return false;
-        };
-        if copy.offset >= volume.size {
-            copy.volume += 1;
-            copy.offset = 0;
-            return true;
-        }
-        let range = ByteRange::new(copy.offset, CHUNK_BYTES.min(volume.size - copy.offset));
-        copy.offset = range.end();
-        let hold = self.store.hold(volume.id, range);
-        copy.parts.push(Part {
-            id: copy.next_part,
-            volume: volume.id,
-            range,
-            hold,
-            reading: false,
-        });
-        copy.next_part += 1;
-        true
-    }
-
-    /// Reads the ranges whose applies have come to rest.
-    fn read_quiet_parts(&mut self, link: LinkId) {
-        let mut reads = Vec::new();
-        if let Some(copy) = self.streams.get_mut(&link).and_then(|s| s.copy.as_mut()) {
-            for part in copy.parts.iter_mut().filter(|p| !p.reading) {
-                if self.store.quiet(part.volume, part.range) {
-                    part.reading = true;
-                    reads.push((part.id, part.volume, part.range));
-                }
-            }
-        }
-        for (part, volume, range) in reads {
-            let op = DiskOp::Read {
-                file: File::Home(volume),
-                offset: range.offset,
-                len: range.len,
-            };
-            self.submit(Pending::CopyRead { link, part }, op);
-        }
-    }
-
-    /// A range as of the last closed frame: the home, with what is closed and not applied yet laid over it.
-    pub(super) fn copy_read(&mut self, link: LinkId, part: u64, result: DiskResult) {
-        let found = self
-            .streams
-            .get_mut(&link)
-            .and_then(|s| s.copy.as_mut())
-            .and_then(|copy| {
-                let at = copy.parts.iter().position(|p| p.id == part)?;
-                Some(copy.parts.swap_remove(at))
-            });
-        let Some(part) = found else { return };
-        let DiskResult::Data(home) = result else {
-            self.store.release(part.hold);
-            let text = format!("the home cannot be read for the copy: {result:?}");
-            self.log_line(crate::core::Severity::Error, text.clone());
-            self.streams.remove(&link);
-            self.outputs.push(super::Output::CloseLink { link });
-            self.event(Event::Closed(Link(link.0), text));
-            return;
-        };
-        let data = self.lay_over(home, part.volume, part.range);
-        self.store.release(part.hold);
-        let data = if is_zero(&data) { None } else { Some(data) };
-        let crc = data.as_ref().map_or(0, |d| crc32fast::hash(d));
-        if let Some(stream) = self.streams.get_mut(&link) {
-            stream.queued_bytes += data.as_ref().map_or(64, |d| d.len() as u64);
-            if let Some(copy) = stream.copy.as_mut() {
-                copy.done_bytes += part.range.len;
-            }
-        }
-        self.send(
-            link,
-            Message::Chunk {
-                volume: part.volume,
-                range: part.range,
-                data,
-                crc,
-            },
-        );
-    }
-
-    fn lay_over(&self, home: Bytes, volume: VolumeId, range: ByteRange) -> Bytes {
-        let plan = self.store.read_plan(volume, range);
-        if plan.pieces.iter().all(|p| p.source == Source::Home) {
-            return home;
-        }
-        let mut all = home.to_vec();
-        for piece in plan.pieces {
-            let Source::Overlay(lsn) = piece.source else {
-                continue;
-            };
-            let from = (piece.range.offset - range.offset) as usize;
-            let to = from + piece.range.len as usize;
-            // What is in the open frame follows in the stream.
-            match self.store.content(lsn, piece.range) {
-                Some(Content::Data(data)) => all[from..to].copy_from_slice(&data),
-                Some(Content::Zero { .. }) => all[from..to].fill(0),
-                _ => {}
-            }
-        }
-        Bytes::from(all)
-    }
-
-    fn end_copy(&mut self, link: LinkId) {
-        let volumes = self.volumes.len();
-        let sealed = self.frames.sealed();
-        let Some(stream) = self.streams.get_mut(&link) else {
-            return;
-        };
-        let done = stream
-            .copy
-            .as_ref()
-            .is_some_and(|c| c.parts.is_empty() && c.volume >= volumes);
-        if done {
-            stream.copy = None;
-            self.event(Event::CopySent(Link(link.0), sealed));
         }
     }
 }

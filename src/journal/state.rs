@@ -39,9 +39,11 @@
 //!    344   64  name of the site handed to
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
-//!    432   80  reserved, zero
-//!    512       epochs (144 bytes each), volumes (104 each), peers (80 each: name length 2, reserved 6, told durable
-//!              LSN 8, name 64), then zeroes to a multiple of 4096
+//!    432   16  last epoch of a fork that was given up
+//!    448   64  reserved, zero
+//!    512       epochs (144 bytes each), volumes (104 each), peers (96 each: name length 2, flags 2 (1: it has a set of
+//!              chunks), length of the set 4, told durable LSN 8, the set holds what changed after this LSN 8 and up to
+//!              this one 8, name 64), the peers' sets in the same order, then zeroes to a multiple of 4096
 //! ```
 
 use bytes::Bytes;
@@ -54,7 +56,9 @@ use super::records::{
     EPOCH_LEN, VOLUME_LEN, ack_byte, ack_of, decode_epoch, decode_volume, encode_epoch,
     encode_volume, name_field, name_of,
 };
-use crate::base::{AckMode, AlignedBuf, BLOCK, Lineage, Lsn, NAME_MAX, Role, VolumeSpec, round_up};
+use crate::base::{
+    AckMode, AlignedBuf, BLOCK, ChunkSet, Lineage, Lsn, NAME_MAX, Role, VolumeSpec, round_up,
+};
 
 const MAGIC: [u8; 8] = *b"DBLRSTA1";
 const SLOT: usize = 1 << 20;
@@ -109,23 +113,34 @@ struct StateHeader {
     handed_to: [u8; NAME_MAX],
     handed_epoch: [u8; 16],
     handed_lsn: U64,
-    reserved: [u8; 80],
+    given_up: [u8; 16],
+    reserved: [u8; 64],
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct PeerEntry {
     name_len: U16,
-    reserved: [u8; 6],
+    flags: U16,
+    dirty_len: U32,
     told_durable: U64,
+    dirty_since: U64,
+    dirty_until: U64,
     name: [u8; NAME_MAX],
 }
 
 const HEADER: usize = size_of::<StateHeader>();
 const PEER: usize = size_of::<PeerEntry>();
 const _: () = assert!(HEADER == 512);
-const _: () = assert!(PEER == 80);
-const _: () = assert!(HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER <= SLOT);
+const _: () = assert!(PEER == 96);
+const _: () =
+    assert!(HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER + MAX_DIRTY <= SLOT);
+
+/// Flag of a peer: it has a set of chunks.
+const DIRTY: u16 = 1;
+
+/// Most bytes of all sets of chunks together. A larger one is recorded as everything: its chunks are compared anyway.
+const MAX_DIRTY: usize = 256 << 10;
 
 /// Acknowledging without a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -156,6 +171,19 @@ pub struct PeerRecord {
     pub site: String,
     /// Highest LSN it confirmed durable.
     pub told_durable: Lsn,
+    /// Chunks in which its homes and those here may differ.
+    pub dirty: Option<Dirty>,
+}
+
+/// Chunks in which the homes of two sites may differ once the journal no longer tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dirty {
+    /// What was changed after this LSN ...
+    pub since: Lsn,
+    /// ... and up to this one is in the set.
+    pub until: Lsn,
+    /// The chunks.
+    pub chunks: ChunkSet,
 }
 
 /// Everything a site remembers of a group besides journal and homes.
@@ -197,6 +225,8 @@ pub struct StateRecord {
     pub volumes: Vec<VolumeSpec>,
     /// The peers.
     pub peers: Vec<PeerRecord>,
+    /// Last epoch of a fork that an operator gave up; nil if none.
+    pub given_up: Uuid,
 }
 
 /// Why the state file cannot be used.
@@ -315,10 +345,12 @@ impl StateRecord {
     fn encode(&self) -> AlignedBuf {
         let epochs = self.lineage.epochs();
         let epochs = &epochs[epochs.len().saturating_sub(MAX_EPOCHS)..];
+        let dirty = self.dirty_sets();
         let len = HEADER
             + epochs.len() * EPOCH_LEN
             + self.volumes.len() * VOLUME_LEN
-            + self.peers.len() * PEER;
+            + self.peers.len() * PEER
+            + dirty.iter().map(Vec::len).sum::<usize>();
         assert!(len <= SLOT, "a record of {len} bytes does not fit its slot");
         let mut out = AlignedBuf::zeroed(round_up(len, BLOCK));
         let mut h = StateHeader::new_zeroed();
@@ -372,16 +404,39 @@ impl StateRecord {
         for volume in &self.volumes {
             put(&encode_volume(volume));
         }
-        for peer in &self.peers {
+        for (peer, set) in self.peers.iter().zip(&dirty) {
             let mut entry = PeerEntry::new_zeroed();
             (entry.name_len, entry.name) = name_field(&peer.site);
             entry.told_durable = U64::new(peer.told_durable.0);
+            if let Some(dirty) = &peer.dirty {
+                entry.flags = U16::new(DIRTY);
+                entry.dirty_since = U64::new(dirty.since.0);
+                entry.dirty_until = U64::new(dirty.until.0);
+                entry.dirty_len = U32::new(set.len() as u32);
+            }
             put(entry.as_bytes());
         }
+        for set in &dirty {
+            put(set);
+        }
+        h.given_up = self.given_up.into_bytes();
         out[..HEADER].copy_from_slice(h.as_bytes());
         let crc = crc32fast::hash(&out[..len]);
         out[28..32].copy_from_slice(&crc.to_le_bytes());
         out
+    }
+
+    /// The peers' sets of chunks as bytes, all of them within [`MAX_DIRTY`].
+    fn dirty_sets(&self) -> Vec<Vec<u8>> {
+        let each = MAX_DIRTY / self.peers.len().max(1);
+        let set = |peer: &PeerRecord| {
+            let bytes = peer.dirty.as_ref().map(|d| d.chunks.encode());
+            match bytes.unwrap_or_default() {
+                bytes if bytes.len() > each => ChunkSet::everything().encode(),
+                bytes => bytes,
+            }
+        };
+        self.peers.iter().map(set).collect()
     }
 
     fn decode(slot: &[u8]) -> Result<StateRecord, DecodeError> {
@@ -426,13 +481,23 @@ impl StateRecord {
                 decode_volume(take(VOLUME_LEN)?).map_err(|_| Bad("a volume in it is wrong"))?,
             );
         }
-        let mut peers = Vec::new();
+        let mut entries = Vec::new();
         for _ in 0..h.peers.get() {
-            let entry = PeerEntry::read_from_bytes(take(PEER)?)
-                .map_err(|_| Bad("a peer in it is wrong"))?;
+            let entry = PeerEntry::read_from_bytes(take(PEER)?);
+            entries.push(entry.map_err(|_| Bad("a peer in it is wrong"))?);
+        }
+        let mut peers = Vec::new();
+        for entry in entries {
+            let set = take(entry.dirty_len.get() as usize)?;
+            let dirty = Dirty {
+                since: Lsn(entry.dirty_since.get()),
+                until: Lsn(entry.dirty_until.get()),
+                chunks: ChunkSet::decode(set).map_err(|_| Bad("a set of chunks in it is wrong"))?,
+            };
             peers.push(PeerRecord {
                 site: name_of(entry.name_len, &entry.name).ok_or(Bad("a peer's name is wrong"))?,
                 told_durable: Lsn(entry.told_durable.get()),
+                dirty: (entry.flags.get() & DIRTY != 0).then_some(dirty),
             });
         }
         let flags = h.flags.get();
@@ -479,6 +544,7 @@ impl StateRecord {
             journal_bytes: h.journal_bytes.get(),
             volumes,
             peers,
+            given_up: Uuid::from_bytes(h.given_up),
         })
     }
 }
@@ -486,7 +552,7 @@ impl StateRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Epoch, VolumeId};
+    use crate::base::{ByteRange, CHUNK_BYTES, Epoch, VolumeId};
 
     pub(super) fn record() -> StateRecord {
         let epoch = |number, first| Epoch {
@@ -539,7 +605,17 @@ mod tests {
             peers: vec![PeerRecord {
                 site: "chelles".into(),
                 told_durable: Lsn(7),
+                dirty: Some(Dirty {
+                    since: Lsn(0x55),
+                    until: Lsn(0x66),
+                    chunks: {
+                        let mut chunks = ChunkSet::new();
+                        chunks.insert(VolumeId(2), ByteRange::new(3 * CHUNK_BYTES, 1));
+                        chunks
+                    },
+                }),
             }],
+            given_up: Uuid::from_u128(0x77),
         }
     }
 
@@ -633,7 +709,7 @@ mod tests {
         let (_, bytes) = state.plan_write(&record());
         assert_eq!(bytes.len(), 4096);
         assert_eq!(&bytes[..16], b"DBLRSTA1\x01\0\x01\x01\0\0\0\0");
-        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 0xd8, 3, 0, 0]);
+        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0]);
         assert_eq!(bytes[48..56], [31, 0, 0, 0, 6, 0, 8, 0]);
         assert_eq!(&bytes[56..62], b"clichy");
         assert_eq!(&bytes[120..128], b"registry");
@@ -657,7 +733,8 @@ mod tests {
         assert_eq!(&bytes[280..287], b"chelles");
         assert_eq!(&bytes[344..351], b"chelles");
         assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
-        assert!(super::super::is_zero(&bytes[432..512]));
+        assert_eq!(bytes[447], 0x77);
+        assert!(super::super::is_zero(&bytes[448..512]));
         assert_eq!(
             &bytes[512..512 + EPOCH_LEN],
             encode_epoch(&record().lineage.epochs()[0])

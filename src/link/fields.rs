@@ -1,7 +1,7 @@
 //! What fields may hold: shared by the writing and the reading side, so that both draw the same lines.
 
 use super::wire::MAX_CHUNK;
-use crate::base::{AckMode, ByteRange, MAX_DATALESS_OP, NAME_MAX, Refusal, Stance};
+use crate::base::{AckMode, ByteRange, CHUNK_BYTES, MAX_DATALESS_OP, NAME_MAX, Refusal, Stance};
 
 /// Numbers of the acknowledgement modes.
 pub(super) const ACK_MODES: Codes<AckMode, 3> = Codes([
@@ -70,4 +70,12 @@ pub(super) fn chunk_fits(range: ByteRange, content: Option<u64>) -> bool {
     end.is_some_and(|end| end <= BELOW_2_63)
         && (1..=most).contains(&range.len)
         && content.is_none_or(|len| len == range.len)
+}
+
+pub(super) const RANGE_ALLOWED: &str = "1 byte to 256 KiB, ending below 2^63";
+
+/// Whether a range may be compared.
+pub(super) fn is_chunk(range: ByteRange) -> bool {
+    let end = range.offset.checked_add(range.len);
+    end.is_some_and(|end| end <= BELOW_2_63) && (1..=CHUNK_BYTES).contains(&range.len)
 }

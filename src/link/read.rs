@@ -7,16 +7,18 @@ use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use super::error::LinkError;
 use super::fields::{
-    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, Codes, NAME_ALLOWED, REFUSALS, STANCES, UNTIL_ALLOWED,
-    chunk_fits, is_name, is_until,
+    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, Codes, NAME_ALLOWED, RANGE_ALLOWED, REFUSALS, STANCES,
+    UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
-    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord,
-    HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS,
-    Versions, VolumeRecord,
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
+    CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
+    HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind,
+    MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
 };
-use crate::base::{ByteRange, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
+use crate::base::{
+    ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec,
+};
 
 /// A message other than frames and chunks from its body.
 pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
@@ -60,6 +62,32 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
         },
         Kind::Taken => Message::Taken,
         Kind::Bye => Message::Bye { reason: r.text()? },
+        Kind::Touched => {
+            let bytes = std::mem::take(&mut r.rest);
+            let chunks = ChunkSet::decode(bytes)
+                .map_err(|found| r.error("the set", found, "a set of chunks"))?;
+            Message::Touched { chunks }
+        }
+        Kind::Compare => {
+            let record: CompareRecord = r.record("the record")?;
+            r.zero("reserved bytes", &record.reserved)?;
+            r.flags(record.flags, COMPARE_MEDIUM)?;
+            Message::Compare {
+                volume: VolumeId(record.volume.get()),
+                range: r.compared_range(record.offset, record.len)?,
+                lsn: Lsn(r.below_2_63("LSN", record.lsn)?),
+                medium: record.flags & COMPARE_MEDIUM != 0,
+            }
+        }
+        Kind::Compared => {
+            let record: ComparedRecord = r.record("the record")?;
+            r.zero("reserved bytes", &record.reserved)?;
+            Message::Compared {
+                volume: VolumeId(record.volume.get()),
+                range: r.compared_range(record.offset, record.len)?,
+                hash: record.hash,
+            }
+        }
         Kind::Frame | Kind::Chunk => unreachable!("the codec keeps their content apart"),
     };
     r.end()?;
@@ -245,6 +273,14 @@ impl<'a> Reader<'a> {
         Ok(Lsn(self.below_2_63(field, value)?))
     }
 
+    fn compared_range(&self, offset: U64, len: U64) -> Result<ByteRange, LinkError> {
+        let range = ByteRange::new(offset.get(), len.get());
+        if is_chunk(range) {
+            return Ok(range);
+        }
+        Err(self.error("the range", format!("{range:?}"), RANGE_ALLOWED))
+    }
+
     fn token(&mut self) -> Result<u64, LinkError> {
         let token: U64 = self.record("the token")?;
         Ok(token.get())
@@ -301,6 +337,7 @@ impl<'a> Reader<'a> {
             ack: self.code("ack mode", &ACK_MODES, record.ack)?,
             volumes: self.volumes(volumes)?,
             journal_first: Lsn(self.below_2_63("journal first", record.journal_first)?),
+            given_up: Uuid::from_bytes(record.given_up),
         })
     }
 

@@ -7,8 +7,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::wire::{Header, HelloPrefix, MAGIC};
 use super::*;
 use crate::base::{
-    AckMode, AlignedBuf, BLOCK, ByteRange, Epoch, Hello, Lineage, Lsn, Message, Refusal, Stance,
-    Start, VolumeId, VolumeSpec,
+    AckMode, AlignedBuf, BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, Epoch, Hello, Lineage, Lsn,
+    Message, Refusal, Stance, Start, VolumeId, VolumeSpec,
 };
 
 mod arbitrary;
@@ -65,6 +65,7 @@ fn hello() -> Message {
         ack: AckMode::Async,
         volumes: vec![volume()],
         journal_first: Lsn(0x106),
+        given_up: Uuid::from_u128(0xB0),
     }))
 }
 

@@ -36,6 +36,9 @@
 //! | 15 | fetch end | LSN | all |
 //! | 16 | taken | nothing | |
 //! | 17 | bye | text | all |
+//! | 18 | touched | a set of chunks, as `ChunkSet::encode` gives it | all |
+//! | 19 | compare | [`CompareRecord`] | all |
+//! | 20 | compared | [`ComparedRecord`] | all |
 //!
 //! An epoch is an [`EpochRecord`] and the name of its site; a volume is a [`VolumeRecord`] and its name.
 //!
@@ -156,11 +159,17 @@ pub enum Kind {
     Taken,
     /// The link is closed on purpose.
     Bye,
+    /// Chunks of the mirror's homes that history does not explain.
+    Touched,
+    /// Question for the hash of a range.
+    Compare,
+    /// The hash.
+    Compared,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers, which start at 1.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::StartStream,
@@ -178,6 +187,9 @@ impl Kind {
         Kind::FetchEnd,
         Kind::Taken,
         Kind::Bye,
+        Kind::Touched,
+        Kind::Compare,
+        Kind::Compared,
     ];
 
     /// The message of this number.
@@ -221,6 +233,9 @@ impl Kind {
                 size_of::<ChunkRecord>() + MAX_CHUNK,
             ),
             Kind::Bye => between(0, MAX_TEXT),
+            Kind::Touched => between(0, MAX_CONTROL),
+            Kind::Compare => exactly(size_of::<CompareRecord>()),
+            Kind::Compared => exactly(size_of::<ComparedRecord>()),
         }
     }
 
@@ -254,6 +269,9 @@ impl fmt::Display for Kind {
             Kind::FetchEnd => "fetch end",
             Kind::Taken => "taken",
             Kind::Bye => "bye",
+            Kind::Touched => "touched",
+            Kind::Compare => "compare",
+            Kind::Compared => "compared",
         })
     }
 }
@@ -348,6 +366,8 @@ pub(super) struct HelloRecord {
     pub site_len: u8,
     pub to_site_len: u8,
     pub reserved: [u8; 6],
+    /// The last epoch of a fork that was given up; nil if none.
+    pub given_up: [u8; 16],
 }
 
 /// Flag of a greeting: its sender acknowledges alone.
@@ -459,12 +479,43 @@ pub(super) struct ChunkRecord {
     pub reserved: [u8; 7],
 }
 
+/// A question for a range's hash.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct CompareRecord {
+    pub offset: U64,
+    pub len: U64,
+    pub volume: U32,
+    /// [`COMPARE_MEDIUM`].
+    pub flags: u8,
+    pub reserved: [u8; 3],
+    pub lsn: U64,
+}
+
+/// Flag of a comparison: read from the medium.
+pub(super) const COMPARE_MEDIUM: u8 = 1;
+
+/// The answer to a comparison.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct ComparedRecord {
+    pub offset: U64,
+    pub len: U64,
+    pub volume: U32,
+    pub reserved: [u8; 4],
+    /// BLAKE3 of the content.
+    pub hash: [u8; 32],
+}
+
+const _: () = assert!(size_of::<CompareRecord>() == 32);
+const _: () = assert!(size_of::<ComparedRecord>() == 56);
+
 /// Flag of a chunk: content follows; else the range is zeroes.
 pub(super) const CHUNK_DATA: u8 = 1;
 
 const _: () = assert!(size_of::<Header>() == HEADER);
 const _: () = assert!(size_of::<HelloPrefix>() == 24);
-const _: () = assert!(size_of::<HelloRecord>() == 88);
+const _: () = assert!(size_of::<HelloRecord>() == 104);
 const _: () = assert!(size_of::<EpochRecord>() == 48);
 const _: () = assert!(size_of::<VolumeRecord>() == 32);
 const _: () = assert!(size_of::<RefuseRecord>() == 4);

@@ -8,16 +8,16 @@ use zerocopy::{Immutable, IntoBytes};
 
 use super::error::LinkError;
 use super::fields::{
-    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, NAME_ALLOWED, REFUSALS, STANCES, UNTIL_ALLOWED,
-    chunk_fits, is_name, is_until,
+    ACK_MODES, BELOW_2_63, CHUNK_ALLOWED, NAME_ALLOWED, RANGE_ALLOWED, REFUSALS, STANCES,
+    UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COPY_RESUMES, ChunkRecord, CopyRecord,
-    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord,
-    HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord,
-    VERSIONS, VolumeRecord,
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
+    CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
+    HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind,
+    MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
 };
-use crate::base::{Hello, Lineage, Lsn, Message, Start, VolumeSpec};
+use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeSpec};
 
 /// Appends the covered part of a message's body to `out`; returns the content that follows, if any.
 pub(super) fn body(
@@ -98,6 +98,47 @@ pub(super) fn body(
             content.clone_from(data);
         }
         Message::Bye { reason } => w.text(reason),
+        Message::Touched { chunks } => {
+            let bytes = chunks.encode();
+            let fits = Kind::Touched.limits().allow(bytes.len());
+            // Everything is a safe thing to say, and short.
+            let bytes = if fits {
+                bytes
+            } else {
+                ChunkSet::everything().encode()
+            };
+            w.out.extend_from_slice(&bytes);
+        }
+        Message::Compare {
+            volume,
+            range,
+            lsn,
+            medium,
+        } => {
+            w.compared_range(*range)?;
+            w.put(&CompareRecord {
+                offset: range.offset.into(),
+                len: range.len.into(),
+                volume: volume.0.into(),
+                flags: if *medium { COMPARE_MEDIUM } else { 0 },
+                reserved: [0; 3],
+                lsn: w.below_2_63("LSN", lsn.0)?,
+            });
+        }
+        Message::Compared {
+            volume,
+            range,
+            hash,
+        } => {
+            w.compared_range(*range)?;
+            w.put(&ComparedRecord {
+                offset: range.offset.into(),
+                len: range.len.into(),
+                volume: volume.0.into(),
+                reserved: [0; 4],
+                hash: *hash,
+            });
+        }
     }
     Ok(content)
 }
@@ -124,6 +165,9 @@ pub(super) fn kind_of(message: &Message) -> Kind {
         Message::FetchEnd { .. } => Kind::FetchEnd,
         Message::Taken => Kind::Taken,
         Message::Bye { .. } => Kind::Bye,
+        Message::Touched { .. } => Kind::Touched,
+        Message::Compare { .. } => Kind::Compare,
+        Message::Compared { .. } => Kind::Compared,
     }
 }
 
@@ -197,6 +241,11 @@ impl Writer<'_> {
         self.out.extend_from_slice(name.as_bytes());
     }
 
+    fn compared_range(&self, range: ByteRange) -> Result<(), LinkError> {
+        let found = || format!("{range:?}");
+        self.check(is_chunk(range), "the range", found, &RANGE_ALLOWED)
+    }
+
     fn text(&mut self, text: &str) {
         let end = text.floor_char_boundary(MAX_TEXT);
         self.out.extend_from_slice(&text.as_bytes()[..end]);
@@ -241,6 +290,7 @@ impl Writer<'_> {
             site_len: self.name_len("name of the site", &hello.site)?,
             to_site_len: self.name_len("name of the addressed site", &hello.to_site)?,
             reserved: [0; 6],
+            given_up: hello.given_up.into_bytes(),
         };
         self.put(&record);
         self.name(&hello.group);

@@ -21,6 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, IoSlice, ReadWriteFlags};
 use smallvec::{SmallVec, smallvec};
+use uuid::Uuid;
 
 use super::GroupPaths;
 use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec};
@@ -70,6 +71,9 @@ pub struct Files {
     journal: Option<Arc<Handle>>,
     state: Option<Arc<Handle>>,
     homes: BTreeMap<VolumeId, Arc<Handle>>,
+    /// The same without the page cache, opened when they are first wanted.
+    media: BTreeMap<VolumeId, Arc<Handle>>,
+    discarded: BTreeMap<Uuid, Arc<Handle>>,
 }
 
 impl Files {
@@ -90,6 +94,8 @@ impl Files {
             journal: None,
             state: None,
             homes: BTreeMap::new(),
+            media: BTreeMap::new(),
+            discarded: BTreeMap::new(),
         };
         files.journal = open_direct(&files.path_of(File::Journal))?;
         files.state = open_direct(&files.path_of(File::State))?;
@@ -102,11 +108,46 @@ impl Files {
             File::Journal => self.journal.as_ref(),
             File::State => self.state.as_ref(),
             File::Home(volume) => self.homes.get(&volume),
+            File::Discarded(epoch) => self.discarded.get(&epoch),
         };
         handle.ok_or_else(|| Failure {
             errno: Errno::NOENT.raw_os_error(),
             message: format!("{} is not open", self.path_of(file).display()),
         })
+    }
+
+    /// A home for reading past the page cache. `None` where that cannot be: for other files, and for the odd end of a volume
+    /// whose size is no multiple of 4096.
+    pub fn medium(&mut self, file: File, len: u64) -> Result<Option<Arc<Handle>>> {
+        let File::Home(volume) = file else {
+            return Ok(None);
+        };
+        if !len.is_multiple_of(BLOCK as u64) {
+            return Ok(None);
+        }
+        if let Some(medium) = self.media.get(&volume) {
+            return Ok(Some(medium.clone()));
+        }
+        let opened = open_direct(&self.path_of(file))?;
+        if let Some(medium) = &opened {
+            self.media.insert(volume, medium.clone());
+        }
+        Ok(opened)
+    }
+
+    /// A file for what is given up after a fork, made if it is not there.
+    pub fn make_discarded(&mut self, epoch: Uuid) -> Result<()> {
+        if self.discarded.contains_key(&epoch) {
+            return Ok(());
+        }
+        let path = self.path_of(File::Discarded(epoch));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| fail(&path, "create", e))?;
+        rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))?;
+        let handle = Handle::new(fd, &path, false)?;
+        self.discarded.insert(epoch, Arc::new(handle));
+        Ok(())
     }
 
     /// Opens the volume's home if there is one.
@@ -176,6 +217,7 @@ impl Files {
         match file {
             File::Journal => self.paths.dir.join("journal"),
             File::State => self.paths.dir.join("state"),
+            File::Discarded(epoch) => self.paths.dir.join(format!("discarded-{epoch}.frames")),
             File::Home(volume) => match self.homes.get(&volume) {
                 Some(home) => home.path.clone(),
                 None => self

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::{Failure, Files, Handle, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
 use crate::base::{AlignedBuf, ByteRange};
-use crate::engine::{DiskOp, DiskResult};
+use crate::engine::{DiskOp, DiskResult, File};
 
 /// A disk request under way.
 pub struct Job {
@@ -79,9 +79,18 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
                 durable,
             },
         ),
-        DiskOp::Read { file, offset, len } => {
+        DiskOp::Read {
+            file,
+            offset,
+            len,
+            medium,
+        } => {
             let left = usize::try_from(len).expect("reads fit memory");
-            (file, Work::Read { offset, left })
+            let work = Work::Read { offset, left };
+            if medium && let Some(direct) = files.medium(file, len)? {
+                return Ok(Plan::Work(direct, work));
+            }
+            (file, work)
         }
         DiskOp::Sync { file } => (file, Work::Sync),
         DiskOp::Zero { file, range, keep } => {
@@ -99,6 +108,9 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             return Ok(Plan::Answer(DiskResult::Done));
         }
     };
+    if let File::Discarded(epoch) = file {
+        files.make_discarded(epoch)?;
+    }
     Ok(Plan::Work(files.handle(file)?.clone(), work))
 }
 

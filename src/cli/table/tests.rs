@@ -24,7 +24,7 @@ fn latency(count: u64, p50_us: f64, p99_us: f64, max_us: f64) -> Latency {
 }
 
 /// A primary with its mirror in sync, under load.
-fn in_sync() -> GroupStatus {
+pub fn in_sync() -> GroupStatus {
     GroupStatus {
         name: "registry".to_owned(),
         id: "01939d6e-0000-7000-8000-000000000001".to_owned(),
@@ -69,6 +69,8 @@ fn in_sync() -> GroupStatus {
             copied_bytes: 0,
             copy_total_bytes: 0,
         }],
+        fork: None,
+        verify: None,
         volumes: vec![
             VolumeStatus {
                 name: "registry-data".to_owned(),

@@ -58,6 +58,8 @@ pub fn group_status(name: &str) -> GroupStatus {
             copied_bytes: 0,
             copy_total_bytes: 0,
         }],
+        fork: None,
+        verify: None,
         volumes: vec![VolumeStatus {
             name: format!("{name}-data"),
             uuid: uuid::Uuid::from_u128(8).to_string(),
@@ -96,6 +98,7 @@ pub fn member(name: &str, shard: usize) -> Member {
             on_peer_loss: OnPeerLoss::Continue,
             timeout: Duration::from_secs(5),
             journal_bytes: 1 << 30,
+            resync_rate: 0,
             peers: vec!["chelles".to_owned()],
             volumes: vec![(format!("{name}-data"), 10 << 30)],
         },

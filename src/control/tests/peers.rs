@@ -36,6 +36,7 @@ fn hello() -> Hello {
         ack: AckMode::Sync,
         volumes: Vec::new(),
         journal_first: Lsn(1),
+        given_up: Uuid::nil(),
     }
 }
 

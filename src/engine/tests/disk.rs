@@ -132,10 +132,17 @@ impl SimDisk {
                 data,
                 durable,
             } => {
+                if let File::Discarded(_) = file
+                    && !self.files.contains_key(&file)
+                {
+                    self.create(file, 64 << 20)?;
+                }
                 Disk::write(self, file, offset, &data, durable)?;
                 DiskResult::Done
             }
-            DiskOp::Read { file, offset, len } => {
+            DiskOp::Read {
+                file, offset, len, ..
+            } => {
                 let mut buf = vec![0; len as usize];
                 Disk::read(self, file, offset, &mut buf)?;
                 DiskResult::Data(Bytes::from(buf))
@@ -206,6 +213,11 @@ impl SimDisk {
         byte[0] ^= 0x40;
         file.stable.write(offset, &byte);
         file.current.write(offset, &byte);
+    }
+
+    /// All files there are.
+    pub fn files(&self) -> impl Iterator<Item = File> + '_ {
+        self.files.keys().copied()
     }
 
     pub fn remove(&mut self, file: File) {

@@ -2,6 +2,7 @@
 
 mod disk;
 mod power_cut;
+mod resync;
 mod rules;
 mod sim;
 

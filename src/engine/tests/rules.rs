@@ -380,7 +380,7 @@ fn a_missing_journal_or_home_is_refused_and_never_made_anew() {
         let named = match file {
             File::Journal => "journal of group g is missing",
             File::State => "no state file",
-            File::Home(_) => "home of volume 'v' is missing",
+            _ => "home of volume 'v' is missing",
         };
         assert!(error.contains(named), "{error}");
     }

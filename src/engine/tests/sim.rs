@@ -178,6 +178,8 @@ pub struct Sim {
     pub answers: BTreeMap<u64, Result<String, String>>,
     next_command: u64,
     pub violations: Vec<String>,
+    /// Bytes of chunks that were sent.
+    pub chunk_bytes: u64,
 }
 
 pub fn config(
@@ -196,6 +198,7 @@ pub fn config(
         on_peer_loss: policy,
         timeout: Duration::from_secs(5),
         journal_bytes: JOURNAL,
+        resync_rate: 0,
         peers: peer.map(str::to_owned).into_iter().collect(),
         volumes: if role == Role::Primary {
             vec![("v".into(), VOLUME)]
@@ -246,6 +249,7 @@ impl Sim {
             answers: BTreeMap::new(),
             next_command: 1,
             violations: Vec::new(),
+            chunk_bytes: 0,
         }
     }
 
@@ -311,6 +315,12 @@ impl Sim {
                     self.asked.clear();
                 }
                 Output::Send { link, message } => {
+                    if let Message::Chunk {
+                        data: Some(data), ..
+                    } = &message
+                    {
+                        self.chunk_bytes += data.len() as u64;
+                    }
                     if let Some(wires) = self.wires.get_mut(&link) {
                         wires[1 - at].push_back(Some(message));
                     }
@@ -748,6 +758,15 @@ impl Sim {
             },
             Asked::Read { before },
         );
+    }
+
+    /// Forgets which chunks a mirror lacks, as if the record had been lost.
+    pub fn forget_changes(&mut self, at: usize) {
+        self.sites[at]
+            .group
+            .as_mut()
+            .expect("alive")
+            .forget_changes();
     }
 
     /// Where the frame of this LSN lies in the journal, bytes from the start of the file.

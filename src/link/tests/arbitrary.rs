@@ -93,7 +93,8 @@ fn hello() -> impl Strategy<Value = Message> {
         ack_mode(),
     );
     let how_far = (lsn(), lsn(), lsn(), lsn(), lsn(), until(), any::<u32>());
-    (who, how_far, lineage(), volumes()).prop_map(|(who, how_far, lineage, volumes)| {
+    let rest = (lineage(), volumes(), uuid());
+    (who, how_far, rest).prop_map(|(who, how_far, (lineage, volumes, given_up))| {
         let (group_id, group, site, to_site, stance, alone, ack) = who;
         let (tail, commit, told_durable, floor, journal_first, inconsistent_until, chain) = how_far;
         Message::Hello(Box::new(Hello {
@@ -113,6 +114,7 @@ fn hello() -> impl Strategy<Value = Message> {
             ack,
             volumes,
             journal_first,
+            given_up,
         }))
     })
 }
@@ -192,6 +194,42 @@ fn chunk() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn chunks() -> impl Strategy<Value = ChunkSet> {
+    let ranges = prop::collection::vec((0..3u32, 0..1u64 << 40, 0..1u64 << 26), 0..20);
+    (any::<bool>(), ranges).prop_map(|(everything, ranges)| {
+        let mut set = ChunkSet::new();
+        for (volume, offset, len) in ranges {
+            set.insert(VolumeId(volume), ByteRange::new(offset, len));
+        }
+        if everything {
+            ChunkSet::everything()
+        } else {
+            set
+        }
+    })
+}
+
+fn comparison() -> impl Strategy<Value = Message> {
+    let range = (0..1u64 << 62, 1..=CHUNK_BYTES).prop_map(|(at, len)| ByteRange::new(at, len));
+    let volume = any::<u32>().prop_map(VolumeId);
+    let hash = any::<Option<[u8; 32]>>();
+    (volume, range, hash, lsn(), any::<bool>()).prop_map(|(volume, range, hash, lsn, medium)| {
+        match hash {
+            None => Message::Compare {
+                volume,
+                range,
+                lsn,
+                medium,
+            },
+            Some(hash) => Message::Compared {
+                volume,
+                range,
+                hash,
+            },
+        }
+    })
+}
+
 /// Any message of at most three blocks or so.
 pub(super) fn message() -> impl Strategy<Value = Message> {
     let frame = (1..=3usize, any::<u8>()).prop_map(|(blocks, first)| {
@@ -213,6 +251,8 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|token| Message::Ping { token }),
         any::<u64>().prop_map(|token| Message::Pong { token }),
         ".{0,200}".prop_map(|reason| Message::Bye { reason }),
+        chunks().prop_map(|chunks| Message::Touched { chunks }),
+        comparison(),
     ]
 }
 
@@ -259,6 +299,24 @@ pub(super) fn one_of_each() -> Vec<Message> {
         Message::Taken,
         Message::Bye {
             reason: "stopped".into(),
+        },
+        Message::Touched {
+            chunks: {
+                let mut chunks = ChunkSet::new();
+                chunks.insert(VolumeId(3), ByteRange::new(0, 3 * CHUNK_BYTES));
+                chunks
+            },
+        },
+        Message::Compare {
+            volume: VolumeId(3),
+            range: ByteRange::new(0x40000, 0x40000),
+            lsn: Lsn(0x701),
+            medium: true,
+        },
+        Message::Compared {
+            volume: VolumeId(3),
+            range: ByteRange::new(0x40000, 0x40000),
+            hash: [0xB3; 32],
         },
     ]
 }

@@ -113,8 +113,8 @@ fn a_peer_that_speaks_something_else_is_told_apart_by_its_first_bytes() {
         LinkError::Kind { found: 0 }
     ));
     assert!(matches!(
-        error(&sealed(18, b"")),
-        LinkError::Kind { found: 18 }
+        error(&sealed(21, b"")),
+        LinkError::Kind { found: 21 }
     ));
     let mut bytes = encoded(&Message::Started);
     bytes[7] = 0x80;
@@ -182,7 +182,7 @@ fn a_newer_peer_that_also_speaks_our_version_may_say_more_than_we_know() {
 /// Where the fields of the greeting in `hello()` are, from the start of its body.
 const TAIL: usize = 24 + 16;
 const RECORD: usize = 24;
-const NAMES: usize = 24 + 88;
+const NAMES: usize = 24 + 104;
 
 #[test]
 fn a_field_that_makes_no_sense_is_refused_by_name() {
@@ -274,7 +274,7 @@ proptest! {
 
     #[test]
     fn random_bodies_with_a_right_checksum_never_panic(
-        kind in 0..20u16,
+        kind in 0..23u16,
         body in prop::collection::vec(prop_oneof![Just(0), any::<u8>()], 0..300),
     ) {
         let _ = receive(&mut greeted(), &sealed(kind, &body), &[4096]);
@@ -316,6 +316,8 @@ proptest! {
         if let Ok(messages) = receive(&mut greeted(), &bytes, &[4096])
             && !newer
             && !features
+            // A bitmap can be written in more than one way.
+            && !matches!(message, Message::Touched { .. })
         {
             prop_assert_eq!(messages.iter().flat_map(encoded).collect::<Vec<_>>(), bytes);
         }

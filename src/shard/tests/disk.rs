@@ -251,6 +251,7 @@ fn zeroes_give_space_back_or_keep_it_and_extents_tell() {
         file,
         offset: 0,
         len: 16 << 20,
+        medium: false,
     };
     let DiskResult::Data(data) = run(&mut files, read) else {
         panic!()
@@ -308,6 +309,7 @@ fn where_the_file_system_cannot_zero_a_range_zeroes_are_written() {
             file,
             offset: 0,
             len: 4 << 20,
+            medium: false,
         },
     ) else {
         panic!()
@@ -326,6 +328,7 @@ fn what_fails_says_which_file_and_what_was_tried() {
         file,
         offset: SIZE - 10,
         len: 20,
+        medium: false,
     };
     let DiskResult::Failed { errno, message } = run(&mut files, read) else {
         panic!()

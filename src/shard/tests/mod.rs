@@ -89,6 +89,7 @@ impl Fake {
                 file,
                 offset: range.offset,
                 len: range.len,
+                medium: false,
             },
             nbd::Command::Flush => DiskOp::Sync { file },
             nbd::Command::Trim { range, .. } => DiskOp::Zero {
@@ -308,7 +309,7 @@ impl Machine for Fake {
                         }
                     }
                     Command::Shutdown => self.outputs.push(Output::Stopped),
-                    Command::Switchover => {}
+                    Command::Switchover | Command::Resolve { .. } | Command::Verify { .. } => {}
                 }
                 let result = Ok(format!("{} ticks", self.ticks));
                 self.outputs.push(Output::CommandDone { id, result });
@@ -366,6 +367,7 @@ fn hello(config: &GroupConfig) -> Hello {
         ack: AckMode::Sync,
         volumes: Vec::new(),
         journal_first: Lsn(1),
+        given_up: uuid::Uuid::nil(),
     }
 }
 
@@ -404,6 +406,7 @@ impl Shard {
             on_peer_loss: OnPeerLoss::Continue,
             timeout: tick,
             journal_bytes: FRAMES * FRAME as u64,
+            resync_rate: 0,
             peers: Vec::new(),
             volumes: vec![("v".into(), SIZE)],
         };

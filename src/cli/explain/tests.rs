@@ -1,0 +1,103 @@
+use super::*;
+use crate::base::Lsn;
+use crate::cli::table::tests::in_sync;
+use crate::status::AloneStatus;
+
+const NOW: u64 = 1_795_399_152;
+
+fn in_state(state: GroupState) -> GroupStatus {
+    GroupStatus {
+        state,
+        reason: "a reason".into(),
+        healthy: false,
+        ..in_sync()
+    }
+}
+
+#[test]
+fn every_state_is_explained_and_whatever_is_wrong_has_a_way_out() {
+    use GroupState as S;
+    for state in [
+        S::Starting,
+        S::WaitingForPeer,
+        S::Serving,
+        S::Alone,
+        S::Suspect,
+        S::Frozen,
+        S::Draining,
+        S::HandedOver,
+        S::Following,
+        S::Disconnected,
+        S::Inconsistent,
+        S::BothPrimary,
+        S::Forked,
+        S::Fenced,
+    ] {
+        let text = explain("clichy", &in_state(state), NOW);
+        assert!(
+            text.starts_with("Group registry on site clichy: primary, "),
+            "{text}"
+        );
+        assert!(text.contains("Why: a reason."), "{text}");
+        let calm = state == S::Following;
+        assert_eq!(
+            text.contains("nothing to do"),
+            calm && text.contains("nothing to do"),
+            "{text}"
+        );
+        assert!(
+            text.contains("What can be done:") || text.contains("nothing to do"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn what_is_on_one_site_only_is_counted() {
+    let mut group = in_state(GroupState::Alone);
+    group.alone = Some(AloneStatus {
+        peer: "chelles".into(),
+        since_unix_seconds: NOW - 60,
+        from_lsn: Lsn(100),
+        operations: 4321,
+    });
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains("4,321 acknowledged operations are on this site only"),
+        "{text}"
+    );
+    assert!(
+        text.contains("start chelles, or mend the network"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
+    let mut group = in_state(GroupState::Forked);
+    let side = |site: &str, last| ForkSide {
+        site: site.into(),
+        first_lsn: Lsn(101),
+        last_lsn: Lsn(last),
+        operations: last - 100,
+        acknowledged_operations: last - 101,
+        since_unix_seconds: Some(NOW - 3600),
+        touched_bytes: (site == "clichy").then_some(3 << 20),
+    };
+    group.fork = Some(ForkStatus {
+        shared_lsn: Lsn(100),
+        sides: vec![side("clichy", 140), side("chelles", 105)],
+    });
+    let text = explain("clichy", &group, NOW);
+    for part in [
+        "the same history up to LSN 100",
+        "clichy wrote 40 operations (LSN 101 to 140), of which it committed 39",
+        "in chunks of 3.0 MiB in all",
+        "chelles wrote 5 operations (LSN 101 to 105)",
+        "doublure resolve registry --discard clichy",
+        "keeps what chelles holds and gives up LSN 101 to 140 of clichy",
+        "doublure resolve registry --discard chelles",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+}

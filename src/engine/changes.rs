@@ -1,0 +1,286 @@
+//! Which chunks the operations of the journal touch, and which ones a peer may lack whose part of the journal is gone.
+//!
+//! While the journal holds everything that a peer needs, it is streamed to. Before a frame is given up that a peer does not
+//! have, its chunks enter the peer's set, durably. A set is only ever too large: it is thrown away when the peer is in sync,
+//! and never made smaller by inference.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::base::{ChunkSet, Lsn, OpKind};
+use crate::journal::{Dirty, Frame};
+
+/// Frames whose chunks are kept together, as a share of the journal.
+const SPANS: u64 = 32;
+
+/// What changed where.
+pub(super) struct Changes {
+    /// Oldest first, without gaps between them.
+    spans: VecDeque<Span>,
+    span_bytes: u64,
+    peers: BTreeMap<String, Dirty>,
+}
+
+/// A stretch of history.
+struct Span {
+    first: Lsn,
+    last: Lsn,
+    bytes: u64,
+    chunks: ChunkSet,
+}
+
+impl Changes {
+    /// Of a journal of this size in bytes, whose peers lack this according to the record.
+    pub fn new(capacity: u64, peers: BTreeMap<String, Dirty>) -> Changes {
+        Changes {
+            spans: VecDeque::new(),
+            span_bytes: capacity / SPANS,
+            peers,
+        }
+    }
+
+    /// A frame enters the journal.
+    pub fn note(&mut self, frame: &Frame) {
+        let first = frame.first_lsn();
+        if self.spans.back().is_some_and(|s| s.last.next() != first) {
+            // What lies between is not known; nothing before it can be vouched for.
+            self.spans.clear();
+        }
+        if self.spans.back().is_none_or(|s| s.bytes >= self.span_bytes) {
+            self.spans.push_back(Span {
+                first,
+                last: first,
+                bytes: 0,
+                chunks: ChunkSet::new(),
+            });
+        }
+        let span = self.spans.back_mut().expect("just pushed");
+        span.last = frame.last_lsn();
+        span.bytes += frame.len() as u64;
+        for (_, op, _) in frame.ops() {
+            if op.kind != OpKind::OpenEpoch {
+                span.chunks.insert(op.volume, op.range);
+            }
+        }
+    }
+
+    /// Chunks touched after this LSN; everything if that is not known any more.
+    pub fn after(&self, lsn: Lsn, tail: Lsn) -> ChunkSet {
+        if lsn >= tail {
+            return ChunkSet::new();
+        }
+        if self.spans.front().is_none_or(|s| s.first > lsn.next()) {
+            return ChunkSet::everything();
+        }
+        let mut chunks = ChunkSet::new();
+        for span in self.spans.iter().filter(|s| s.last > lsn) {
+            chunks.union(&span.chunks);
+        }
+        chunks
+    }
+
+    /// Chunks in which a peer's homes, which hold our history up to `shared`, may differ from ours at `tail`.
+    pub fn lacking(&self, peer: &str, shared: Lsn, tail: Lsn) -> ChunkSet {
+        match self.peers.get(peer) {
+            Some(dirty) if dirty.since <= shared && self.continues(dirty.until, tail) => {
+                let mut chunks = dirty.chunks.clone();
+                for span in self.spans.iter().filter(|s| s.last > shared) {
+                    chunks.union(&span.chunks);
+                }
+                chunks
+            }
+            _ => self.after(shared, tail),
+        }
+    }
+
+    /// Whether everything after this LSN is known.
+    fn continues(&self, until: Lsn, tail: Lsn) -> bool {
+        until >= tail || self.spans.front().is_some_and(|s| s.first <= until.next())
+    }
+
+    /// The journal is about to give up what is before `keep`. Enters it into the sets of the peers that lack it; `confirmed`
+    /// tells how far each peer is known to be. `true` if a set grew, and must be durable before the journal is reused.
+    pub fn give_up_before(&mut self, keep: Lsn, confirmed: &[(String, Lsn)]) -> bool {
+        let mut grew = false;
+        while self.spans.front().is_some_and(|s| s.last < keep) {
+            let span = self.spans.pop_front().expect("just seen");
+            for (peer, lsn) in confirmed {
+                let known = self.peers.contains_key(peer);
+                if !known && span.last <= *lsn {
+                    continue;
+                }
+                let dirty = self.peers.entry(peer.clone()).or_insert_with(|| Dirty {
+                    since: span.first.prev(),
+                    until: span.first.prev(),
+                    chunks: ChunkSet::new(),
+                });
+                if span.first <= dirty.until.next() {
+                    dirty.chunks.union(&span.chunks);
+                } else {
+                    // Something between was given up unseen.
+                    dirty.chunks = ChunkSet::everything();
+                }
+                dirty.until = dirty.until.max(span.last);
+                grew = true;
+            }
+        }
+        grew
+    }
+
+    /// The sets, for the record.
+    pub fn set_of(&self, peer: &str) -> Option<&Dirty> {
+        self.peers.get(peer)
+    }
+
+    /// Chunks in which the homes here may differ from this peer's at `lsn`, besides those noted already.
+    pub fn put(&mut self, peer: &str, lsn: Lsn, chunks: &ChunkSet) {
+        let dirty = self.peers.entry(peer.to_owned()).or_insert_with(|| Dirty {
+            since: lsn,
+            until: lsn,
+            chunks: ChunkSet::new(),
+        });
+        dirty.chunks.union(chunks);
+    }
+
+    /// The peer's homes and ours are the same: it confirmed.
+    pub fn forget(&mut self, peer: &str) {
+        self.peers.remove(peer);
+    }
+
+    /// The tail after `lsn` is dropped; none of it reached a home.
+    pub fn truncate_after(&mut self, lsn: Lsn) {
+        while self.spans.back().is_some_and(|s| s.first > lsn) {
+            self.spans.pop_back();
+        }
+        if let Some(span) = self.spans.back_mut() {
+            span.last = span.last.min(lsn);
+        }
+    }
+
+    /// Nothing is known any more.
+    #[cfg(test)]
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.peers.clear();
+    }
+
+    /// The history starts over.
+    pub fn restart(&mut self) {
+        self.spans.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::base::{ByteRange, CHUNK_BYTES, Op, VolumeId, VolumeSpec};
+    use crate::journal::{Encoding, FrameBuilder};
+
+    /// A frame of one write to this chunk.
+    fn frame(lsn: u64, chunk: u64) -> Frame {
+        let mut builder = FrameBuilder::new(Uuid::nil(), Uuid::nil(), Lsn(lsn), 0);
+        let op = Op {
+            kind: OpKind::Write,
+            volume: VolumeId(0),
+            range: ByteRange::new(chunk * CHUNK_BYTES, 512),
+            fua: false,
+        };
+        builder.push(&op, &[1; 512], Encoding::Raw);
+        builder.seal(0, Lsn::ZERO, 1)
+    }
+
+    /// A journal so small that each frame is a span of its own, with these chunks written one after the other.
+    fn changes(chunks: &[u64]) -> Changes {
+        let mut changes = Changes::new(SPANS, BTreeMap::new());
+        for (lsn, chunk) in (1..).zip(chunks) {
+            changes.note(&frame(lsn, *chunk));
+        }
+        changes
+    }
+
+    fn chunks(set: &ChunkSet) -> Vec<u64> {
+        let volume = VolumeSpec {
+            id: VolumeId(0),
+            uuid: Uuid::nil(),
+            name: "v".into(),
+            size: 1 << 30,
+        };
+        let mut found = Vec::new();
+        let mut at = 0;
+        while let Some(range) = set.next(&volume, at) {
+            found.push(range.offset / CHUNK_BYTES);
+            at = range.end();
+        }
+        found
+    }
+
+    #[test]
+    fn what_was_touched_after_an_lsn_is_known_as_long_as_its_frames_are() {
+        let mut changes = changes(&[7, 3, 9]);
+        assert_eq!(chunks(&changes.after(Lsn(1), Lsn(3))), [3, 9]);
+        assert!(changes.after(Lsn(3), Lsn(3)).is_empty());
+        changes.give_up_before(Lsn(3), &[]);
+        assert!(changes.after(Lsn(1), Lsn(3)).is_everything());
+        assert_eq!(chunks(&changes.after(Lsn(2), Lsn(3))), [9]);
+    }
+
+    #[test]
+    fn what_a_peer_lacks_enters_its_set_before_it_is_given_up() {
+        let mut changes = changes(&[7, 3, 9, 5]);
+        let behind = [("b".to_owned(), Lsn(1))];
+        assert!(!changes.give_up_before(Lsn(2), &behind), "it has that");
+        assert!(changes.give_up_before(Lsn(4), &behind));
+        assert_eq!(changes.set_of("b").unwrap().since, Lsn(1));
+        // What is still in the journal counts, too.
+        assert_eq!(chunks(&changes.lacking("b", Lsn(1), Lsn(4))), [3, 5, 9]);
+        // A peer that lacks more than the set knows of.
+        assert!(changes.lacking("b", Lsn(0), Lsn(4)).is_everything());
+        changes.forget("b");
+        assert!(changes.lacking("b", Lsn(1), Lsn(4)).is_everything());
+    }
+
+    #[test]
+    fn a_set_that_exists_grows_whatever_the_peer_confirmed() {
+        let mut changes = changes(&[7, 3]);
+        changes.put("b", Lsn(0), &ChunkSet::new());
+        assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), Lsn(9))]));
+        assert_eq!(chunks(&changes.lacking("b", Lsn(0), Lsn(2))), [3, 7]);
+    }
+
+    #[test]
+    fn a_set_from_the_record_counts_only_if_nothing_is_unknown_since() {
+        let recorded = |until| {
+            let dirty = Dirty {
+                since: Lsn(1),
+                until: Lsn(until),
+                chunks: ChunkSet::new(),
+            };
+            let mut changes = Changes::new(SPANS, BTreeMap::from([("b".to_owned(), dirty)]));
+            // Recovery begins at its checkpoint.
+            changes.note(&frame(9, 4));
+            changes
+        };
+        assert_eq!(chunks(&recorded(8).lacking("b", Lsn(1), Lsn(9))), [4]);
+        assert!(recorded(7).lacking("b", Lsn(1), Lsn(9)).is_everything());
+        let mut changes = recorded(7);
+        changes.give_up_before(Lsn(10), &[("b".to_owned(), Lsn(0))]);
+        assert!(changes.lacking("b", Lsn(1), Lsn(9)).is_everything());
+    }
+
+    #[test]
+    fn a_gap_makes_everything_before_it_unknown() {
+        let mut changes = changes(&[7]);
+        changes.note(&frame(5, 2));
+        assert!(changes.after(Lsn(0), Lsn(5)).is_everything());
+        assert_eq!(chunks(&changes.after(Lsn(4), Lsn(5))), [2]);
+    }
+
+    #[test]
+    fn a_truncated_tail_is_followed_by_another() {
+        let mut changes = changes(&[7, 3, 9]);
+        changes.truncate_after(Lsn(1));
+        changes.note(&frame(2, 4));
+        assert_eq!(chunks(&changes.after(Lsn(1), Lsn(2))), [4]);
+    }
+}

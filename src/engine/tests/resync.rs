@@ -1,0 +1,318 @@
+//! Copies of what differs, forks that are given up, and verification.
+
+use std::time::Duration;
+
+use super::sim::{Sim, VOLUME};
+use crate::base::{AckMode, ByteRange, CHUNK_BYTES, OnPeerLoss, VolumeId};
+use crate::engine::{Command, File, Force};
+use crate::status::{GroupState, PeerState, VerifyState};
+
+const HOME: File = File::Home(VolumeId(0));
+
+fn pair(seed: u64) -> Sim {
+    let mut sim = Sim::new(seed, AckMode::Sync, OnPeerLoss::Continue);
+    for at in [1, 0] {
+        sim.start(at).expect("a first start");
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    // All of the volume holds something, and has been in the homes for a while.
+    for n in 0..8 {
+        sim.write(0, ByteRange::new(n * (VOLUME / 8), VOLUME / 8), false);
+        sim.settle();
+    }
+    for _ in 0..8 {
+        sim.write(0, ByteRange::new(2 * CHUNK_BYTES, CHUNK_BYTES), false);
+        sim.settle();
+    }
+    sim.pass(Duration::from_secs(15));
+    sim
+}
+
+/// Writes to one chunk until the journal no longer holds what is before.
+fn forget_the_journal_writing_chunk(sim: &mut Sim, at: usize, chunk: u64) {
+    let first = sim.status(at).tail_lsn;
+    let mut writes = 0;
+    while sim.status(at).journal.first_lsn <= first {
+        sim.write(at, ByteRange::new(chunk * CHUNK_BYTES, CHUNK_BYTES), false);
+        sim.settle();
+        writes += 1;
+        if writes % 16 == 0 {
+            sim.pass(Duration::from_secs(1));
+        }
+        assert!(writes < 2000, "the journal never goes round");
+    }
+}
+
+fn assert_same(sim: &mut Sim) {
+    sim.heal();
+    let [a, b] = sim.homes();
+    let differs = a.iter().zip(&b).position(|(x, y)| x != y);
+    assert_eq!(differs, None, "the homes differ:\n{}", sim.logs());
+    let serving = sim.attached().expect("somebody serves");
+    let content = sim.read_all(serving);
+    sim.record.check(0, &content).unwrap();
+    assert_eq!(sim.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_mirror_that_the_journal_no_longer_reaches_gets_only_what_changed() {
+    let mut sim = pair(1);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    forget_the_journal_writing_chunk(&mut sim, 0, 2);
+    let sent = sim.chunk_bytes;
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+    assert!(
+        sim.logs().contains("copying to b: 256 KiB"),
+        "{}",
+        sim.logs()
+    );
+    assert!(sim.chunk_bytes - sent <= CHUNK_BYTES);
+}
+
+#[test]
+fn what_a_mirror_lacks_is_still_known_after_the_primary_crashed() {
+    let mut sim = pair(2);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    forget_the_journal_writing_chunk(&mut sim, 0, 1);
+    sim.kill(0);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(1));
+    assert!(sim.attach(0), "it was alone by its record");
+    forget_the_journal_writing_chunk(&mut sim, 0, 3);
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+}
+
+#[test]
+fn a_chunk_that_is_the_same_already_is_not_sent() {
+    let mut sim = pair(3);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    // The journal goes round, and what the record says may differ is everything.
+    forget_the_journal_writing_chunk(&mut sim, 0, 0);
+    sim.forget_changes(0);
+    let sent = sim.chunk_bytes;
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+    assert!(
+        sim.logs().contains("copying to b: 1024 KiB"),
+        "{}",
+        sim.logs()
+    );
+    assert!(sim.chunk_bytes - sent <= CHUNK_BYTES, "three were the same");
+}
+
+#[test]
+fn a_copy_that_is_interrupted_again_and_again_ends_at_last_while_writes_go_on() {
+    let mut sim = pair(4);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    forget_the_journal_writing_chunk(&mut sim, 0, 2);
+    sim.start(1).unwrap();
+    for round in 0..12 {
+        for _ in 0..20 {
+            sim.write(
+                0,
+                ByteRange::new(round % 4 * CHUNK_BYTES + 4096, 4096),
+                false,
+            );
+            for _ in 0..=round {
+                sim.step();
+            }
+        }
+        if round % 3 == 0 {
+            sim.kill(1);
+            sim.start(1).unwrap();
+        } else {
+            sim.cut();
+            sim.pass(Duration::from_millis(200));
+            sim.connected = true;
+        }
+    }
+    assert_same(&mut sim);
+}
+
+/// From here on the truth is what this site holds.
+fn settle_for_what_is_read(sim: &mut Sim, at: usize) {
+    let content = sim.read_all(at);
+    sim.record = super::sim::Record::default();
+    sim.record.settle(0, &content);
+    sim.violations.clear();
+}
+
+/// Both sites went on by themselves: the first wrote chunk 0 alone, the second was promoted and wrote chunk 1.
+fn forked(seed: u64) -> Sim {
+    let mut sim = pair(seed);
+    sim.cut();
+    sim.pass(Duration::from_secs(8));
+    assert_eq!(sim.status(0).state, GroupState::Alone);
+    for n in 0..5 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.kill(0);
+    let force = vec![Force::PeerUnreachable];
+    sim.command(1, Command::Promote { force });
+    sim.pass(Duration::from_secs(12));
+    assert!(sim.attach(1), "{}", sim.logs());
+    // What the first one acknowledged alone is given up by the promotion.
+    settle_for_what_is_read(&mut sim, 1);
+    for n in 0..7 {
+        sim.write(1, ByteRange::new(CHUNK_BYTES + n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.connected = true;
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(5));
+    assert_eq!(sim.status(0).state, GroupState::Forked, "{}", sim.logs());
+    assert_eq!(sim.status(1).peers[0].state, PeerState::Refused);
+    sim
+}
+
+fn discarded(sim: &Sim, at: usize) -> usize {
+    let files = sim.sites[at].disk.files();
+    files.filter(|f| matches!(f, File::Discarded(_))).count()
+}
+
+#[test]
+fn a_fork_is_resolved_on_either_site_in_favour_of_the_one_that_serves() {
+    for commanded in [0, 1] {
+        let mut sim = forked(5);
+        let discard = "a".to_owned();
+        let id = sim.command(commanded, Command::Resolve { discard });
+        let answer = sim.answers[&id].clone();
+        assert!(
+            answer.as_ref().is_ok_and(|t| t.contains("gives up LSN")),
+            "{answer:?}"
+        );
+        sim.attach(1);
+        assert_same(&mut sim);
+        assert_eq!(discarded(&sim, 0), 1, "what was given up is kept");
+        assert_eq!(discarded(&sim, 1), 0);
+    }
+}
+
+#[test]
+fn the_writes_of_the_promoted_site_can_be_given_up_instead() {
+    let mut sim = forked(6);
+    let discard = |site: &str| Command::Resolve {
+        discard: site.into(),
+    };
+    let id = sim.command(1, discard("b"));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("demote g"), "{refused}");
+    let id = sim.command(1, discard("x"));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("neither of the two"), "{refused}");
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(3));
+    sim.command(1, discard("b"));
+    sim.pass(Duration::from_secs(5));
+    assert!(sim.attach(0), "{}", sim.logs());
+    settle_for_what_is_read(&mut sim, 0);
+    assert_same(&mut sim);
+    assert_eq!(discarded(&sim, 1), 1);
+}
+
+#[test]
+fn a_crash_at_any_step_of_giving_up_a_fork_leaves_it_to_be_gone_on_with() {
+    for steps in 0..60 {
+        let mut sim = forked(7);
+        let discard = "a".to_owned();
+        sim.command(0, Command::Resolve { discard });
+        for _ in 0..steps * 3 {
+            sim.step();
+        }
+        sim.kill(0);
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(3));
+        if sim.status(0).state == GroupState::Forked {
+            // It went down before the decision was on record.
+            let discard = "a".to_owned();
+            sim.command(0, Command::Resolve { discard });
+        }
+        sim.attach(1);
+        assert_same(&mut sim);
+    }
+}
+
+fn verify(sim: &mut Sim, repair: bool) -> VerifyState {
+    let id = sim.command(0, Command::Verify { repair });
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    sim.pass_until(Duration::from_secs(20), |sim| {
+        sim.status(0)
+            .verify
+            .is_some_and(|v| v.state != VerifyState::Running)
+    });
+    sim.status(0).verify.unwrap().state
+}
+
+#[test]
+fn a_verification_under_load_raises_no_false_alarm() {
+    let mut sim = pair(8);
+    for round in 0..20 {
+        let id = sim.command(0, Command::Verify { repair: false });
+        assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+        let mut turns = 0;
+        while sim.status(0).verify.unwrap().state == VerifyState::Running {
+            if sim.outstanding() < 32 {
+                sim.random_request();
+            }
+            for _ in 0..sim.rng.below(8) {
+                sim.step();
+            }
+            turns += 1;
+            assert!(turns < 20_000, "round {round}: it never ends");
+        }
+        let found = sim.status(0).verify.unwrap();
+        assert_eq!(found.state, VerifyState::Equal, "round {round}: {found:?}");
+        assert_eq!(found.done_bytes, VOLUME);
+    }
+    assert!(sim.acked > 100);
+    assert_same(&mut sim);
+}
+
+#[test]
+fn rot_on_the_mirror_is_found_and_mended() {
+    let mut sim = pair(9);
+    sim.homes();
+    sim.sites[1].disk.rot(HOME, 3 * CHUNK_BYTES + 77);
+    assert_eq!(verify(&mut sim, false), VerifyState::Differs);
+    let found = sim.status(0).verify.unwrap();
+    assert_eq!(found.differing_bytes, CHUNK_BYTES);
+    assert_eq!(
+        (
+            found.differing[0].volume.as_str(),
+            found.differing[0].offset
+        ),
+        ("v", 3 * CHUNK_BYTES)
+    );
+    assert!(sim.status(0).healthy, "it still follows");
+    assert_eq!(verify(&mut sim, true), VerifyState::Repaired);
+    assert_eq!(verify(&mut sim, false), VerifyState::Equal);
+    assert_same(&mut sim);
+}
+
+#[test]
+fn a_verification_needs_a_mirror_in_sync_and_ends_with_its_link() {
+    let mut sim = pair(10);
+    let id = sim.command(1, Command::Verify { repair: false });
+    assert!(sim.answers[&id].clone().unwrap_err().contains("primary"));
+    sim.hold_disk(1, true);
+    sim.command(0, Command::Verify { repair: false });
+    let id = sim.command(0, Command::Verify { repair: false });
+    assert!(sim.answers[&id].clone().unwrap_err().contains("already"));
+    sim.kill(1);
+    sim.pass(Duration::from_secs(1));
+    let found = sim.status(0).verify.unwrap();
+    assert_eq!(found.state, VerifyState::Interrupted);
+    let id = sim.command(0, Command::Verify { repair: false });
+    assert!(sim.answers[&id].clone().unwrap_err().contains("in sync"));
+    sim.hold_disk(1, false);
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+}
