@@ -107,6 +107,9 @@ pub struct GroupStatus {
     pub in_flight_requests: u64,
     /// Bytes of operations not yet in the homes.
     pub unapplied_bytes: u64,
+    /// Writes were refused within the last minute because a home's file system, here or at the mirror, has no space left.
+    #[serde(default)]
+    pub no_space: bool,
     /// Totals since the daemon started.
     pub totals: Totals,
     /// Averages over the last seconds.
@@ -321,6 +324,9 @@ pub struct Totals {
     pub flushes: u64,
     /// Requests answered with an error.
     pub errors: u64,
+    /// Of those, writes refused because the homes' file systems have no space left.
+    #[serde(default)]
+    pub refused_no_space: u64,
     /// Frames written to the journal.
     pub frames: u64,
     /// Bytes written to the journal.

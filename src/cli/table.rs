@@ -176,6 +176,13 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
             ),
         ));
     }
+    if group.no_space {
+        alarms.push((
+            Tone::Bad,
+            "NO SPACE left for the homes here or at the mirror: writes are refused (ENOSPC)."
+                .to_owned(),
+        ));
+    }
     if group.fork.is_some() {
         let text = format!(
             "FORK: each site wrote what the other does not have. `doublure explain {}` tells what, and what to do.",
@@ -274,7 +281,7 @@ fn peers(group: &GroupStatus, layout: &Layout) -> String {
 
 /// A mirror does not know how far others are, and nobody knows of a peer that was never heard of.
 fn lag_is_known(group: &GroupStatus, peer: &PeerStatus) -> bool {
-    group.role == Role::Primary && peer.last_heard_seconds.is_some()
+    group.role == Role::Primary && peer.last_heard_seconds.is_some() && peer.durable_lsn > Lsn(0)
 }
 
 fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {

@@ -68,6 +68,7 @@ const GROUP_COUNTERS: &[Counter<GroupStatus>] = &[
     metric("doublure_group_write_bytes", "Bytes of write requests acknowledged.", |g| g.totals.write_bytes),
     metric("doublure_group_flushes", "Flush requests acknowledged.", |g| g.totals.flushes),
     metric("doublure_group_request_errors", "Requests answered with an error.", |g| g.totals.errors),
+    metric("doublure_group_refused_no_space", "Writes refused because the homes' file systems have no space left.", |g| g.totals.refused_no_space),
     metric("doublure_group_journal_frames", "Frames written to the journal.", |g| g.totals.frames),
     metric("doublure_group_journal_written_bytes", "Bytes written to the journal.", |g| g.totals.journal_bytes),
     metric("doublure_group_link_sent_bytes", "Frame bytes sent to peers.", |g| g.totals.link_bytes),
@@ -77,7 +78,7 @@ const GROUP_COUNTERS: &[Counter<GroupStatus>] = &[
 
 #[rustfmt::skip]
 const PEER_GAUGES: &[Gauge<PeerStatus>] = &[
-    metric("doublure_peer_in_sync", "1 if the peer is consistent, streaming, and acknowledgements wait for it.", |p| flag(p.state == PeerState::InSync)),
+    metric("doublure_peer_in_sync", "1 if the peer is consistent, streaming, and acknowledgements wait for it; only at the primary.", in_sync),
     metric("doublure_peer_behind_operations", "Operations that the peer lacks.", |p| number(p.lag_operations)),
     metric("doublure_peer_behind_bytes", "Journal bytes that the peer lacks.", |p| number(p.lag_bytes)),
     metric("doublure_peer_behind_seconds", "How far the peer is behind in time.", |p| Some(p.lag_seconds)),
@@ -134,6 +135,14 @@ fn flag(on: bool) -> Option<f64> {
 #[allow(clippy::unnecessary_wraps)]
 fn number(n: u64) -> Option<f64> {
     Some(n as f64)
+}
+
+/// Only a primary can say: a mirror's peer is its primary.
+fn in_sync(peer: &PeerStatus) -> Option<f64> {
+    match peer.state {
+        PeerState::Connected | PeerState::Absent => None,
+        state => flag(state == PeerState::InSync),
+    }
 }
 
 fn journal_fill(group: &GroupStatus) -> Option<f64> {

@@ -10,11 +10,22 @@ use rustix::process::{Resource, Rlimit};
 /// Human lines on stderr, or JSON with `DOUBLURE_LOG_FORMAT=json`; filtered by `DOUBLURE_LOG`, default `info`.
 pub fn init_log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("DOUBLURE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("DOUBLURE_LOG").unwrap_or_default();
+    let filter = match log_filter(&wanted) {
+        Ok(filter) => filter,
+        Err(why) => {
+            eprintln!("doublure: DOUBLURE_LOG is {wanted:?}: {why}; logging at \"info\"");
+            EnvFilter::new("info")
+        }
+    };
+    let format = std::env::var("DOUBLURE_LOG_FORMAT").unwrap_or_default();
+    if !["", "json", "text"].contains(&format.as_str()) {
+        eprintln!("doublure: DOUBLURE_LOG_FORMAT is {format:?}; allowed: json, text");
+    }
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    let json = std::env::var("DOUBLURE_LOG_FORMAT").is_ok_and(|f| f == "json");
+    let json = format == "json";
     // A program that embeds this one may have its own log already.
     let _ = if json {
         log.json().try_init()
@@ -24,6 +35,23 @@ pub fn init_log() {
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .try_init()
     };
+}
+
+/// The filter of these words; `info` for none.
+fn log_filter(wanted: &str) -> Result<tracing_subscriber::EnvFilter, String> {
+    const ALLOWED: &str = "allowed: off, error, warn, info, debug, trace, or TARGET=LEVEL,...";
+    if wanted.is_empty() {
+        return Ok(tracing_subscriber::EnvFilter::new("info"));
+    }
+    // A single word that is no level would be taken for a target, and silence everything else.
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let bare = |part: &&str| !part.contains(['=', '[']) && !levels.contains(&part.trim());
+    if let Some(word) = wanted.split(',').find(bare) {
+        return Err(format!("{word:?} is no level; {ALLOWED}"));
+    }
+    tracing_subscriber::EnvFilter::builder()
+        .parse(wanted)
+        .map_err(|error| format!("{error}; {ALLOWED}"))
 }
 
 /// A thousand clients need more descriptors than the usual soft limit of 1024.
@@ -69,6 +97,13 @@ pub fn lock_data(data: &Path) -> anyhow::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_level_that_does_not_exist_is_told_and_not_taken_for_silence() {
+        assert!(log_filter("").is_ok() && log_filter("debug,doublure=trace").is_ok());
+        assert!(log_filter("verbose").unwrap_err().contains("no level"));
+        assert!(log_filter("garbage=[").is_err());
+    }
 
     #[test]
     fn a_data_directory_serves_one_process_at_a_time() {

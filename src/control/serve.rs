@@ -73,6 +73,7 @@ fn spawn(shard: usize) -> anyhow::Result<Thread> {
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -80,13 +81,19 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate()).context("cannot watch SIGTERM")?,
             interrupt: signal(SignalKind::interrupt()).context("cannot watch SIGINT")?,
+            hangup: signal(SignalKind::hangup()).context("cannot watch SIGHUP")?,
         })
     }
 
     async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hangup.recv() => tracing::info!(
+                    "SIGHUP: nothing is reloaded; a changed configuration counts from the next start on"
+                ),
+            }
         }
     }
 }
@@ -94,24 +101,35 @@ impl Signals {
 /// Binds all addresses before anything else is touched: a second start by mistake ends here.
 fn bind_all(config: &Config, inherited: Vec<Listener>) -> anyhow::Result<Listeners> {
     let site = &config.site;
-    let mut nbd = inherited;
-    for address in &site.nbd {
-        let address = address.to_string();
-        // A socket unit usually has the same address as the configuration.
-        if !nbd.iter().any(|l| l.address == address) {
-            nbd.push(Listener::bind(&address)?);
+    let mut inherited = inherited;
+    // A socket unit usually has the addresses of the configuration; whatever it has besides is for NBD clients.
+    let mut take = |address: String| {
+        let at = inherited.iter().position(|l| l.address == address);
+        match at {
+            Some(at) => Ok(inherited.swap_remove(at)),
+            None => Listener::bind(&address),
         }
-    }
+    };
+    let link = site
+        .link
+        .as_ref()
+        .map(|a| take(a.to_string()))
+        .transpose()?;
+    let http = site
+        .http
+        .as_ref()
+        .map(|a| take(a.to_string()))
+        .transpose()?;
+    let control = take(format!("unix:{}", site.control.display()))?;
+    let addresses = site.nbd.iter().map(|a| take(a.to_string()));
+    let mut nbd = addresses.collect::<anyhow::Result<Vec<_>>>()?;
+    nbd.append(&mut inherited);
     Ok(Listeners {
         nbd,
-        link: site.link.as_ref().map(bind).transpose()?,
-        control: Listener::bind(&format!("unix:{}", site.control.display()))?,
-        http: site.http.as_ref().map(bind).transpose()?,
+        link,
+        control,
+        http,
     })
-}
-
-fn bind(address: &impl ToString) -> anyhow::Result<Listener> {
-    Listener::bind(&address.to_string())
 }
 
 #[cfg(test)]

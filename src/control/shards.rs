@@ -355,6 +355,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,
         in_flight_requests: 0,
+        no_space: false,
         unapplied_bytes: 0,
         totals: Totals::default(),
         rates: Rates::default(),

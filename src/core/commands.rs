@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity, Then,
-    View,
+    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Question,
+    Severity, Then, View,
 };
-use crate::base::{Hello, Message, Role, Stance};
+use crate::base::{Hello, Lsn, Message, Role, Stance};
 
 /// Asking the peers before a promotion.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Probe {
     overrides: Overrides,
     since: Duration,
     asked: Vec<Asked>,
+    /// The primary whose link is still up said something since.
+    upstream_spoke: bool,
 }
 
 #[derive(Debug)]
@@ -31,11 +33,17 @@ impl Core {
             Command::Demote => self.demote(id),
             Command::Switchover => self.switchover(id),
             Command::Connect => {
+                let was_cut = self.peers.iter().any(|p| p.cut);
                 for peer in &mut self.peers {
                     peer.cut = false;
                 }
                 self.connect_all();
-                self.done(id, Ok("the link may connect".into()));
+                let text = if was_cut {
+                    "the link may connect again"
+                } else {
+                    "the link was not cut here; `doublure status` shows how it is"
+                };
+                self.done(id, Ok(text.into()));
             }
             Command::Disconnect => self.disconnect(id),
             Command::Resolve { discard } => self.resolve(id, &discard),
@@ -61,6 +69,7 @@ impl Core {
     fn promote(&mut self, id: u64, overrides: Overrides, view: &View) {
         let (me, group) = (self.config.site.clone(), self.config.group.clone());
         match &self.mode {
+            Mode::Serving if self.frozen() => self.promote_frozen(id, overrides, view),
             Mode::Serving | Mode::Draining(_) => {
                 self.done(id, Ok(format!("{me} is primary of {group} already")));
             }
@@ -92,19 +101,37 @@ impl Core {
         }
     }
 
+    /// The policy lets a frozen primary wait; the operator may decide otherwise.
+    fn promote_frozen(&mut self, id: u64, overrides: Overrides, view: &View) {
+        let dead = self.peers.iter().find(|p| p.gated && p.dead);
+        let name = dead.map(|p| p.name.clone()).expect("what it is frozen for");
+        if !overrides.peer_unreachable {
+            let text = format!(
+                "{} is primary of {} and acknowledges nothing without {name}; `--force peer-unreachable` lets it go on \
+                 alone",
+                self.config.site, self.config.group
+            );
+            self.done(id, Err(text));
+            return;
+        }
+        self.promised_command = Some(id);
+        self.granted(
+            &Question::GoAlone {
+                peer: name,
+                first: false,
+            },
+            view,
+        );
+    }
+
     /// What this site knows by itself that speaks against a promotion.
     fn may_promote(&self, overrides: Overrides) -> Result<(), String> {
         let me = &self.config.site;
-        if let Some(upstream) = &self.upstream {
-            return Err(format!(
-                "{} answers as primary; use `doublure switchover {}` there, which loses nothing",
-                upstream.site, self.config.group
-            ));
-        }
         if self.facts.inconsistent_until.is_some() && !overrides.inconsistent {
             return Err(format!(
-                "{me} is in the middle of a full copy: its volumes mix old and new content and are most likely \
-                 unusable. `--force inconsistent` promotes it all the same"
+                "{me} is in the middle of a copy: its volumes mix old and new content and are most likely unusable. \
+                 `--force inconsistent` promotes it all the same; if its primary cannot be asked, \
+                 `--force inconsistent,peer-unreachable`"
             ));
         }
         if self.facts.lineage.is_empty() {
@@ -140,7 +167,13 @@ impl Core {
             overrides,
             since: self.now,
             asked,
+            upstream_spoke: false,
         });
+        // It may have died a moment ago, and the connection not have noticed.
+        if let Some(link) = self.upstream.as_ref().map(|u| u.link) {
+            self.actions
+                .push(Action::Send(link, Message::Ping { token: 0 }));
+        }
         for at in 0..self.peers.len() {
             self.peer_link_down(at, None);
             self.peers[at].phase = PeerPhase::Down { retry_at: None };
@@ -256,7 +289,7 @@ impl Core {
     }
 
     /// All peers have answered or cannot: promote, or say why not.
-    fn probe_complete(&mut self, view: &View) {
+    pub(super) fn probe_complete(&mut self, view: &View) {
         if self
             .probe
             .as_ref()
@@ -264,7 +297,23 @@ impl Core {
         {
             return;
         }
+        let waits = |p: &Probe| !p.upstream_spoke && self.now < p.since + self.config.timeout;
+        if self.upstream.is_some() && self.probe.as_ref().is_some_and(waits) {
+            return;
+        }
         let probe = self.probe.take().expect("just seen");
+        if let Some(upstream) = &self.upstream {
+            if probe.upstream_spoke {
+                let text = format!(
+                    "{} answers as primary; use `doublure switchover {}` there, which loses nothing",
+                    upstream.site, self.config.group
+                );
+                self.set_mode(Mode::Mirror);
+                self.done(probe.command, Err(text));
+                return;
+            }
+            self.forget_upstream("silent, and this site is to be promoted");
+        }
         let back = if self.facts.handed.is_some() {
             Mode::HandedOver
         } else {
@@ -292,6 +341,15 @@ impl Core {
             }
         }
         self.become_primary(probe.command, &unreachable, view);
+    }
+
+    /// Something came on the link to the primary while this site asks whether it may be promoted.
+    pub(super) fn upstream_spoke(&mut self, link: Link, view: &View) {
+        let is_upstream = self.upstream.as_ref().is_some_and(|u| u.link == link);
+        if let Some(probe) = self.probe.as_mut().filter(|_| is_upstream) {
+            probe.upstream_spoke = true;
+            self.probe_complete(view);
+        }
     }
 
     /// What a peer's answer has against this site becoming primary.
@@ -372,6 +430,8 @@ impl Core {
         for peer in &mut self.peers {
             peer.asked = unreachable.contains(&peer.name);
             peer.gated = false;
+            // What it confirmed, if ever, it confirmed to another history's end.
+            (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
         }
         self.connect_all();
         self.try_to_open(view);
@@ -476,7 +536,7 @@ impl Core {
                 self.continue_drain();
             }
             other => {
-                let text = format!("not while the group is in the state {other:?}");
+                let text = format!("not while the group is {}", state_word(other));
                 self.done(id, Err(text));
             }
         }
@@ -487,13 +547,14 @@ impl Core {
             let text = match &self.mode {
                 Mode::Mirror | Mode::Probing => {
                     format!(
-                        "{} is a mirror; give the command to {}",
+                        "{} is a mirror; give the command to {}. If neither is primary, `doublure promote {}` makes one",
                         self.config.site,
-                        self.primary_name()
+                        self.primary_name(),
+                        self.config.group
                     )
                 }
                 Mode::Waiting(why) => why.clone(),
-                other => format!("not while the group is in the state {other:?}"),
+                other => format!("not while the group is {}", state_word(other)),
             };
             self.done(id, Err(text));
             return;
@@ -501,10 +562,18 @@ impl Core {
         let Some(peer) = self.peers.iter().find(|p| p.in_sync) else {
             let text = match self.peers.first() {
                 None => "no peer is configured".to_owned(),
-                Some(p) => format!(
-                    "{} is not in sync; a switchover now would lose writes. Wait until `doublure status` says in_sync",
-                    p.name
+                Some(p) if p.cut => format!(
+                    "the link to {} is cut; `doublure connect {}` lets it connect",
+                    p.name, self.config.group
                 ),
+                Some(p) => match &p.refused {
+                    Some(why) => format!("the link to {} is refused: {why}", p.name),
+                    None => format!(
+                        "{} is not in sync; a switchover now would lose writes. Wait until `doublure status` says that it \
+                         is",
+                        p.name
+                    ),
+                },
             };
             self.done(id, Err(text));
             return;
@@ -661,6 +730,10 @@ impl Core {
     }
 
     fn disconnect(&mut self, id: u64) {
+        if self.peers.is_empty() {
+            self.done(id, Err("no peer is configured: there is no link".into()));
+            return;
+        }
         for at in 0..self.peers.len() {
             self.peers[at].cut = true;
             self.peer_link_down(at, Some("the operator cut the link"));
@@ -684,5 +757,19 @@ impl Core {
         self.set_mode(Mode::Stopped);
         self.close_clients();
         self.announce_exports();
+    }
+}
+
+/// A mode in the words of a sentence.
+fn state_word(mode: &Mode) -> &'static str {
+    match mode {
+        Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => "waiting for its peer",
+        Mode::Opening => "opening an epoch",
+        Mode::Serving => "serving",
+        Mode::Draining(_) => "finishing what is in flight",
+        Mode::HandedOver => "handed over and not yet taken",
+        Mode::Mirror | Mode::Probing => "a mirror here",
+        Mode::Fenced(_) => "fenced by a failed disk",
+        Mode::Stopped => "stopping",
     }
 }

@@ -115,7 +115,9 @@ fn wrong_group(init: &Hello, acc: &Hello) -> Option<String> {
     let both_known = !init.group_id.is_nil() && !acc.group_id.is_nil();
     if both_known && init.group_id != acc.group_id {
         return Some(format!(
-            "group '{}' of {} has the id {}, that of {} has {}: they were created separately",
+            "group '{}' of {} has the id {}, that of {} has {}: they were created separately. Empty the site whose content \
+             does not count (stop it, move the group's folder in its data directory away), set role = \"mirror\" there, and \
+             start it: it gets a copy",
             init.group, init.site, init.group_id, acc.site, acc.group_id
         ));
     }

@@ -117,6 +117,7 @@ impl Core {
         }
         let now = self.now;
         self.peers[at].asked = true;
+        self.peers[at].trouble = Some(reason.to_owned());
         self.peers[at].link_lost(now);
         if refused && self.peers[at].gated {
             self.peer_lost(at, reason);
@@ -168,6 +169,7 @@ impl Core {
             return;
         }
         self.heard(link);
+        self.upstream_spoke(link, view);
         if let Message::Ping { token } = message {
             self.actions
                 .push(Action::Send(link, Message::Pong { token }));
@@ -227,7 +229,9 @@ impl Core {
     fn greeted(&mut self, at: usize, theirs: &Hello, view: &View) {
         let link = self.handshakes[at].link;
         let known = self.config.peers.contains(&theirs.site);
-        let cut = self.peers.iter().any(|p| p.name == theirs.site && p.cut);
+        // Who only asks is told that this site is there and what it is.
+        let asks = theirs.stance == Stance::Probe;
+        let cut = !asks && self.peers.iter().any(|p| p.name == theirs.site && p.cut);
         if !known || cut {
             self.handshakes.swap_remove(at);
             let text = if cut {
@@ -360,7 +364,7 @@ impl Core {
             ),
             Outcome::Unrelated => format!(
                 "{me} and {site} both have a history of group {group} and share nothing: one of them must be emptied \
-                 (stop it and move its data directory of the group away)"
+                 (stop it, move the group's folder in its data directory away, set role = \"mirror\" and start it)"
             ),
             Outcome::Disagree(text) | Outcome::WrongGroup(text) => text.clone(),
             other => format!("{other:?}"),
@@ -573,7 +577,7 @@ impl Core {
             return;
         }
         if self.upstream.as_ref().is_some_and(|u| u.link == link) {
-            self.upstream = None;
+            self.leave_upstream();
             self.log(
                 Severity::Warn,
                 format!(
@@ -581,6 +585,7 @@ impl Core {
                     self.config.group
                 ),
             );
+            self.probe_complete(view);
         }
         let Some(at) = self.peer_on(link) else { return };
         let now = self.now;

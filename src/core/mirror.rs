@@ -82,8 +82,17 @@ pub struct FrameInfo<'a> {
 }
 
 impl Core {
+    /// The link to the primary ends; when it was last heard of is remembered.
+    pub(super) fn leave_upstream(&mut self) -> Option<Upstream> {
+        let upstream = self.upstream.take()?;
+        if let Some(peer) = self.peers.iter_mut().find(|p| p.name == upstream.site) {
+            peer.last_heard = peer.last_heard.max(Some(upstream.last_heard));
+        }
+        Some(upstream)
+    }
+
     pub(super) fn forget_upstream(&mut self, why: &str) {
-        if let Some(upstream) = self.upstream.take() {
+        if let Some(upstream) = self.leave_upstream() {
             self.log(
                 super::Severity::Info,
                 format!(
@@ -425,7 +434,7 @@ impl Core {
             return;
         };
         // A site that fetches a tail acknowledges it, too: the sender's window is bounded.
-        if !matches!(self.mode, Mode::Mirror | Mode::Fetching(_)) {
+        if !matches!(self.mode, Mode::Mirror | Mode::Probing | Mode::Fetching(_)) {
             return;
         }
         // News of applies alone waits for the next durable LSN, or for the end of the stream.
@@ -461,7 +470,7 @@ impl Core {
 
     /// Whether frames come in on this link.
     pub fn follows(&self, link: Link) -> bool {
-        self.mode == Mode::Mirror
+        matches!(self.mode, Mode::Mirror | Mode::Probing)
             && self
                 .upstream
                 .as_ref()

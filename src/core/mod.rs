@@ -411,7 +411,10 @@ impl Core {
                 reason,
             } => self.connect_failed(&peer, refused, &reason, view),
             Event::Message(link, message) => self.message(link, message, view),
-            Event::Heard(link) => self.heard(link),
+            Event::Heard(link) => {
+                self.heard(link);
+                self.upstream_spoke(link, view);
+            }
             Event::Closed(link, reason) => self.closed(link, &reason, view),
             Event::Granted(question) => self.granted(&question, view),
             Event::Denied(question, reason) => self.denied(&question, &reason),

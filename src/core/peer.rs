@@ -92,6 +92,8 @@ pub struct Peer {
     pub cut: bool,
     /// It was declared dead since it was last streaming.
     pub dead: bool,
+    /// Why the last attempt to connect failed.
+    pub trouble: Option<String>,
     /// Why the link is refused, if it is.
     pub refused: Option<String>,
     /// The refusal is a fork or both sides being primary, for the group's state.
@@ -164,6 +166,7 @@ impl Peer {
             in_sync: false,
             cut: false,
             dead: false,
+            trouble: None,
             refused: None,
             conflict: None,
             fork: None,
@@ -241,6 +244,7 @@ impl Peer {
     /// Frames flow: the next loss starts with a short pause again.
     pub(super) fn stream_began(&mut self, now: Duration) {
         self.backoff = BACKOFF_FIRST;
+        self.trouble = None;
         self.refused = None;
         self.conflict = None;
         self.fork = None;

@@ -42,6 +42,12 @@ impl Core {
         }
     }
 
+    /// Whether every peer that acknowledgements wait for has a link on which it can confirm.
+    pub fn hears_its_peers(&self) -> bool {
+        let confirms = |p: &super::Peer| !p.gated || p.streaming_link().is_some();
+        self.peers.iter().all(confirms)
+    }
+
     /// Whether this site is one that opens links: it is or wants to be primary, or has a role to deliver.
     pub(super) fn opens_links(&self) -> bool {
         !self.closing
@@ -478,10 +484,9 @@ impl Core {
             Severity::Warn,
             format!("group {}: becoming a mirror: {why}", self.config.group),
         );
-        self.promised_done(if self.facts.handed.is_some() {
-            Ok("the group was handed over; nothing was lost".into())
-        } else {
-            Err(format!("this site becomes a mirror: {why}"))
+        self.promised_done(match &self.facts.handed {
+            Some(handed) => Ok(format!("{} is primary now; nothing was lost", handed.to)),
+            None => Err(format!("this site becomes a mirror: {why}")),
         });
         self.facts.role = Role::Mirror;
         self.facts.handed = None;

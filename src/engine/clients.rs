@@ -207,6 +207,7 @@ impl Group {
         }
         let allocates = !matches!(request.command, Command::Trim { .. });
         if allocates && !self.space_for(range) {
+            self.note_no_space();
             self.error(
                 client,
                 to,

@@ -37,6 +37,8 @@ pub(super) struct Homes {
     running: Option<Running>,
     wanted: bool,
     space: Space,
+    /// When it was last told that writes are refused for lack of it.
+    no_space: Option<Duration>,
 }
 
 /// What is known of the space for homes. Unknown counts as unbounded: a block device has all it needs.
@@ -102,6 +104,7 @@ impl Homes {
             running: None,
             wanted: false,
             space: Space::default(),
+            no_space: None,
         }
     }
 
@@ -173,6 +176,45 @@ impl Group {
             .min()
             .unwrap_or(u64::MAX);
         range.len <= here.min(there)
+    }
+
+    /// A write was refused for lack of space: say so, now and then.
+    pub(super) fn note_no_space(&mut self) {
+        const REMIND: Duration = Duration::from_secs(60);
+        self.stats.totals.refused_no_space += 1;
+        let now = self.now.mono;
+        let old = self.homes.no_space.is_none_or(|told| now >= told + REMIND);
+        if !old {
+            return;
+        }
+        self.homes.no_space = Some(now);
+        let here = self.homes.space.credit_bytes(self.store.allocating_total());
+        let whose = if here == 0 {
+            self.config.site.clone()
+        } else {
+            self.core
+                .peers()
+                .iter()
+                .filter(|p| p.gated)
+                .min_by_key(|p| p.credit_bytes)
+                .map_or_else(|| self.config.site.clone(), |p| p.name.clone())
+        };
+        self.log_line(
+            crate::core::Severity::Error,
+            format!(
+                "group {}: NO SPACE for the homes on {whose}: clients' writes are refused with ENOSPC. Free some (64 MiB are \
+                 never promised), or trim the volumes",
+                self.config.group
+            ),
+        );
+    }
+
+    /// Whether a write was refused for lack of space within the last minute.
+    pub(super) fn lacks_space(&self) -> bool {
+        let now = self.now.mono;
+        self.homes
+            .no_space
+            .is_some_and(|told| now < told + Duration::from_secs(60))
     }
 
     /// Asks how much space there is, if the last answer is old.

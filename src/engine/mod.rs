@@ -91,6 +91,10 @@ pub struct Group {
     changes: changes::Changes,
     verification: Option<verify::Verification>,
     keeping: Option<discard::Keeping>,
+    /// The state as it was last looked at, and since when, seconds since the Unix epoch.
+    state_since: (Option<crate::status::GroupState>, u64),
+    /// Something happened that may have changed it.
+    state_may_differ: bool,
     disk: Slab<Pending>,
     stats: stats::Stats,
     marks: stats::Marks,
@@ -229,6 +233,9 @@ impl Group {
         self.consider_checkpoint();
         self.write_state();
         self.continue_stopping();
+        if std::mem::take(&mut self.state_may_differ) {
+            self.note_state();
+        }
     }
 
     /// What is to be done, in order.
@@ -318,6 +325,10 @@ impl Group {
     }
 
     fn act(&mut self, action: Action) {
+        self.state_may_differ |= matches!(
+            action,
+            Action::Save(_) | Action::Log(..) | Action::Exports(_) | Action::StopStream(_)
+        );
         match action {
             Action::Save(seq) => self.state.request_save(seq),
             Action::OpenEpoch(epoch) => self.open_epoch(&epoch),
@@ -471,7 +482,8 @@ impl Group {
         let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
         if !stopping.said_goodbye {
             let answered = !self.core.serving()
-                || (self.clients.idle() && self.core.commit() >= self.core.tail());
+                || (self.clients.idle()
+                    && (self.core.commit() >= self.core.tail() || !self.core.hears_its_peers()));
             let applied = self.store.applied_lsn() >= self.core.commit().min(self.core.durable());
             let finished = answered && applied && self.frames.idle();
             if !(finished || self.now.mono >= stopping.give_up_at || fenced) {

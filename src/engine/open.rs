@@ -110,6 +110,8 @@ impl Group {
             changes,
             verification: None,
             keeping: None,
+            state_since: (None, 0),
+            state_may_differ: true,
             disk: Slab::new(),
             stats: stats::Stats::new(now.mono),
             marks: stats::Marks::default(),
@@ -461,12 +463,6 @@ fn note_losses(
 /// Where configuration and disk differ. The disk wins.
 fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
     let mut all = Vec::new();
-    if config.role != record.role {
-        all.push(format!(
-            "role: the configuration says {}, this site is {} by its record",
-            config.role, record.role
-        ));
-    }
     if config.ack != record.ack {
         all.push(format!(
             "ack: the configuration says {}, the group runs in {}",
@@ -486,8 +482,13 @@ fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
             .find(|v| v.name == *name && v.size != *size)
         {
             all.push(format!(
-                "volume {name}: the configuration says {size} bytes, the volume has {} (it is never shrunk)",
-                volume.size
+                "volume {name}: the configuration says {size} bytes, the volume has {}{}",
+                volume.size,
+                if *size < volume.size {
+                    " (it is never shrunk)"
+                } else {
+                    " (`doublure resize` grows it)"
+                }
             ));
         }
     }

@@ -16,6 +16,7 @@ impl Group {
         self.now = now;
         self.stats.turn(now.mono);
         let (state, reason) = self.state_and_reason();
+        self.note_state();
         let facts = self.core.facts();
         let commit = self.core.commit();
         GroupStatus {
@@ -24,7 +25,7 @@ impl Group {
             role: facts.role,
             state,
             reason,
-            state_since_unix_seconds: self.core.mode_since_ns() / SECOND_NS,
+            state_since_unix_seconds: self.state_since.1,
             healthy: matches!(state, GroupState::Serving | GroupState::Following),
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
@@ -47,12 +48,7 @@ impl Group {
                 writers_wait: self.frames.full,
                 held_by: self.journal_holder(),
             },
-            alone: facts.alone.as_ref().map(|a| AloneStatus {
-                peer: a.peer.clone(),
-                since_unix_seconds: a.since_ns / SECOND_NS,
-                from_lsn: a.from_lsn,
-                operations: commit.since(a.from_lsn.prev()),
-            }),
+            alone: self.alone_status(),
             peers: self
                 .core
                 .peers()
@@ -64,6 +60,7 @@ impl Group {
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
+            no_space: self.lacks_space(),
             unapplied_bytes: self.store.unapplied_bytes(),
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
@@ -89,6 +86,10 @@ impl Group {
             Mode::Fetching(_) => (
                 GroupState::Starting,
                 "taking over the peer's longer tail".into(),
+            ),
+            Mode::Opening if self.core.serving() => (
+                GroupState::Suspect,
+                "putting on record that this site goes on without its peer".into(),
             ),
             Mode::Opening => (GroupState::Starting, "opening an epoch".into()),
             Mode::Waiting(why) => (GroupState::WaitingForPeer, why.clone()),
@@ -135,8 +136,10 @@ impl Group {
                 (
                     GroupState::Disconnected,
                     format!(
-                        "consistent up to LSN {}; {name} is not connected",
-                        self.core.commit()
+                        "consistent up to LSN {}; {name} is not connected. If no site is primary, `doublure promote {}` \
+                         makes this one",
+                        self.core.commit(),
+                        self.config.group
                     ),
                 )
             }
@@ -151,8 +154,11 @@ impl Group {
                 .iter()
                 .find(|p| p.dead)
                 .map_or("the peer", |p| p.name.as_str());
-            let text =
-                format!("acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\")");
+            let text = format!(
+                "acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\"); `doublure promote {} --force \
+                 peer-unreachable` goes on without it",
+                self.config.group
+            );
             return (GroupState::Frozen, text);
         }
         if let Some(peer) = self
@@ -161,10 +167,16 @@ impl Group {
             .iter()
             .find(|p| p.gated && p.streaming_link().is_none())
         {
-            let text = format!(
-                "{} is silent; writes wait until it answers or is declared dead",
-                peer.name
-            );
+            let text = match &peer.refused {
+                Some(why) => format!(
+                    "writes wait for {}, which refuses the link: {why}",
+                    peer.name
+                ),
+                None => format!(
+                    "{} is silent; writes wait until it answers or is declared dead",
+                    peer.name
+                ),
+            };
             return (GroupState::Suspect, text);
         }
         if let Some(alone) = &self.core.facts().alone {
@@ -184,6 +196,35 @@ impl Group {
             _ => "all peers in sync".to_owned(),
         };
         (GroupState::Serving, text)
+    }
+
+    /// Keeps the time at which the state became what it is.
+    pub(super) fn note_state(&mut self) {
+        let (state, _) = self.state_and_reason();
+        if self.state_since.0 != Some(state) {
+            self.state_since = (Some(state), self.now.wall_ns / SECOND_NS);
+        }
+    }
+
+    fn alone_status(&self) -> Option<AloneStatus> {
+        let facts = self.core.facts();
+        // A mirror acknowledges nothing, whatever it did before.
+        let alone = facts
+            .alone
+            .as_ref()
+            .filter(|_| facts.role == Role::Primary)?;
+        // What was inherited, and the operation that opened the epoch, nobody waits for.
+        let opened = facts.lineage.last().filter(|e| e.alone);
+        let before = alone
+            .from_lsn
+            .prev()
+            .max(opened.map_or(Lsn::ZERO, |e| e.first_lsn));
+        Some(AloneStatus {
+            peer: alone.peer.clone(),
+            since_unix_seconds: alone.since_ns / SECOND_NS,
+            from_lsn: before.next(),
+            operations: self.core.commit().since(before),
+        })
     }
 
     fn fork_status(&self) -> Option<ForkStatus> {
@@ -261,7 +302,11 @@ impl Group {
         PeerStatus {
             site: peer.name.clone(),
             state,
-            detail: peer.refused.clone().unwrap_or_default(),
+            detail: peer
+                .refused
+                .clone()
+                .or_else(|| peer.trouble.clone().filter(|_| peer.link().is_none()))
+                .unwrap_or_default(),
             received_lsn: peer.received,
             durable_lsn: peer.durable,
             applied_lsn: peer.applied,
@@ -294,7 +339,9 @@ impl Group {
             lag_bytes: 0,
             lag_seconds: 0.0,
             last_heard_seconds: upstream
-                .map(|(_, at)| self.now.mono.saturating_sub(at).as_secs_f64()),
+                .map(|(_, at)| at)
+                .or(peer.last_heard)
+                .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes: 0,
             copy_total_bytes: 0,
         }

@@ -243,7 +243,11 @@ impl Files {
             }
             _ => {}
         }
-        fill(&unfinished, len)?;
+        if let Err(failure) = fill(&unfinished, len) {
+            // What was allocated so far may be all the space there is.
+            let _ = std::fs::remove_file(&unfinished);
+            return Err(failure);
+        }
         rustix::fs::renameat_with(CWD, &unfinished, CWD, &path, RenameFlags::NOREPLACE)
             .map_err(|e| fail(&unfinished, "rename", e))?;
         rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))?;
@@ -345,7 +349,8 @@ fn blank(path: &Path) -> io::Result<bool> {
         let mut look = vec![0; usize::try_from(LOOK.min(len - start)).expect("a megabyte")];
         let mut at = 0;
         while at < look.len() {
-            match rustix::io::pread(&fd, &mut look[at..], start + at as u64)? {
+            let read = rustix::io::pread(&fd, &mut look[at..], start + at as u64);
+            match read.map_err(|error| fail(path, "read", error))? {
                 0 => break,
                 n => at += n,
             }

@@ -87,6 +87,7 @@ pub fn in_sync() -> GroupStatus {
         ],
         clients: 3,
         in_flight_requests: 12,
+        no_space: false,
         unapplied_bytes: 1_300_000,
         totals: Totals::default(),
         rates: Rates {

@@ -68,6 +68,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         }],
         clients: 1,
         in_flight_requests: 0,
+        no_space: false,
         unapplied_bytes: 0,
         totals: Totals::default(),
         rates: Rates::default(),
