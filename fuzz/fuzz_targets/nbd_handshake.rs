@@ -14,7 +14,11 @@ impl Exports for Two {
 
     fn find(&self, name: &str) -> Result<Export, Unavailable> {
         match name {
-            "a" => Ok(Export { name: "a".into(), size: 1 << 30, description: String::new() }),
+            "a" => Ok(Export {
+                name: "a".into(),
+                size: 1 << 30,
+                description: String::new(),
+            }),
             "b" => Err(Unavailable::Policy("b is elsewhere".into())),
             _ => Err(Unavailable::Unknown),
         }

@@ -1,16 +1,44 @@
-//! What may lie in a state file.
+//! What may lie in a state file: the first half of the input in one slot, the second in the other, with checksums that
+//! the first byte may ask to be right.
 #![no_main]
 
 use doublure::journal::{STATE_FILE_BYTES, StateFile};
+use doublure_fuzz::mend;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
+    let Some((&mode, data)) = data.split_first() else {
+        return;
+    };
     let mut file = vec![0; STATE_FILE_BYTES as usize];
-    let (first, second) = data.split_at(data.len() / 2);
     let half = file.len() / 2;
-    file[..first.len().min(half)].copy_from_slice(&first[..first.len().min(half)]);
-    file[half..half + second.len().min(half)].copy_from_slice(&second[..second.len().min(half)]);
-    if let Ok(Some((mut state, record))) = StateFile::load(&file) {
-        let _ = state.plan_write(&record);
+    let (first, second) = data.split_at(data.len().div_ceil(2));
+    for (slot, content) in [(0, first), (half, second)] {
+        let content = &content[..content.len().min(half)];
+        file[slot..slot + content.len()].copy_from_slice(content);
+        if mode & 1 != 0 {
+            mend::state_slot(&mut file[slot..slot + half]);
+        }
     }
+    let Ok(Some((mut state, record))) = StateFile::load(&file) else {
+        return;
+    };
+    if record.sequence >= u64::MAX - 1 {
+        return;
+    }
+    // What was read can be written, and is then what counts.
+    let (offset, bytes) = state.plan_write(&record);
+    file[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+    let (_, again) = StateFile::load(&file)
+        .expect("it was just written")
+        .expect("a record");
+    assert_eq!(again.sequence, record.sequence + 1);
+    assert_eq!(
+        (again.lineage, again.volumes, again.peers),
+        (record.lineage, record.volumes, record.peers)
+    );
+    assert_eq!(
+        (again.alone, again.handed, again.checkpoint),
+        (record.alone, record.handed, record.checkpoint)
+    );
 });

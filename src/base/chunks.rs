@@ -135,15 +135,22 @@ impl ChunkSet {
             };
             let volume = VolumeId(u32::from_le_bytes(*volume));
             let len = u32::from_le_bytes(*len) as usize;
-            let Some((chunks, rest)) = rest.split_at_checked(len) else {
+            let Some((mut chunks, rest)) = rest.split_at_checked(len) else {
                 return Err(format!(
                     "a bitmap of {len} bytes is cut off after {}",
                     rest.len()
                 ));
             };
-            let chunks = RoaringBitmap::deserialize_from(chunks)
+            let bitmap = RoaringBitmap::deserialize_from(&mut chunks)
                 .map_err(|error| format!("a bitmap is damaged: {error}"))?;
-            if set.volumes.insert(volume, chunks).is_some() {
+            if bitmap.is_empty() || !chunks.is_empty() {
+                return Err(format!(
+                    "a bitmap of {} chunks leaves {} of {len} bytes",
+                    bitmap.len(),
+                    chunks.len()
+                ));
+            }
+            if set.volumes.insert(volume, bitmap).is_some() {
                 return Err(format!("volume {} has two bitmaps", volume.0));
             }
             bytes = rest;
@@ -231,6 +238,16 @@ mod tests {
             Ok(ChunkSet::everything())
         );
         assert_eq!(ChunkSet::decode(&[]), Ok(ChunkSet::new()));
+        // What no encoder writes: a bitmap without chunks, and one that ends before its length does.
+        let mut one = ChunkSet::new();
+        one.insert(VolumeId(1), ByteRange::new(0, 1));
+        let mut none = Vec::new();
+        RoaringBitmap::new().serialize_into(&mut none).unwrap();
+        for bitmap in [none, [one.encode().split_off(8), vec![0]].concat()] {
+            let mut bytes = vec![1, 0, 0, 0, bitmap.len() as u8, 0, 0, 0];
+            bytes.extend(bitmap);
+            assert!(ChunkSet::decode(&bytes).unwrap_err().contains("leaves"));
+        }
     }
 
     #[test]

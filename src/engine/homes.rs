@@ -44,17 +44,24 @@ pub(super) struct Homes {
 /// What is known of the space for homes. Unknown counts as unbounded: a block device has all it needs.
 #[derive(Default)]
 struct Space {
-    /// When it was asked for, and what had been allocated by then.
-    asked: Option<(Duration, u64)>,
+    /// The question that is under way.
+    asked: Option<Asked>,
     known: Option<Known>,
+}
+
+/// A question, as of when it was asked.
+struct Asked {
+    at: Duration,
+    /// Everything that was ever promised, bytes.
+    promised: u64,
+    /// Of this, what the answer accounts for, bytes.
+    allocated: u64,
 }
 
 /// An answer.
 struct Known {
     free_bytes: u64,
-    asked: Duration,
-    /// Of everything that was ever promised, what the answer accounts for, bytes.
-    allocated: u64,
+    asked: Asked,
 }
 
 impl Space {
@@ -63,7 +70,7 @@ impl Space {
         match &self.known {
             Some(known) if known.free_bytes != u64::MAX => known
                 .free_bytes
-                .saturating_sub(promised.saturating_sub(known.allocated))
+                .saturating_sub(promised.saturating_sub(known.asked.allocated))
                 .saturating_sub(SPACE_MARGIN),
             _ => u64::MAX,
         }
@@ -71,8 +78,9 @@ impl Space {
 
     fn is_old(&self, now: Duration, promised: u64) -> bool {
         self.known.as_ref().is_none_or(|known| {
-            let since = promised.saturating_sub(known.allocated);
-            now >= known.asked + SPACE_AGE || since > known.free_bytes / SPACE_SHARE
+            // Not since what was allocated: if much waits to be applied, the next answer could be no newer than this one.
+            let since = promised.saturating_sub(known.asked.promised);
+            now >= known.asked.at + SPACE_AGE || since > known.free_bytes / SPACE_SHARE
         })
     }
 }
@@ -126,11 +134,10 @@ impl Homes {
     }
 
     pub fn free_space(&mut self, bytes: u64) {
-        if let Some((asked, allocated)) = self.space.asked.take() {
+        if let Some(asked) = self.space.asked.take() {
             self.space.known = Some(Known {
                 free_bytes: bytes,
                 asked,
-                allocated,
             });
         }
     }
@@ -214,8 +221,11 @@ impl Group {
     fn refresh_free_space(&mut self) {
         let promised = self.store.allocating_total();
         if self.homes.space.asked.is_none() && self.homes.space.is_old(self.now.mono, promised) {
-            let allocated = promised - self.store.allocating_bytes();
-            self.homes.space.asked = Some((self.now.mono, allocated));
+            self.homes.space.asked = Some(Asked {
+                at: self.now.mono,
+                promised,
+                allocated: promised - self.store.allocating_bytes(),
+            });
             self.submit(Pending::FreeSpace, DiskOp::FreeSpace);
         }
     }
@@ -500,5 +510,34 @@ impl Group {
         } else {
             self.log.release_before(keep);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_about_free_space_is_new_however_much_waits_to_be_applied() {
+        let at = Duration::from_secs(1);
+        let asked = Asked {
+            at,
+            promised: 100 << 20,
+            allocated: 10 << 20,
+        };
+        let known = Known {
+            free_bytes: 200 << 20,
+            asked,
+        };
+        let space = Space {
+            asked: None,
+            known: Some(known),
+        };
+        // 90 MiB wait, more than an eighth of 200: asking at once would give the same answer, again and again.
+        assert!(!space.is_old(at, 100 << 20));
+        assert!(!space.is_old(at, 120 << 20));
+        assert!(space.is_old(at, 126 << 20));
+        assert!(space.is_old(at + SPACE_AGE, 100 << 20));
+        assert_eq!(space.credit_bytes(100 << 20), (200 - 90 - 64) << 20);
     }
 }

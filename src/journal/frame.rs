@@ -34,7 +34,7 @@
 //!     16    8  offset in the volume, bytes
 //!     24    8  length in the volume, bytes
 //!     32    4  CRC-32 of the payload as stored
-//!     36    4  offset of the payload in the frame, bytes
+//!     36    4  offset of the payload in the frame, bytes; 0 if there is none
 //!     40    8  reserved, zero
 //! ```
 //!
@@ -240,12 +240,12 @@ impl Frame {
             let op = op_of(d)?;
             let from = d.payload_at.get() as usize;
             let stored = d.stored_len.get() as usize;
-            if stored > 0
-                && (from < end
-                    || from
-                        .checked_add(stored)
-                        .is_none_or(|to| to > self.bytes.len()))
-            {
+            let inside = from >= end
+                && from
+                    .checked_add(stored)
+                    .is_some_and(|to| to <= self.bytes.len());
+            // What is not there lies nowhere.
+            if !(inside || stored == 0 && from == 0) {
                 return Err(Damaged("a payload lies outside the frame"));
             }
             let fits = match (op.kind, d.encoding) {
@@ -809,6 +809,23 @@ mod tests {
             with(20),
             Err(FrameError::Unknown { incompat: 1, .. })
         ));
+    }
+
+    #[test]
+    fn a_payload_outside_the_frame_is_refused_also_one_of_no_bytes() {
+        for (kind, payload) in [(OpKind::Write, &b"abc"[..]), (OpKind::Trim, b"")] {
+            let mut b = builder();
+            b.push(&op(kind, 0, 3), payload, Encoding::Raw);
+            let mut bytes = b.seal(0, Lsn(9), 1).bytes().to_vec();
+            bytes[128 + 36..128 + 40].copy_from_slice(&4_194_304_000_u32.to_le_bytes());
+            bytes[100..104].fill(0);
+            let crc = crc32fast::hash(&bytes[..176]);
+            bytes[100..104].copy_from_slice(&crc.to_le_bytes());
+            assert_eq!(
+                Frame::parse(Bytes::from(bytes)).unwrap_err(),
+                Damaged("a payload lies outside the frame")
+            );
+        }
     }
 
     #[test]

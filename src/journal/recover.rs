@@ -13,7 +13,7 @@ use std::io;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::frame::{Frame, FrameError};
+use super::frame::{Frame, FrameError, is_zero};
 use super::log::{Log, Position, SegmentHeader, segment_bytes};
 use super::records::decode_epoch;
 use crate::base::{AlignedBuf, BLOCK, Lineage, Lsn, OpKind};
@@ -315,6 +315,20 @@ impl Recovery {
         Ok(headers)
     }
 
+    /// Whether the segment in this slot comes after the current one, or has a header that says nothing.
+    fn header_may_be_later(
+        &mut self,
+        reader: &mut dyn ReadJournal,
+        slot: u64,
+    ) -> Result<bool, RecoverError> {
+        let mut block = AlignedBuf::zeroed(BLOCK);
+        reader.read(self.base(slot), &mut block)?;
+        Ok(match SegmentHeader::parse(&block, self.group) {
+            Some(header) => header.sequence() > self.segment,
+            None => !is_zero(&block),
+        })
+    }
+
     /// Segments before the checkpoint, as far back as their numbers are unbroken.
     fn older_segments(&mut self, headers: &[SegmentHeader]) {
         let of = |sequence: u64| headers.iter().find(|h| h.sequence() == sequence);
@@ -351,12 +365,10 @@ impl Recovery {
         let mut claims = Lsn::ZERO;
         let mut opened = Vec::new();
         let mut places = vec![(offset, self.limit(self.segment))];
-        for header in self.headers(reader)? {
-            if header.sequence() > self.segment {
-                places.push((
-                    self.base(header.sequence()) + BLOCK as u64,
-                    self.limit(header.sequence()),
-                ));
+        for slot in 0..self.slots() {
+            // A header that rotted must not hide what its segment says.
+            if slot != self.segment % self.slots() && self.header_may_be_later(reader, slot)? {
+                places.push((self.base(slot) + BLOCK as u64, self.limit(slot)));
             }
         }
         for (from, limit) in places {

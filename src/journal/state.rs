@@ -322,6 +322,7 @@ impl StateFile {
 
     /// The next write: where, and the encoded record with its new sequence number.
     pub fn plan_write(&mut self, record: &StateRecord) -> (u64, Bytes) {
+        // `decode` refuses the last number there is.
         self.sequence += 1;
         let offset = (self.slot * SLOT) as u64;
         self.slot = 1 - self.slot;
@@ -457,6 +458,9 @@ impl StateRecord {
         crc.update(&slot[32..len]);
         if crc.finalize() != h.crc.get() {
             return Err(Bad("its checksum is wrong"));
+        }
+        if h.sequence.get() == u64::MAX {
+            return Err(Bad("no record could follow it"));
         }
         let mut rest = &slot[HEADER..len];
         let mut take = |n: usize| {
@@ -683,6 +687,20 @@ mod tests {
         newer[8] = 2;
         let error = StateFile::load(&file_with(&[(offset, Bytes::from(newer))])).unwrap_err();
         assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+
+    #[test]
+    fn a_record_after_which_none_can_come_is_refused() {
+        let mut state = StateFile::new();
+        let (offset, bytes) = state.plan_write(&record());
+        let mut last = bytes.to_vec();
+        let len = u32::from_le_bytes(last[24..28].try_into().unwrap()) as usize;
+        last[16..24].fill(0xff);
+        last[28..32].fill(0);
+        let crc = crc32fast::hash(&last[..len]);
+        last[28..32].copy_from_slice(&crc.to_le_bytes());
+        let error = StateFile::load(&file_with(&[(offset, Bytes::from(last))])).unwrap_err();
+        assert!(error.to_string().contains("follow"), "{error}");
     }
 
     #[test]

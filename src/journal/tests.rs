@@ -270,6 +270,36 @@ fn damage_at_the_end_of_a_segment_is_seen_through_the_next_segments() {
 }
 
 #[test]
+fn a_rotten_segment_header_does_not_hide_the_damage_behind_it() {
+    let mut j = Journal::new();
+    j.open_epoch(1);
+    let mut headers = Vec::new();
+    while headers.len() < 2 {
+        let write = j.plan(1, 1 << 20, j.log.tail().0);
+        j.disk.write(&write);
+        // Only the first write to a segment has a header in front.
+        if write.bytes.len() > j.frames.last().unwrap().len() {
+            headers.push((write.offset, j.log.tail()));
+        }
+    }
+    let (offset, first) = headers[0];
+    j.disk.bytes[offset as usize + 33] ^= 1;
+    let (recovered, _) = j.recover(start());
+    let damage = recovered.damage.expect("damage");
+    assert_eq!((damage.lsn, recovered.tail), (first, first.prev()));
+
+    // What is in the last segment is claimed by nothing but itself.
+    let (offset, first) = headers[1];
+    j.append(1, 512, first.0);
+    let (recovered, _) = {
+        j.disk.bytes[headers[0].0 as usize + 33] ^= 1;
+        j.disk.bytes[offset as usize + 33] ^= 1;
+        j.recover(start())
+    };
+    assert_eq!(recovered.damage.expect("damage").lsn, first);
+}
+
+#[test]
 fn a_recycled_frame_never_follows_a_new_one() {
     let mut j = Journal::new();
     j.open_epoch(1);

@@ -102,3 +102,62 @@ impl Drop for Mount {
         let _ = command("losetup").args(["--detach", &self.device]).output();
     }
 }
+
+/// A small file system of its own, to be filled up.
+pub struct SmallDisk {
+    mount: Option<Mount>,
+    dir: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// Makes and mounts it. Needs root.
+    pub fn new(bytes: u64) -> SmallDisk {
+        let dir = tempfile::Builder::new()
+            .prefix("dbldisk")
+            .tempdir()
+            .expect("a temporary directory");
+        let image = dir.path().join("image");
+        std::fs::File::create(&image)
+            .and_then(|file| file.set_len(bytes))
+            .expect("an image");
+        run(command("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image));
+        SmallDisk {
+            mount: Some(Mount::new(dir.path(), &image, "noatime")),
+            dir,
+        }
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.mount.as_ref().expect("mounted").path()
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.path().join("ballast")
+    }
+
+    /// Takes all space but this much.
+    pub fn fill(&self, leave_bytes: u64) {
+        let stat = rustix::fs::statvfs(self.path()).expect("a file system");
+        let take = (stat.f_bavail * stat.f_frsize).saturating_sub(leave_bytes);
+        if take > 0 {
+            run(command("fallocate")
+                .arg("--length")
+                .arg(take.to_string())
+                .arg(self.ballast()));
+        }
+    }
+
+    /// Gives it back.
+    pub fn empty(&self) {
+        let _ = std::fs::remove_file(self.ballast());
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Before its directory, in which it is mounted.
+        drop(self.mount.take());
+        let _ = &self.dir;
+    }
+}

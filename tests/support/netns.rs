@@ -77,6 +77,35 @@ impl Wire {
         ip(&["-n", &self.right, "link", "set", "wire", "down"]);
     }
 
+    /// Cuts it in one direction: what the left (or the right) end sends vanishes.
+    pub fn mute(&self, left: bool) {
+        self.shape(left, &["blackhole"]);
+    }
+
+    /// Makes what one end sends slow and late.
+    pub fn slow(&self, left: bool) {
+        self.shape(
+            left,
+            &["tbf", "rate", "16mbit", "burst", "16kb", "latency", "200ms"],
+        );
+    }
+
+    fn shape(&self, left: bool, how: &[&str]) {
+        let netns = if left { &self.left } else { &self.right };
+        let place = ["-n", netns, "qdisc", "replace", "dev", "wire", "root"];
+        run(command("tc").args([&place[..], how].concat()));
+    }
+
+    /// Ends [`Wire::mute`] and [`Wire::slow`].
+    pub fn unshape(&self) {
+        for netns in [&self.left, &self.right] {
+            // Refused where there is nothing to end.
+            let _ = command("tc")
+                .args(["-n", netns, "qdisc", "del", "dev", "wire", "root"])
+                .output();
+        }
+    }
+
     /// Mends it.
     pub fn up(&self) {
         ip(&["-n", &self.left, "link", "set", "wire", "up"]);
