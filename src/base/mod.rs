@@ -9,6 +9,8 @@ mod epoch;
 mod message;
 mod mode;
 mod op;
+#[cfg(test)]
+pub mod sabotage;
 
 pub use buffer::{AlignedBuf, BLOCK, round_up};
 pub use epoch::{Common, Epoch, Lineage, Lsn};

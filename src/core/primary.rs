@@ -1,6 +1,8 @@
 //! The primary's side: opening epochs, going alone, waiting for peers, letting them in again.
 
 use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Epoch, Lsn, Message, OnPeerLoss, Role, Start};
 
 impl Core {
@@ -70,6 +72,10 @@ impl Core {
             if matches!(peer.phase, PeerPhase::Agreed { copy: false, .. }) {
                 continue;
             }
+            #[cfg(test)]
+            if sabotaged(Sabotage::ServeWithoutAsking) {
+                continue;
+            }
             if !peer.asked && !peer.cut {
                 return;
             }
@@ -127,6 +133,13 @@ impl Core {
 
     /// Makes the lineage with one more epoch durable, then has it opened. Nothing is admitted meanwhile.
     pub(super) fn open_epoch(&mut self, view: &View) {
+        #[cfg(test)]
+        if sabotaged(Sabotage::ReuseLsns)
+            && self.facts.lineage.last().map(|e| e.site.as_str()) == Some(&self.config.site)
+        {
+            self.set_mode(Mode::Serving);
+            return self.propose_to_agreed();
+        }
         self.set_mode(Mode::Opening);
         let epoch = self.next_epoch(view);
         self.facts.role = Role::Primary;
@@ -274,6 +287,13 @@ impl Core {
     pub(super) fn acked(&mut self, at: usize, ack: &super::links::Progress) {
         let now = self.now;
         let tail = self.tail;
+        let confirmed = ack.durable;
+        #[cfg(test)]
+        let confirmed = if sabotaged(Sabotage::ReceivedIsDurable) {
+            ack.received
+        } else {
+            confirmed
+        };
         let peer = &mut self.peers[at];
         let PeerPhase::Streaming {
             ref mut copying, ..
@@ -294,7 +314,7 @@ impl Core {
             peer.owes_since = if ack.durable < tail { Some(now) } else { None };
         }
         peer.received = peer.received.max(ack.received);
-        peer.durable = peer.durable.max(ack.durable);
+        peer.durable = peer.durable.max(confirmed);
         peer.applied = peer.applied.max(ack.applied);
         peer.credit_bytes = ack.credit_bytes;
         let (name, durable) = (peer.name.clone(), peer.durable);
@@ -321,6 +341,10 @@ impl Core {
             }
             peer.gated = true;
             peer.gate_lsn = tail;
+            #[cfg(test)]
+            if sabotaged(Sabotage::InSyncByInference) {
+                (peer.in_sync, peer.gate_lsn) = (true, Lsn::ZERO);
+            }
             peer.cannot_keep_up = false;
             peer.owes_since = if peer.durable < tail { Some(now) } else { None };
         }
@@ -397,6 +421,10 @@ impl Core {
         }
         self.peers[at].gated = false;
         self.peers[at].owes_since = None;
+        #[cfg(test)]
+        if sabotaged(Sabotage::GoAloneWithoutRecord) && self.mode == Mode::Serving {
+            return self.advance_commit();
+        }
         self.facts.alone = Some(Alone {
             peer: name.clone(),
             since_ns: view.time_ns,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, OpKind, VolumeId, VolumeSpec};
 use crate::core::Event;
 use crate::journal;
@@ -145,6 +147,10 @@ impl Homes {
 impl Group {
     /// Whether another operation may be held in memory until it is applied.
     pub(super) fn homes_have_budget(&self) -> bool {
+        #[cfg(test)]
+        if sabotaged(Sabotage::UnboundedMemory) {
+            return true;
+        }
         let most = UNAPPLIED_BYTES.min(self.log.capacity() / 4);
         self.store.unapplied_bytes() < most
     }
@@ -190,7 +196,7 @@ impl Group {
     /// The core allows the homes to hold everything up to here.
     pub(super) fn allow(&mut self, lsn: Lsn) {
         #[cfg(test)]
-        let lsn = if self.sabotage.no_wal_rule {
+        let lsn = if sabotaged(Sabotage::ApplyUncommitted) {
             self.frames.sealed()
         } else {
             lsn
@@ -373,7 +379,7 @@ impl Group {
         self.homes.running = Some(running);
         self.homes.last_checkpoint = self.now.mono;
         #[cfg(test)]
-        if self.sabotage.checkpoint_before_sync {
+        if sabotaged(Sabotage::CheckpointBeforeSync) {
             self.record_checkpoint();
         }
         for volume in dirty {
@@ -438,6 +444,10 @@ impl Group {
     /// of the journal is in use; then it gets a full copy when it comes back.
     pub(super) fn release_journal(&mut self) {
         let mut keep = self.homes.checkpoint.next();
+        #[cfg(test)]
+        if sabotaged(Sabotage::ReleaseBeforeCheckpoint) {
+            keep = self.store.applied_lsn().next();
+        }
         let crowded = self.log.used_bytes() > self.log.capacity() / 2;
         for peer in self.core.peers() {
             let needed = peer.streaming_link().is_some() || !crowded;

@@ -110,8 +110,6 @@ impl Group {
             outputs: Vec::new(),
             now,
             config,
-            #[cfg(test)]
-            sabotage: super::tests::Sabotage::default(),
         };
         // Replay wrote to homes without syncing them.
         for volume in &group.volumes {

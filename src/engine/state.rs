@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 use super::{DiskOp, File, Group, Pending};
 use crate::base::Lsn;
+#[cfg(test)]
+use crate::base::sabotage::Sabotage;
 use crate::core::{Alone, Event, Facts, Handed};
 use crate::journal::{self, Position, StateFile, StateRecord};
 
@@ -99,15 +101,15 @@ impl Group {
             checkpoint,
             reset,
         });
-        self.submit(
-            Pending::StateWrite,
-            DiskOp::Write {
-                file: File::State,
-                offset,
-                data,
-                durable: true,
-            },
-        );
+        let op = DiskOp::Write {
+            file: File::State,
+            offset,
+            data,
+            durable: true,
+        };
+        #[cfg(test)]
+        let op = super::tests::without_dsync(op, Sabotage::RecordNotDurable);
+        self.submit(Pending::StateWrite, op);
     }
 
     pub(super) fn state_written(&mut self) {

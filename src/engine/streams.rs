@@ -8,6 +8,8 @@ use bytes::Bytes;
 
 use super::stats::Stage;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Message, Start, VolumeId};
 use crate::core::{Event, Link};
 use crate::journal::{Cursor, Frame, Next, is_zero};
@@ -416,6 +418,10 @@ impl Group {
 
     fn lay_over(&self, home: Bytes, volume: VolumeId, range: ByteRange) -> Bytes {
         let plan = self.store.read_plan(volume, range);
+        #[cfg(test)]
+        if sabotaged(Sabotage::CopyWithoutOverlay) {
+            return home;
+        }
         if plan.pieces.iter().all(|p| p.source == Source::Home) {
             return home;
         }
