@@ -92,6 +92,11 @@ impl Frames {
         wall_ns.max(self.time_ns + 1)
     }
 
+    /// When the newest frame was closed, by the frame clock.
+    pub fn time_ns(&self) -> u64 {
+        self.time_ns
+    }
+
     /// Last LSN on stable storage.
     pub fn durable(&self) -> Lsn {
         self.durable

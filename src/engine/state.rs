@@ -155,6 +155,7 @@ impl Group {
             inconsistent_until: facts.inconsistent_until,
             checkpoint: self.state.checkpoint,
             commit: self.core.commit(),
+            frame_time_ns: self.frames.time_ns(),
             clean_shutdown: self.state.clean,
             journal_bytes: self.log.capacity(),
             volumes: self.volumes.clone(),

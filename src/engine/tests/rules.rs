@@ -434,6 +434,22 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 }
 
 #[test]
+fn the_frame_clock_does_not_go_back_with_the_wall_clock_over_a_restart() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    let clock = |sim: &Sim| sim.sites[0].group.as_ref().unwrap().frames.time_ns();
+    let before = clock(&sim);
+    // A clean stop leaves no frame behind the checkpoint for recovery to read.
+    sim.command(0, Command::Shutdown);
+    sim.pass(Duration::from_secs(6));
+    sim.kill(0);
+    sim.late = Duration::from_secs(3600);
+    sim.start(0).unwrap();
+    assert!(clock(&sim) >= before);
+}
+
+#[test]
 fn a_failed_journal_write_fences_the_group_and_closes_its_clients() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.sites[0].disk.fail_next_journal_write = true;
