@@ -434,6 +434,28 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 }
 
 #[test]
+fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(1));
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    sim.start(1).unwrap();
+    // Its disk takes a second for what it missed.
+    sim.hold_disk(1, false);
+    sim.pass_until(Duration::from_secs(3), |sim| {
+        sim.status(0).peers[0].state == PeerState::CatchingUp
+    });
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(4096, 4096), false);
+    sim.run_for(Duration::from_secs(2));
+    sim.hold_disk(1, false);
+    sim.pass(Duration::from_secs(20));
+    assert!(sim.in_sync(), "{:#?}", sim.status(0).peers);
+}
+
+#[test]
 fn the_frame_clock_does_not_go_back_with_the_wall_clock_over_a_restart() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.write(0, ByteRange::new(0, 4096), false);
