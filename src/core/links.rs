@@ -480,7 +480,9 @@ impl Core {
 
     fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
         let name = self.peers[at].name.clone();
-        self.facts.note_told_durable(&name, tail);
+        // Its greeting tells what it has, not what it has durably: that it confirms itself.
+        let told = self.facts.told_durable(&name).min(tail);
+        self.facts.note_told_durable(&name, told);
         if copy {
             self.peers[at].gated = false;
         }

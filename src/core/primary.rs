@@ -258,7 +258,9 @@ impl Core {
             (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
             self.actions.push(Action::Copy(link));
         } else {
-            (peer.received, peer.durable) = (from.prev(), from.prev());
+            // What it greeted with may still be on its way to its disk: only what it confirmed counts.
+            let confirmed = self.facts.told_durable(&peer.name).min(from.prev());
+            (peer.received, peer.durable) = (from.prev(), confirmed);
             peer.applied = peer.applied.min(from.prev());
             self.actions.push(Action::Stream {
                 link,

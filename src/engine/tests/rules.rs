@@ -434,6 +434,25 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 }
 
 #[test]
+fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Freeze);
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.run_for(Duration::from_secs(1));
+    // The mirror has it in memory when the link breaks. It connects again, and its disk still stands still.
+    sim.break_links();
+    sim.run_for(Duration::from_secs(3));
+    assert_eq!(
+        sim.outstanding(),
+        1,
+        "acknowledged without the mirror's disk"
+    );
+    sim.hold_disk(1, false);
+    sim.heal();
+    assert_eq!(sim.outstanding(), 0);
+}
+
+#[test]
 fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.kill(1);
