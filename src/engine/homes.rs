@@ -261,6 +261,9 @@ impl Group {
         let reached = self.store.applied_lsn();
         self.event(Event::Applied(reached));
         self.apply();
+        if self.state.volumes_due {
+            self.create_missing_volumes();
+        }
         let copy_ends = self
             .core
             .facts()
@@ -318,6 +321,13 @@ impl Group {
 
     /// The configured volumes that the history does not have yet.
     pub(super) fn create_missing_volumes(&mut self) {
+        // What this epoch continues may create them: that is known once it is applied.
+        let epoch = self.core.lineage().last();
+        let before = epoch.map_or(Lsn::ZERO, |e| e.first_lsn.prev());
+        self.state.volumes_due = self.store.applied_lsn() < before;
+        if self.state.volumes_due {
+            return;
+        }
         for (name, size) in self.config.volumes.clone() {
             let known = self.volumes.iter().any(|v| v.name == name);
             if known || !self.core.admitting() || !self.state.creating.insert(name.clone()) {

@@ -18,6 +18,8 @@ pub(super) struct State {
     pub clean: bool,
     /// Names of volumes whose creation was entered by this process.
     pub creating: BTreeSet<String>,
+    /// Volumes may be missing; it shows once everything before the current epoch is applied.
+    pub volumes_due: bool,
     ids: u128,
     wanted: Option<u64>,
     checkpoint_wanted: bool,
@@ -38,6 +40,7 @@ impl State {
             checkpoint,
             clean: false,
             creating: BTreeSet::new(),
+            volumes_due: false,
             ids,
             wanted: None,
             checkpoint_wanted: false,

@@ -434,6 +434,27 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 }
 
 #[test]
+fn volumes_are_not_made_again_while_their_creation_is_on_its_way_back_from_the_mirror() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    // The operation that made the volume, which no checkpoint has put on record yet.
+    let place = sim.journal_place(0, 2);
+    sim.kill(0);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.heal();
+    assert!(
+        sim.logs().contains("the journal is damaged"),
+        "{}",
+        sim.logs()
+    );
+    assert!(sim.attach(0));
+    let content = sim.read_all(0);
+    sim.record.check(0, &content).unwrap();
+}
+
+#[test]
 fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Freeze);
     sim.hold_disk(1, true);
