@@ -119,8 +119,9 @@ impl Homes {
         self.running.is_none() && !self.wanted
     }
 
-    pub fn deadline(&self) -> Option<Duration> {
-        (!self.dirty.is_empty() && self.running.is_none())
+    /// When the next checkpoint is due by age. Without anything newer than the last there is none to make.
+    pub fn deadline(&self, applied: Lsn) -> Option<Duration> {
+        (applied > self.checkpoint && self.running.is_none())
             .then(|| self.last_checkpoint + CHECKPOINT_AGE)
     }
 

@@ -144,6 +144,17 @@ struct Stopping {
     stopped: bool,
 }
 
+impl Stopping {
+    /// After the goodbye there is as much time again for what is under way to the disk.
+    fn grace(&self) -> Duration {
+        if self.said_goodbye {
+            STOP_GRACE
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
 /// Requests that are under way when the daemon is told to stop get this long to finish.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -216,10 +227,10 @@ impl Group {
             .stopping
             .as_ref()
             .filter(|s| !s.stopped)
-            .map(|s| s.give_up_at);
+            .map(|s| s.give_up_at + s.grace());
         [
             self.core.deadline(),
-            self.homes.deadline(),
+            self.homes.deadline(self.store.applied_lsn()),
             stopping,
         ]
         .into_iter()

@@ -474,6 +474,48 @@ fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
 }
 
 #[test]
+fn an_idle_group_sleeps_after_a_restart() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(15));
+    for at in [1, 0] {
+        sim.kill(at);
+        sim.start(at).unwrap();
+    }
+    sim.heal();
+    let asleep = |sim: &Sim| {
+        let group = sim.sites[1].group.as_ref().unwrap();
+        group.deadline().is_none_or(|due| due > sim.now)
+    };
+    // Its homes count as dirty, but there is nothing to make a checkpoint of.
+    for _ in 0..30 {
+        sim.pass(Duration::from_secs(1));
+        assert!(asleep(&sim), "a deadline is due and stays due");
+    }
+}
+
+#[test]
+fn a_group_that_stops_on_a_slow_disk_sleeps_until_it_gives_up() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    sim.hold_disk(0, true);
+    sim.command(0, Command::Shutdown);
+    let mut ended = false;
+    for _ in 0..15 {
+        sim.run_for(Duration::from_secs(1));
+        let group = sim.sites[0].group.as_ref().unwrap();
+        let due = group.deadline();
+        assert!(
+            due.is_none_or(|due| due > sim.now),
+            "it is due, and stays due"
+        );
+        ended |= sim.sites[0].stopped;
+    }
+    assert!(ended, "{}", sim.logs());
+}
+
+#[test]
 fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.kill(1);
