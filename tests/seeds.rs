@@ -404,6 +404,7 @@ fn state_file(seeds: &mut Seeds) {
         checkpoint: Log::new(32 << 20, Uuid::from_u128(1)).position(Lsn::ZERO),
         commit: Lsn(8),
         clean_shutdown: true,
+        frame_time_ns: 99,
         journal_bytes: 32 << 20,
         volumes: vec![volume()],
         peers: vec![PeerRecord {

@@ -10,6 +10,8 @@ mod epoch;
 mod message;
 mod mode;
 mod op;
+#[cfg(test)]
+pub mod sabotage;
 
 pub use buffer::{AlignedBuf, BLOCK, round_up};
 pub use chunks::{CHUNK_BYTES, ChunkSet};

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Action, Core, Mode};
+use super::{Action, Core, Mode, Peer};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Lsn, Message};
 
 /// The caller's name for something that waits.
@@ -82,28 +84,43 @@ impl Core {
         if self.frozen() {
             return None;
         }
+        #[cfg(test)]
+        if sabotaged(Sabotage::AcknowledgeBeforePeer) {
+            return Some(self.durable);
+        }
+        let here = self.durable;
+        #[cfg(test)]
+        let here = if sabotaged(Sabotage::AcknowledgeBeforeDurable) {
+            self.tail
+        } else {
+            here
+        };
         let gated = || self.peers.iter().filter(|p| p.gated);
         let met = match self.facts.ack {
-            AckMode::Sync => gated().map(|p| p.durable).fold(self.durable, Lsn::min),
-            AckMode::Memsync => match gated().map(|p| p.received).min() {
+            AckMode::Sync => gated().map(Peer::holds_durably).fold(here, Lsn::min),
+            AckMode::Memsync => match gated().map(Peer::holds).min() {
                 Some(received) => received.min(self.tail),
                 // Without a peer, memory on one site is too little.
-                None => self.durable,
+                None => here,
             },
-            AckMode::Async => self.durable,
+            AckMode::Async => here,
         };
         Some(met)
     }
 
     /// Everything up to here is durable wherever the mode promises durability.
     fn durable_everywhere(&self) -> Lsn {
+        #[cfg(test)]
+        if sabotaged(Sabotage::FlushBeforePeer) {
+            return self.durable;
+        }
         match self.facts.ack {
             AckMode::Async => self.durable,
             AckMode::Sync | AckMode::Memsync => self
                 .peers
                 .iter()
                 .filter(|p| p.gated)
-                .map(|p| p.durable)
+                .map(Peer::holds_durably)
                 .fold(self.durable, Lsn::min),
         }
     }
@@ -130,6 +147,12 @@ impl Core {
     /// The WAL rule: homes hold what is committed and durable here, nothing else.
     pub(super) fn allow(&mut self) {
         let limit = self.commit.min(self.durable);
+        #[cfg(test)]
+        let limit = if sabotaged(Sabotage::ApplyBeforeDurable) {
+            self.commit
+        } else {
+            limit
+        };
         self.actions.push(Action::Allow(limit));
     }
 

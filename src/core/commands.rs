@@ -6,6 +6,8 @@ use super::{
     Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Question,
     Severity, Then, View,
 };
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Hello, Lsn, Message, Role, Stance};
 
 /// Asking the peers before a promotion.
@@ -127,6 +129,10 @@ impl Core {
     /// What this site knows by itself that speaks against a promotion.
     fn may_promote(&self, overrides: Overrides) -> Result<(), String> {
         let me = &self.config.site;
+        #[cfg(test)]
+        if sabotaged(Sabotage::PromoteInconsistent) {
+            return Ok(());
+        }
         if self.facts.inconsistent_until.is_some() && !overrides.inconsistent {
             return Err(format!(
                 "{me} is in the middle of a copy: its volumes mix old and new content and are most likely unusable. \
@@ -411,6 +417,12 @@ impl Core {
 
     fn become_primary(&mut self, command: u64, unreachable: &[String], view: &View) {
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
+        #[cfg(test)]
+        if sabotaged(Sabotage::PromoteWithoutTail) && self.commit < self.tail {
+            self.actions.push(Action::Truncate(self.commit));
+            (self.tail, self.durable) = (self.commit, self.commit);
+            self.facts.lineage.truncate_after(self.tail);
+        }
         self.log(
             Severity::Warn,
             format!("group {}: promoted at LSN {}", self.config.group, self.tail),

@@ -11,6 +11,8 @@
 //! | probe | probe | probe | probe | probe |
 //! | mirror | disagree | disagree | disagree | disagree |
 
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Common, Hello, Lsn, Stance};
 
 /// What follows from two greetings.
@@ -154,6 +156,10 @@ fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
 /// acknowledged more, unless it ran in sync with its peer: then whatever it acknowledged the peer has. In `sync` mode
 /// that needs no more proof; in `memsync` the one who went on must say that its memory was not lost in between.
 fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
+    #[cfg(test)]
+    if sabotaged(Sabotage::ForgetForks) {
+        return true;
+    }
     if side.tail <= keep {
         return true;
     }

@@ -505,7 +505,14 @@ impl Core {
         let has = if copy { Lsn::ZERO } else { tail };
         let told = self.facts.told_durable(&name).min(has);
         self.facts.note_told_durable(&name, told);
-        if copy {
+        let peer = &mut self.peers[at];
+        (peer.conflict, peer.refused, peer.fork) = (None, None, None);
+        if copy && matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
+            // It holds nothing to wait for until the copy is complete. Whether to go on without it is not decided here.
+            if self.peers[at].gated {
+                self.peer_lost(at, "it needs a copy of the volumes");
+            }
+        } else if copy {
             self.peers[at].gated = false;
         }
         match self.mode {
@@ -699,7 +706,8 @@ impl Core {
         let overdue = self.peers[at]
             .owes_since
             .is_some_and(|since| now >= since + timeout);
-        if overdue && self.peers[at].gated && !self.peers[at].dead {
+        let copying = self.peers[at].copying();
+        if overdue && self.peers[at].gated && !self.peers[at].dead && !copying {
             if self.peers[at].streaming_link().is_some() {
                 self.drop_peer_link(at, &format!("no progress for {timeout:?}"));
             }
@@ -725,7 +733,7 @@ impl Core {
                 }
                 _ => {}
             }
-            if peer.gated && !peer.dead {
+            if peer.gated && !peer.dead && !peer.copying() {
                 due.extend(peer.owes_since.map(|since| since + timeout));
             }
         }

@@ -7,6 +7,8 @@ use uuid::Uuid;
 
 use super::links::Agreed;
 use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId};
 
 /// The link that frames come in on.
@@ -422,6 +424,12 @@ impl Core {
     /// Sends an acknowledgement if there is news.
     pub(super) fn flush_ack(&mut self) {
         let (tail, durable, applied) = (self.tail, self.durable, self.applied);
+        #[cfg(test)]
+        let durable = if sabotaged(Sabotage::ConfirmBeforeDurable) {
+            tail
+        } else {
+            durable
+        };
         let inconsistent_until = self.facts.inconsistent_until;
         let credit_bytes = self.credit_bytes;
         // Only `memsync` waits for what is in memory; elsewhere saying so would only wake the primary.

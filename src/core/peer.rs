@@ -217,6 +217,24 @@ impl Peer {
         )
     }
 
+    /// What it holds in its memory, for those who wait for it: nothing while its volumes are being copied.
+    pub fn holds(&self) -> Lsn {
+        if self.copying() {
+            Lsn::ZERO
+        } else {
+            self.received
+        }
+    }
+
+    /// The same on its disk.
+    pub fn holds_durably(&self) -> Lsn {
+        if self.copying() {
+            Lsn::ZERO
+        } else {
+            self.durable
+        }
+    }
+
     /// From which LSN on the journal should be kept for it: what it has confirmed durable, plus one.
     pub fn holds_from(&self) -> Option<Lsn> {
         let known = self.durable > Lsn::ZERO || self.link().is_some();
@@ -302,7 +320,9 @@ impl Peer {
         } else {
             0
         };
-        let near = took <= timeout / 50 || (stalled >= 2 && took <= timeout / 4);
+        // Who has everything is near, however long the round was: without writes no shorter one would follow.
+        let near =
+            self.durable >= tail || took <= timeout / 50 || (stalled >= 2 && took <= timeout / 4);
         self.cannot_keep_up = stalled >= 2 && !near;
         self.round = Some(Round {
             target: tail,

@@ -1,6 +1,8 @@
 //! The primary's side: opening epochs, going alone, waiting for peers, letting them in again.
 
 use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Epoch, Lsn, Message, OnPeerLoss, Role, Start};
 
 impl Core {
@@ -76,6 +78,10 @@ impl Core {
             if matches!(peer.phase, PeerPhase::Agreed { copy: false, .. }) {
                 continue;
             }
+            #[cfg(test)]
+            if sabotaged(Sabotage::ServeWithoutAsking) {
+                continue;
+            }
             if !peer.asked && !peer.cut {
                 return;
             }
@@ -133,7 +139,15 @@ impl Core {
 
     /// Makes the lineage with one more epoch durable, then has it opened. Nothing is admitted meanwhile.
     pub(super) fn open_epoch(&mut self, view: &View) {
+        #[cfg(test)]
+        if sabotaged(Sabotage::ReuseLsns)
+            && self.facts.lineage.last().map(|e| e.site.as_str()) == Some(&self.config.site)
+        {
+            self.set_mode(Mode::Serving);
+            return self.propose_to_agreed();
+        }
         self.set_mode(Mode::Opening);
+        self.gate_agreed();
         let epoch = self.next_epoch(view);
         self.facts.role = Role::Primary;
         self.facts.handed = None;
@@ -142,6 +156,20 @@ impl Core {
             .push(epoch.clone())
             .expect("numbers and LSNs rise");
         self.save(Then::OpenEpoch(epoch));
+    }
+
+    /// The peers that made it possible to open are waited for from here on, also if they are lost before it is open.
+    fn gate_agreed(&mut self) {
+        let (now, first) = (self.now, self.tail.next());
+        let alone = self.facts.alone.as_ref().map(|a| a.peer.clone());
+        for peer in &mut self.peers {
+            let agreed = matches!(peer.phase, PeerPhase::Agreed { copy: false, .. });
+            if agreed && alone.as_ref() != Some(&peer.name) {
+                peer.gated = true;
+                peer.gate_lsn = first;
+                peer.owes_since = Some(now);
+            }
+        }
     }
 
     pub(super) fn next_epoch(&mut self, view: &View) -> Epoch {
@@ -253,10 +281,9 @@ impl Core {
             self.actions.push(Action::Copy(link));
         } else {
             // It has what comes before in its memory. What of that is durable there only its acknowledgements tell.
-            let has = from.prev();
-            peer.received = has;
-            peer.durable = peer.durable.min(has);
-            peer.applied = peer.applied.min(has);
+            let confirmed = self.facts.told_durable(&peer.name).min(from.prev());
+            (peer.received, peer.durable) = (from.prev(), confirmed);
+            peer.applied = peer.applied.min(from.prev());
             self.actions.push(Action::Stream {
                 link,
                 from,
@@ -284,6 +311,13 @@ impl Core {
     pub(super) fn acked(&mut self, at: usize, ack: &super::links::Progress) {
         let now = self.now;
         let tail = self.tail;
+        let confirmed = ack.durable;
+        #[cfg(test)]
+        let confirmed = if sabotaged(Sabotage::ReceivedIsDurable) {
+            ack.received
+        } else {
+            confirmed
+        };
         let peer = &mut self.peers[at];
         let PeerPhase::Streaming {
             ref mut copying, ..
@@ -299,12 +333,17 @@ impl Core {
             self.drop_peer_link(at, &text);
             return;
         }
+        if *copying && !ack.inconsistent {
+            // From here on what it confirms counts; in sync it is once it has all of it.
+            peer.gate_lsn = tail;
+            peer.owes_since = Some(now);
+        }
         *copying = ack.inconsistent;
         if ack.durable > peer.durable || ack.received > peer.received {
             peer.owes_since = if ack.durable < tail { Some(now) } else { None };
         }
         peer.received = peer.received.max(ack.received);
-        peer.durable = peer.durable.max(ack.durable);
+        peer.durable = peer.durable.max(confirmed);
         peer.applied = peer.applied.max(ack.applied);
         peer.credit_bytes = ack.credit_bytes;
         let (name, durable) = (peer.name.clone(), peer.durable);
@@ -331,6 +370,10 @@ impl Core {
             }
             peer.gated = true;
             peer.gate_lsn = tail;
+            #[cfg(test)]
+            if sabotaged(Sabotage::InSyncByInference) {
+                (peer.in_sync, peer.gate_lsn) = (true, Lsn::ZERO);
+            }
             peer.cannot_keep_up = false;
             peer.owes_since = if peer.durable < tail { Some(now) } else { None };
         }
@@ -414,6 +457,10 @@ impl Core {
         }
         self.peers[at].gated = false;
         self.peers[at].owes_since = None;
+        #[cfg(test)]
+        if sabotaged(Sabotage::GoAloneWithoutRecord) && self.mode == Mode::Serving {
+            return self.advance_commit();
+        }
         self.facts.alone = Some(Alone {
             peer: name.clone(),
             since_ns: view.time_ns,

@@ -600,6 +600,28 @@ fn what_a_mirror_has_in_memory_only_does_not_count_as_durable_after_a_new_connec
 }
 
 #[test]
+fn a_mirror_lost_while_the_epoch_is_being_opened_is_waited_for_all_the_same() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Freeze);
+    pair.kill(0);
+    pair.settle();
+    pair.restart(0);
+    pair.sites[0].saves_run = false;
+    pair.settle();
+    assert_eq!(pair.mode(0), &Mode::Opening);
+    pair.kill(1);
+    pair.settle();
+    pair.sites[0].saves_run = true;
+    pair.settle();
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    let token = pair.write(0);
+    pair.pass(TIMEOUT * 4);
+    assert!(!pair.replied(0, token), "on one site only, and frozen");
+    pair.restart(1);
+    pair.pass(TIMEOUT);
+    assert!(pair.replied(0, token));
+}
+
+#[test]
 fn a_primary_whose_peer_was_promoted_does_not_go_on_alone() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     // The primary sleeps; the mirror is promoted meanwhile.

@@ -9,6 +9,8 @@ use smallvec::SmallVec;
 
 use super::stats::Stage;
 use super::{ClientId, DiskOp, DiskResult, File, Group, Output, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId};
 use crate::core::{Strength, Token};
 use crate::journal::is_zero;
@@ -92,6 +94,10 @@ impl Clients {
     }
 
     pub fn closed(&mut self, client: ClientId) {
+        #[cfg(test)]
+        if sabotaged(Sabotage::AdmitForTheDead) {
+            return;
+        }
         self.attached.remove(&client);
         // What was not admitted yet is forgotten: it was not acknowledged, and a request of a dead connection must not
         // come after what the client does on its next one.
@@ -349,11 +355,19 @@ impl Group {
             return;
         }
         let plan = self.store.read_plan(volume, range);
+        #[cfg(test)]
+        let plan = if sabotaged(Sabotage::ReadWithoutOverlay) {
+            crate::store::Store::new(Lsn::ZERO).read_plan(volume, range)
+        } else {
+            plan
+        };
         if plan.newest.is_some_and(|lsn| lsn > self.frames.sealed()) {
             self.clients.unplanned.push((client, request, since));
             return;
         }
         let held = plan.newest.is_some_and(|lsn| lsn > self.core.commit());
+        #[cfg(test)]
+        let held = held && !sabotaged(Sabotage::ReadUncommitted);
         let read = Read {
             client,
             to: request.reply_to,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Compress, Epoch, Lsn, Op, OpKind, VolumeId};
 use crate::core::Event;
 use crate::journal::{self, Compressor, Encoding, Frame, FrameBuilder};
@@ -83,7 +85,16 @@ impl Frames {
 
     /// The frame clock: never goes back, also not under another primary.
     pub fn time_after(&self, wall_ns: u64) -> u64 {
+        #[cfg(test)]
+        if sabotaged(Sabotage::TurnBackFrameClock) {
+            return wall_ns;
+        }
         wall_ns.max(self.time_ns + 1)
+    }
+
+    /// When the newest frame was closed, by the frame clock.
+    pub fn time_ns(&self) -> u64 {
+        self.time_ns
     }
 
     /// Last LSN on stable storage.
@@ -286,6 +297,8 @@ impl Group {
                 data: write.bytes,
                 durable: true,
             };
+            #[cfg(test)]
+            let op = super::tests::without_dsync(op, Sabotage::NoDsync);
             self.submit(
                 Pending::JournalWrite {
                     last,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
 use crate::core::Event;
 use crate::journal;
@@ -128,8 +130,9 @@ impl Homes {
         self.running.is_none() && !self.wanted
     }
 
-    pub fn deadline(&self) -> Option<Duration> {
-        (!self.dirty.is_empty() && self.running.is_none())
+    /// When the next checkpoint is due by age. Without anything newer than the last there is none to make.
+    pub fn deadline(&self, applied: Lsn) -> Option<Duration> {
+        (applied > self.checkpoint && self.running.is_none())
             .then(|| self.last_checkpoint + CHECKPOINT_AGE)
     }
 
@@ -155,6 +158,10 @@ impl Homes {
 impl Group {
     /// Whether another operation may be held in memory until it is applied.
     pub(super) fn homes_have_budget(&self) -> bool {
+        #[cfg(test)]
+        if sabotaged(Sabotage::UnboundedMemory) {
+            return true;
+        }
         let most = UNAPPLIED_BYTES.min(self.log.capacity() / 4);
         self.store.unapplied_bytes() < most
     }
@@ -242,7 +249,7 @@ impl Group {
     /// The core allows the homes to hold everything up to here.
     pub(super) fn allow(&mut self, lsn: Lsn) {
         #[cfg(test)]
-        let lsn = if self.sabotage.no_wal_rule {
+        let lsn = if sabotaged(Sabotage::ApplyUncommitted) {
             self.frames.sealed()
         } else {
             lsn
@@ -310,6 +317,9 @@ impl Group {
         let reached = self.store.applied_lsn();
         self.event(Event::Applied(reached));
         self.apply();
+        if self.state.volumes_due {
+            self.create_missing_volumes();
+        }
         let copy_ends = self.core.copy_end().is_some_and(|until| until <= reached);
         if copy_ends && self.receive.chunks_done() {
             self.homes.want_checkpoint();
@@ -363,6 +373,13 @@ impl Group {
 
     /// The configured volumes that the history does not have yet.
     pub(super) fn create_missing_volumes(&mut self) {
+        // What this epoch continues may create them: that is known once it is applied.
+        let epoch = self.core.lineage().last();
+        let before = epoch.map_or(Lsn::ZERO, |e| e.first_lsn.prev());
+        self.state.volumes_due = self.store.applied_lsn() < before;
+        if self.state.volumes_due {
+            return;
+        }
         for (name, size) in self.config.volumes.clone() {
             let known = self.volumes.iter().any(|v| v.name == name);
             if known || !self.core.admitting() || !self.state.creating.insert(name.clone()) {
@@ -420,7 +437,7 @@ impl Group {
         self.homes.running = Some(running);
         self.homes.last_checkpoint = self.now.mono;
         #[cfg(test)]
-        if self.sabotage.checkpoint_before_sync {
+        if sabotaged(Sabotage::CheckpointBeforeSync) {
             self.record_checkpoint();
         }
         for volume in dirty {
@@ -489,6 +506,10 @@ impl Group {
     /// of the journal is in use; then what it lacks is noted chunk by chunk.
     pub(super) fn release_journal(&mut self) {
         let mut keep = self.homes.checkpoint.next();
+        #[cfg(test)]
+        if sabotaged(Sabotage::ReleaseBeforeCheckpoint) {
+            keep = self.store.applied_lsn().next();
+        }
         let crowded = self.log.used_bytes() > self.log.capacity() / 2;
         for peer in self.core.peers() {
             let needed = peer.streaming_link().is_some() || !crowded;

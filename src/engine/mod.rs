@@ -105,8 +105,6 @@ pub struct Group {
     events: VecDeque<Event>,
     outputs: Vec<Output>,
     now: Now,
-    #[cfg(test)]
-    pub(crate) sabotage: tests::Sabotage,
 }
 
 /// What a disk request was for.
@@ -186,6 +184,17 @@ struct Stopping {
     stopped: bool,
 }
 
+impl Stopping {
+    /// After the goodbye there is as much time again for what is under way to the disk.
+    fn grace(&self) -> Duration {
+        if self.said_goodbye {
+            STOP_GRACE
+        } else {
+            Duration::ZERO
+        }
+    }
+}
+
 /// Requests that are under way when the daemon is told to stop get this long to finish.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -261,17 +270,22 @@ impl Group {
             .stopping
             .as_ref()
             .filter(|s| !s.stopped)
-            .map(|s| s.give_up_at);
+            .map(|s| s.give_up_at + s.grace());
         let now = self.now.mono;
         let walks = self
             .streams
             .values()
             .filter_map(|s| s.walk.as_ref()?.deadline(now))
             .min();
-        [self.core.deadline(), self.homes.deadline(), stopping, walks]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.core.deadline(),
+            self.homes.deadline(self.store.applied_lsn()),
+            stopping,
+            walks,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// The volumes as of now.
@@ -436,6 +450,8 @@ impl Group {
         let pending = self
             .disk
             .remove(usize::try_from(id.0).expect("an id of this slab"));
+        #[cfg(test)]
+        let result = tests::forgiven(&pending, result);
         match (pending, result) {
             (Pending::JournalWrite { last, since }, DiskResult::Done) => {
                 self.frame_written(last, since);

@@ -122,8 +122,6 @@ impl Group {
             outputs: Vec::new(),
             now,
             config,
-            #[cfg(test)]
-            sabotage: super::tests::Sabotage::default(),
         };
         // Replay wrote to homes without syncing them.
         for volume in &group.volumes {
@@ -170,6 +168,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         inconsistent_until: None,
         checkpoint: log.position(Lsn::ZERO),
         commit: Lsn::ZERO,
+        frame_time_ns: 0,
         clean_shutdown: false,
         journal_bytes: config.journal_bytes,
         volumes: Vec::new(),
@@ -382,7 +381,8 @@ fn replay(
         disk,
         checkpoint: record.checkpoint.lsn,
         commit: record.commit,
-        time_ns: 0,
+        // The frames before the checkpoint are not read again.
+        time_ns: record.frame_time_ns,
         volumes: record.volumes.clone(),
         pending: VecDeque::new(),
         lineage: record.lineage.clone(),

@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 use super::{DiskOp, File, Group, Pending};
 use crate::base::Lsn;
+#[cfg(test)]
+use crate::base::sabotage::Sabotage;
 use crate::core::{Alone, Event, Facts, Handed};
 use crate::journal::{self, Position, StateFile, StateRecord};
 
@@ -16,6 +18,8 @@ pub(super) struct State {
     pub clean: bool,
     /// Names of volumes whose creation was entered by this process.
     pub creating: BTreeSet<String>,
+    /// Volumes may be missing; it shows once everything before the current epoch is applied.
+    pub volumes_due: bool,
     ids: u128,
     wanted: Option<u64>,
     checkpoint_wanted: bool,
@@ -39,6 +43,7 @@ impl State {
             checkpoint,
             clean: false,
             creating: BTreeSet::new(),
+            volumes_due: false,
             ids,
             wanted: None,
             checkpoint_wanted: false,
@@ -114,15 +119,15 @@ impl Group {
             reset,
             release: self.state.release.take(),
         });
-        self.submit(
-            Pending::StateWrite,
-            DiskOp::Write {
-                file: File::State,
-                offset,
-                data,
-                durable: true,
-            },
-        );
+        let op = DiskOp::Write {
+            file: File::State,
+            offset,
+            data,
+            durable: true,
+        };
+        #[cfg(test)]
+        let op = super::tests::without_dsync(op, Sabotage::RecordNotDurable);
+        self.submit(Pending::StateWrite, op);
     }
 
     pub(super) fn state_written(&mut self) {
@@ -178,6 +183,7 @@ impl Group {
             inconsistent_until: facts.inconsistent_until,
             checkpoint: self.state.checkpoint,
             commit: self.core.commit(),
+            frame_time_ns: self.frames.time_ns(),
             clean_shutdown: self.state.clean,
             journal_bytes: self.log.capacity(),
             volumes: self.volumes.clone(),

@@ -40,7 +40,8 @@
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
 //!    432   16  last epoch of a fork that was given up
-//!    448   64  reserved, zero
+//!    448   56  reserved, zero
+//!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
 //!    512       epochs (144 bytes each), volumes (104 each), peers (96 each: name length 2, flags 2 (1: it has a set of
 //!              chunks), length of the set 4, told durable LSN 8, the set holds what changed after this LSN 8 and up to
 //!              this one 8, name 64), the peers' sets in the same order, then zeroes to a multiple of 4096
@@ -114,7 +115,8 @@ struct StateHeader {
     handed_epoch: [u8; 16],
     handed_lsn: U64,
     given_up: [u8; 16],
-    reserved: [u8; 64],
+    reserved: [u8; 56],
+    frame_time: U64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -217,6 +219,8 @@ pub struct StateRecord {
     pub checkpoint: Position,
     /// Known to be committed.
     pub commit: Lsn,
+    /// The frame clock, nanoseconds since the Unix epoch: no later frame may be older.
+    pub frame_time_ns: u64,
     /// The last run ended in good order.
     pub clean_shutdown: bool,
     /// Size of the journal, bytes.
@@ -373,6 +377,7 @@ impl StateRecord {
         (h.group_len, h.group) = name_field(&self.group);
         h.floor = U64::new(self.floor.0);
         h.commit = U64::new(self.commit.0);
+        h.frame_time = U64::new(self.frame_time_ns);
         h.inconsistent_until = U64::new(self.inconsistent_until.unwrap_or_default().0);
         h.journal_bytes = U64::new(self.journal_bytes);
         h.checkpoint_lsn = U64::new(self.checkpoint.lsn.0);
@@ -540,6 +545,7 @@ impl StateRecord {
                 chain: h.checkpoint_chain.get(),
             },
             commit: Lsn(h.commit.get()),
+            frame_time_ns: h.frame_time.get(),
             clean_shutdown: flags & CLEAN != 0,
             journal_bytes: h.journal_bytes.get(),
             volumes,
@@ -594,6 +600,7 @@ mod tests {
                 chain: 0xabcd,
             },
             commit: Lsn(10),
+            frame_time_ns: 12,
             clean_shutdown: true,
             journal_bytes: 1 << 30,
             volumes: vec![VolumeSpec {
@@ -734,7 +741,8 @@ mod tests {
         assert_eq!(&bytes[344..351], b"chelles");
         assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[447], 0x77);
-        assert!(super::super::is_zero(&bytes[448..512]));
+        assert!(super::super::is_zero(&bytes[448..504]));
+        assert_eq!(bytes[504..512], [12, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(
             &bytes[512..512 + EPOCH_LEN],
             encode_epoch(&record().lineage.epochs()[0])

@@ -1,6 +1,8 @@
 //! Which applies may run at the same time.
 
 use super::Policy;
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, VolumeId};
 
 /// Names a range that is kept still.
@@ -32,6 +34,10 @@ impl Span {
     }
 
     fn collides(&self, other: &Span) -> bool {
+        #[cfg(test)]
+        if sabotaged(Sabotage::ApplyOutOfOrder) {
+            return self.barrier || other.barrier;
+        }
         self.barrier || other.barrier || self.touches(other.volume, other.range)
     }
 }
@@ -99,6 +105,10 @@ impl Schedule {
     }
 
     fn must_wait(&self, span: &Span, earlier: &[Span]) -> bool {
+        #[cfg(test)]
+        if sabotaged(Sabotage::IgnoreHolds) {
+            return self.running.iter().chain(earlier).any(|s| s.collides(span));
+        }
         self.running.iter().any(|s| s.collides(span))
             || earlier.iter().any(|s| s.collides(span))
             || self

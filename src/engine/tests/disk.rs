@@ -1,7 +1,8 @@
 //! A disk on which a power cut shows: what was not written durably or synced survives sector by sector, or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -15,7 +16,8 @@ const SECTOR: usize = 512;
 /// Bytes of a file, zero where never written.
 #[derive(Clone, Default)]
 struct Medium {
-    blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
+    /// Shared between what is read and what is stable, so that a sync costs little.
+    blocks: BTreeMap<u64, Arc<[u8; BLOCK]>>,
 }
 
 impl Medium {
@@ -37,9 +39,32 @@ impl Medium {
             let target = self
                 .blocks
                 .entry(block)
-                .or_insert_with(|| Box::new([0; BLOCK]));
-            target[from..from + byte_run].copy_from_slice(&data[source..source + byte_run]);
+                .or_insert_with(|| Arc::new([0; BLOCK]));
+            Arc::make_mut(target)[from..from + byte_run]
+                .copy_from_slice(&data[source..source + byte_run]);
         }
+    }
+
+    /// Gives back the blocks that lie in the range as a whole.
+    fn punch(&mut self, range: ByteRange) {
+        let block = BLOCK as u64;
+        let whole = range.offset.div_ceil(block)..range.end() / block;
+        if !whole.is_empty() {
+            self.blocks.extract_if(whole, |_, _| true).for_each(drop);
+        }
+    }
+
+    /// What is allocated: `(length, allocated)`, neighbours joined.
+    fn extents(&self, range: ByteRange) -> Vec<(u64, bool)> {
+        let mut all: Vec<(u64, bool)> = Vec::new();
+        for (at, len) in runs(range.offset, range.len as usize) {
+            let allocated = self.blocks.contains_key(&(at / BLOCK as u64));
+            match all.last_mut() {
+                Some(last) if last.1 == allocated => last.0 += len as u64,
+                _ => all.push((len as u64, allocated)),
+            }
+        }
+        all
     }
 }
 
@@ -73,8 +98,6 @@ struct SimFile {
 pub struct SimDisk {
     files: BTreeMap<File, SimFile>,
     in_flight: Vec<(DiskId, DiskOp)>,
-    /// Pretends that durable writes are not.
-    pub ignore_dsync: bool,
     /// Homes cannot be longer.
     pub most_bytes: u64,
     /// Nothing completes.
@@ -83,6 +106,36 @@ pub struct SimDisk {
     pub homes_held: bool,
     /// The next write to the journal fails.
     pub fail_next_journal_write: bool,
+    /// The next sync of a home fails.
+    pub fail_next_home_sync: bool,
+    /// The next write to a home fails.
+    pub fail_next_home_write: bool,
+    /// What the file system of the homes has left, if that is bounded.
+    pub free_bytes: Option<u64>,
+    /// The last writes to the journal, with what was there before: one of them may turn out to be lost.
+    recent: VecDeque<Recent>,
+}
+
+/// A write to the journal.
+#[derive(Clone)]
+struct Recent {
+    offset: u64,
+    before: Vec<u8>,
+    after: Bytes,
+}
+
+/// So many writes to the journal may turn out to be lost.
+const RECENT: usize = 6;
+
+/// How a disk betrays its owner.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Damage {
+    /// A bit of a frame flips.
+    Rot,
+    /// A write to the journal was confirmed and never made.
+    Lost,
+    /// A write to the journal was confirmed and went somewhere else.
+    Misdirected,
 }
 
 impl Default for SimDisk {
@@ -90,11 +143,14 @@ impl Default for SimDisk {
         SimDisk {
             files: BTreeMap::new(),
             in_flight: Vec::new(),
-            ignore_dsync: false,
             most_bytes: 1 << 30,
             held: false,
             homes_held: false,
             fail_next_journal_write: false,
+            fail_next_home_sync: false,
+            fail_next_home_write: false,
+            free_bytes: None,
+            recent: VecDeque::new(),
         }
     }
 }
@@ -124,6 +180,55 @@ impl SimDisk {
         Some((id, result))
     }
 
+    /// Completes this request.
+    pub fn complete(&mut self, id: DiskId) -> Option<(DiskOp, DiskResult)> {
+        let at = self.in_flight.iter().position(|(i, _)| *i == id)?;
+        let (_, op) = self.in_flight.swap_remove(at);
+        let result = self
+            .perform(op.clone())
+            .unwrap_or_else(|e| DiskResult::Failed {
+                errno: e.raw_os_error().unwrap_or(5),
+                message: e.to_string(),
+            });
+        Some((op, result))
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// One of the last writes to the journal turns out bad; false if there was none.
+    pub fn betray(&mut self, damage: Damage, rng: &mut Rng) -> bool {
+        if self.recent.is_empty() {
+            return false;
+        }
+        let at = rng.below(self.recent.len() as u64) as usize;
+        let write = self.recent.remove(at).expect("within");
+        let file = self.files.get_mut(&File::Journal).expect("written to");
+        let mut put = |offset: u64, data: &[u8]| {
+            file.stable.write(offset, data);
+            file.current.write(offset, data);
+        };
+        match damage {
+            Damage::Rot => {
+                let at = rng.below(write.after.len() as u64) as usize;
+                let mut bytes = write.after.to_vec();
+                bytes[at] ^= 1 << rng.below(8);
+                put(write.offset, &bytes);
+            }
+            Damage::Lost => put(write.offset, &write.before),
+            Damage::Misdirected => {
+                put(write.offset, &write.before);
+                let room = (file.len - write.after.len() as u64) / BLOCK as u64;
+                let offset = rng.below(room) * BLOCK as u64;
+                file.stable.write(offset, &write.after);
+                file.current.write(offset, &write.after);
+            }
+        }
+        true
+    }
+
     fn may_complete(&self, at: usize) -> bool {
         let home = match &self.in_flight[at].1 {
             DiskOp::Write { file, .. } | DiskOp::Sync { file } | DiskOp::Zero { file, .. } => {
@@ -143,6 +248,20 @@ impl SimDisk {
                 return Err(io::Error::from_raw_os_error(5));
             }
             DiskOp::Write {
+                file: File::Home(_),
+                ..
+            } if std::mem::take(&mut self.fail_next_home_write) => {
+                return Err(io::Error::from_raw_os_error(28));
+            }
+            DiskOp::Sync {
+                file: File::Home(volume),
+            } if std::mem::take(&mut self.fail_next_home_sync) => {
+                // As Linux does it: the pages count as clean, and what they held may never reach the medium.
+                let f = self.file(File::Home(volume))?;
+                f.unsynced.clear();
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            DiskOp::Write {
                 file,
                 offset,
                 data,
@@ -152,6 +271,9 @@ impl SimDisk {
                     && !self.files.contains_key(&file)
                 {
                     self.create(file, 64 << 20)?;
+                }
+                if file == File::Journal {
+                    self.remember(offset, &data)?;
                 }
                 Disk::write(self, file, offset, &data, durable)?;
                 DiskResult::Done
@@ -171,11 +293,12 @@ impl SimDisk {
                 self.zero(file, range, keep)?;
                 DiskResult::Done
             }
-            DiskOp::Extents { file, range, .. } => {
-                let _ = self.file(file)?;
-                DiskResult::Extents(vec![(range.len, true)])
+            DiskOp::Extents { file, range, limit } => {
+                let mut extents = self.file(file)?.current.extents(range);
+                extents.truncate(limit);
+                DiskResult::Extents(extents)
             }
-            DiskOp::FreeSpace => DiskResult::FreeSpace(u64::MAX),
+            DiskOp::FreeSpace => DiskResult::FreeSpace(self.free_bytes.unwrap_or(u64::MAX)),
             DiskOp::GrowHome { volume, only_check } => {
                 if volume.size > self.most_bytes {
                     return Err(io::Error::other("the device is too small"));
@@ -192,6 +315,24 @@ impl SimDisk {
         })
     }
 
+    fn remember(&mut self, offset: u64, after: &Bytes) -> io::Result<()> {
+        const LONGEST: usize = 256 << 10;
+        if after.len() <= LONGEST {
+            let mut before = vec![0; after.len()];
+            self.file(File::Journal)?.current.read(offset, &mut before);
+            let after = after.clone();
+            self.recent.push_back(Recent {
+                offset,
+                before,
+                after,
+            });
+        }
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+        Ok(())
+    }
+
     fn file(&mut self, file: File) -> io::Result<&mut SimFile> {
         self.files
             .get_mut(&file)
@@ -201,12 +342,17 @@ impl SimDisk {
     /// The power goes. Requests under way and writes not synced leave any subset of their sectors behind.
     pub fn power_cut(&mut self, rng: &mut Rng) {
         for (_, op) in std::mem::take(&mut self.in_flight) {
-            if let DiskOp::Write {
-                file, offset, data, ..
-            } = op
-                && let Some(file) = self.files.get_mut(&file)
-            {
-                file.unsynced.push((offset, data.to_vec()));
+            let (file, offset, data) = match op {
+                DiskOp::Write {
+                    file, offset, data, ..
+                } => (file, offset, data.to_vec()),
+                DiskOp::Zero { file, range, .. } => {
+                    (file, range.offset, vec![0; range.len as usize])
+                }
+                _ => continue,
+            };
+            if let Some(file) = self.files.get_mut(&file) {
+                file.unsynced.push((offset, data));
             }
         }
         for file in self.files.values_mut() {
@@ -284,7 +430,6 @@ impl Disk for SimDisk {
                 data.len()
             );
         }
-        let ignore = self.ignore_dsync;
         let f = self.file(file)?;
         if offset + data.len() as u64 > f.len {
             return Err(io::Error::other(format!(
@@ -292,7 +437,7 @@ impl Disk for SimDisk {
             )));
         }
         f.current.write(offset, data);
-        if durable && !ignore {
+        if durable {
             f.stable.write(offset, data);
             // What was written there before and not synced can no longer come back over it.
             let end = offset + data.len() as u64;
@@ -304,20 +449,21 @@ impl Disk for SimDisk {
         Ok(())
     }
 
-    fn zero(&mut self, file: File, range: ByteRange, _keep: bool) -> io::Result<()> {
-        Disk::write(
-            self,
-            file,
-            range.offset,
-            &vec![0; range.len as usize],
-            false,
-        )
+    fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> io::Result<()> {
+        let zeroes = vec![0; range.len as usize];
+        Disk::write(self, file, range.offset, &zeroes, false)?;
+        if !keep {
+            self.file(file)?.current.punch(range);
+        }
+        Ok(())
     }
 
     fn sync(&mut self, file: File) -> io::Result<()> {
         let f = self.file(file)?;
-        f.unsynced.clear();
-        f.stable = f.current.clone();
+        // Not a copy of what is read: what a failed sync has dropped stays dropped.
+        for (offset, data) in std::mem::take(&mut f.unsynced) {
+            f.stable.write(offset, &data);
+        }
         Ok(())
     }
 

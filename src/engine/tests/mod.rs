@@ -5,14 +5,37 @@ mod power_cut;
 mod resync;
 mod rules;
 mod sim;
+mod storm;
 
-/// Rules that a test may switch off, to see that another test notices.
-#[derive(Clone, Copy, Default)]
-pub struct Sabotage {
-    /// Lets the homes hold what is not committed.
-    pub no_wal_rule: bool,
-    /// Records a checkpoint before the homes are synced.
-    pub checkpoint_before_sync: bool,
+use super::{DiskOp, DiskResult, Pending};
+use crate::base::sabotage::{Sabotage, sabotaged};
+
+/// A write as this sabotage leaves it.
+pub fn without_dsync(op: DiskOp, sabotage: Sabotage) -> DiskOp {
+    match op {
+        DiskOp::Write {
+            file, offset, data, ..
+        } if sabotaged(sabotage) => DiskOp::Write {
+            file,
+            offset,
+            data,
+            durable: false,
+        },
+        op => op,
+    }
+}
+
+/// The result of a disk request, failures forgiven where they are sabotaged away.
+pub fn forgiven(pending: &Pending, result: DiskResult) -> DiskResult {
+    let forgiven = match pending {
+        Pending::HomeSync => sabotaged(Sabotage::IgnoreFailedSync),
+        Pending::JournalWrite { .. } => sabotaged(Sabotage::IgnoreFailedJournalWrite),
+        _ => false,
+    };
+    match result {
+        DiskResult::Failed { .. } if forgiven => DiskResult::Done,
+        result => result,
+    }
 }
 
 /// A small seeded generator (xorshift*), for the tests only.

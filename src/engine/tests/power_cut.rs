@@ -3,23 +3,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use super::Sabotage;
 use super::sim::Sim;
+use crate::base::sabotage::Sabotage;
 use crate::base::{AckMode, OnPeerLoss};
 
-/// What is switched off, and where.
-#[derive(Clone, Copy, Default)]
-struct Plan {
-    sabotage: Sabotage,
-    ignore_dsync: bool,
-}
-
-fn pair(seed: u64, ack: AckMode, plan: Plan) -> Sim {
+fn pair(seed: u64, ack: AckMode) -> Sim {
     let mut sim = Sim::new(seed, ack, OnPeerLoss::Continue);
     for at in [1, 0] {
-        sim.sites[at].sabotage = plan.sabotage;
         sim.start(at).expect("a first start");
-        sim.sites[at].disk.ignore_dsync = plan.ignore_dsync;
     }
     sim.heal();
     sim
@@ -55,8 +46,8 @@ fn load(sim: &mut Sim, requests: u64, steps_each: u64) {
 }
 
 /// One life: load, a cut at a random step, recovery, verification; several times over.
-fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
-    let mut sim = pair(seed, ack, plan);
+fn life(seed: u64, ack: AckMode) -> Result<u64, String> {
+    let mut sim = pair(seed, ack);
     for round in 0..4 {
         let requests = 20 + sim.rng.below(150);
         load(&mut sim, requests, 6);
@@ -121,9 +112,6 @@ fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
                 "round {round}: the homes differ at byte {at} while in sync"
             ));
         }
-        for at in 0..2 {
-            sim.sites[at].disk.ignore_dsync = plan.ignore_dsync;
-        }
     }
     Ok(sim.acked)
 }
@@ -132,8 +120,7 @@ fn life(seed: u64, ack: AckMode, plan: Plan) -> Result<u64, String> {
 fn nothing_acknowledged_is_lost_by_power_cuts_in_sync_mode() {
     let mut acked = 0;
     for seed in 0..std::env::var("SEEDS").map_or(60, |s| s.parse().unwrap()) {
-        acked += life(seed, AckMode::Sync, Plan::default())
-            .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        acked += life(seed, AckMode::Sync).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
     assert!(
         acked > 1000,
@@ -142,14 +129,16 @@ fn nothing_acknowledged_is_lost_by_power_cuts_in_sync_mode() {
 }
 
 /// Runs seeds until one fails; a panic counts.
-fn first_failure(seeds: u64, plan: Plan) -> Option<u64> {
+fn first_failure(seeds: u64, sabotage: Sabotage) -> Option<u64> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let found = (0..seeds).find(|&seed| {
-        !matches!(
-            catch_unwind(AssertUnwindSafe(|| life(seed, AckMode::Sync, plan))),
-            Ok(Ok(_))
-        )
+    let found = sabotage.during(|| {
+        (0..seeds).find(|&seed| {
+            !matches!(
+                catch_unwind(AssertUnwindSafe(|| life(seed, AckMode::Sync))),
+                Ok(Ok(_))
+            )
+        })
     });
     std::panic::set_hook(hook);
     found
@@ -157,33 +146,15 @@ fn first_failure(seeds: u64, plan: Plan) -> Option<u64> {
 
 #[test]
 fn without_dsync_the_test_fails() {
-    let plan = Plan {
-        ignore_dsync: true,
-        ..Plan::default()
-    };
-    assert!(first_failure(60, plan).is_some());
+    assert!(first_failure(60, Sabotage::NoDsync).is_some());
 }
 
 #[test]
 fn without_the_wal_rule_the_test_fails() {
-    let plan = Plan {
-        sabotage: Sabotage {
-            no_wal_rule: true,
-            ..Sabotage::default()
-        },
-        ..Plan::default()
-    };
-    assert!(first_failure(60, plan).is_some());
+    assert!(first_failure(60, Sabotage::ApplyUncommitted).is_some());
 }
 
 #[test]
 fn with_checkpoints_before_the_sync_the_test_fails() {
-    let plan = Plan {
-        sabotage: Sabotage {
-            checkpoint_before_sync: true,
-            ..Sabotage::default()
-        },
-        ..Plan::default()
-    };
-    assert!(first_failure(60, plan).is_some());
+    assert!(first_failure(60, Sabotage::CheckpointBeforeSync).is_some());
 }

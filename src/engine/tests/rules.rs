@@ -434,6 +434,126 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 }
 
 #[test]
+fn volumes_are_not_made_again_while_their_creation_is_on_its_way_back_from_the_mirror() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    // The operation that made the volume, which no checkpoint has put on record yet.
+    let place = sim.journal_place(0, 2);
+    sim.kill(0);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.heal();
+    assert!(
+        sim.logs().contains("the journal is damaged"),
+        "{}",
+        sim.logs()
+    );
+    assert!(sim.attach(0));
+    let content = sim.read_all(0);
+    sim.record.check(0, &content).unwrap();
+}
+
+#[test]
+fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Freeze);
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.run_for(Duration::from_secs(1));
+    // The mirror has it in memory when the link breaks. It connects again, and its disk still stands still.
+    sim.break_links();
+    sim.run_for(Duration::from_secs(3));
+    assert_eq!(
+        sim.outstanding(),
+        1,
+        "acknowledged without the mirror's disk"
+    );
+    sim.hold_disk(1, false);
+    sim.heal();
+    assert_eq!(sim.outstanding(), 0);
+}
+
+#[test]
+fn an_idle_group_sleeps_after_a_restart() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(15));
+    for at in [1, 0] {
+        sim.kill(at);
+        sim.start(at).unwrap();
+    }
+    sim.heal();
+    let asleep = |sim: &Sim| {
+        let group = sim.sites[1].group.as_ref().unwrap();
+        group.deadline().is_none_or(|due| due > sim.now)
+    };
+    // Its homes count as dirty, but there is nothing to make a checkpoint of.
+    for _ in 0..30 {
+        sim.pass(Duration::from_secs(1));
+        assert!(asleep(&sim), "a deadline is due and stays due");
+    }
+}
+
+#[test]
+fn a_group_that_stops_on_a_slow_disk_sleeps_until_it_gives_up() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    sim.hold_disk(0, true);
+    sim.command(0, Command::Shutdown);
+    let mut ended = false;
+    for _ in 0..15 {
+        sim.run_for(Duration::from_secs(1));
+        let group = sim.sites[0].group.as_ref().unwrap();
+        let due = group.deadline();
+        assert!(
+            due.is_none_or(|due| due > sim.now),
+            "it is due, and stays due"
+        );
+        ended |= sim.sites[0].stopped;
+    }
+    assert!(ended, "{}", sim.logs());
+}
+
+#[test]
+fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(1));
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    sim.start(1).unwrap();
+    // Its disk takes a second for what it missed.
+    sim.hold_disk(1, false);
+    sim.pass_until(Duration::from_secs(3), |sim| {
+        sim.status(0).peers[0].state == PeerState::CatchingUp
+    });
+    sim.hold_disk(1, true);
+    sim.write(0, ByteRange::new(4096, 4096), false);
+    sim.run_for(Duration::from_secs(2));
+    sim.hold_disk(1, false);
+    sim.pass(Duration::from_secs(20));
+    assert!(sim.in_sync(), "{:#?}", sim.status(0).peers);
+}
+
+#[test]
+fn the_frame_clock_does_not_go_back_with_the_wall_clock_over_a_restart() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    let clock = |sim: &Sim| sim.sites[0].group.as_ref().unwrap().frames.time_ns();
+    let before = clock(&sim);
+    // A clean stop leaves no frame behind the checkpoint for recovery to read.
+    sim.command(0, Command::Shutdown);
+    sim.pass(Duration::from_secs(6));
+    sim.kill(0);
+    sim.late = Duration::from_secs(3600);
+    sim.start(0).unwrap();
+    assert!(clock(&sim) >= before);
+}
+
+#[test]
 fn a_failed_journal_write_fences_the_group_and_closes_its_clients() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.sites[0].disk.fail_next_journal_write = true;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::Rng;
 use super::disk::SimDisk;
-use super::{Rng, Sabotage};
 use crate::base::{AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId};
 use crate::engine::{
     ClientId, Command, File, Force, Group, GroupConfig, Input, LinkId, Now, OpenError, Output,
@@ -154,7 +154,6 @@ pub struct Site {
     pub config: GroupConfig,
     pub disk: SimDisk,
     pub group: Option<Group>,
-    pub sabotage: Sabotage,
     pub open: bool,
     pub logs: Vec<String>,
     pub stopped: bool,
@@ -165,6 +164,8 @@ pub struct Sim {
     pub sites: [Site; 2],
     pub rng: Rng,
     pub now: Duration,
+    /// The wall clocks are late by this.
+    pub late: Duration,
     pub record: Record,
     pub connected: bool,
     wires: BTreeMap<LinkId, [VecDeque<Option<Message>>; 2]>,
@@ -223,7 +224,6 @@ impl Sim {
             config,
             disk: SimDisk::default(),
             group: None,
-            sabotage: Sabotage::default(),
             open: false,
             logs: Vec::new(),
             stopped: false,
@@ -236,6 +236,7 @@ impl Sim {
             ],
             rng: Rng::new(seed),
             now: Duration::from_secs(1),
+            late: Duration::ZERO,
             record: Record::default(),
             connected: true,
             wires: BTreeMap::new(),
@@ -256,7 +257,8 @@ impl Sim {
     fn time(&self) -> Now {
         Now {
             mono: self.now,
-            wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64,
+            wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64
+                - self.late.as_nanos() as u64,
         }
     }
 
@@ -264,8 +266,7 @@ impl Sim {
         let now = self.time();
         let site = &mut self.sites[at];
         site.seed += 1 << 20;
-        let mut group = Group::open(site.config.clone(), &mut site.disk, site.seed, now)?;
-        group.sabotage = site.sabotage;
+        let group = Group::open(site.config.clone(), &mut site.disk, site.seed, now)?;
         site.group = Some(group);
         site.stopped = false;
         self.carry_out(at);
@@ -371,6 +372,16 @@ impl Sim {
                     reason: "cannot connect".into(),
                 },
             );
+        }
+    }
+
+    /// Every connection breaks; new ones can be made at once.
+    pub fn break_links(&mut self) {
+        for (link, _) in std::mem::take(&mut self.wires) {
+            for at in 0..2 {
+                let reason = "broken".into();
+                self.input(at, Input::LinkClosed { link, reason });
+            }
         }
     }
 

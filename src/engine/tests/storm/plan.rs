@@ -1,0 +1,284 @@
+//! What a seed stands for: the group, its clients, and what goes wrong when. A plan is data, so that a failing one can
+//! be made smaller.
+
+use std::time::Duration;
+
+use crate::base::{AckMode, Compress, OnPeerLoss};
+use crate::engine::Force;
+use crate::engine::tests::Rng;
+use crate::engine::tests::disk::Damage;
+
+/// Everything about a run that is fixed before it begins.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub ack: AckMode,
+    pub policy: OnPeerLoss,
+    pub compress: Compress,
+    pub timeout: Duration,
+    pub journal_bytes: u64,
+    pub volumes: Vec<u64>,
+    pub clients: usize,
+    /// Requests are large, so that the journal goes round.
+    pub large: bool,
+    /// Times of trouble; the world heals after each.
+    pub phases: Vec<Duration>,
+    pub events: Vec<Event>,
+}
+
+/// Something that goes wrong, or that an operator does.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Event {
+    pub phase: usize,
+    /// Since the phase began.
+    pub at: Duration,
+    pub fault: Fault,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum Fault {
+    /// The site loses power. `silent`: nothing tells the peer.
+    Crash {
+        site: usize,
+        down: Duration,
+        silent: bool,
+        damage: Option<Damage>,
+    },
+    /// Both lose power at the same moment.
+    CrashBoth {
+        down: [Duration; 2],
+    },
+    /// The site dies, and the other one is promoted by force while it is dead.
+    Failover {
+        site: usize,
+        silent: bool,
+        after: Duration,
+        down: Duration,
+    },
+    /// Neither reaches the other, and this one is promoted by force.
+    Split {
+        site: usize,
+        after: Duration,
+        lasting: Duration,
+    },
+    /// The site gets a new, empty disk. `alone_after`: its peer dies meanwhile, and it is promoted by force.
+    Replace {
+        site: usize,
+        alone_after: Option<Duration>,
+    },
+    /// The process stands still; its disk goes on.
+    Pause {
+        site: usize,
+        lasting: Duration,
+    },
+    /// Every connection breaks, at any byte.
+    CutLinks,
+    /// Nothing reaches this site any more.
+    Deaf {
+        site: usize,
+        lasting: Duration,
+    },
+    /// Neither reaches the other.
+    Partition {
+        lasting: Duration,
+    },
+    /// Messages take long.
+    SlowLink {
+        by: Duration,
+        lasting: Duration,
+    },
+    /// The disk takes long.
+    SlowDisk {
+        site: usize,
+        factor: u32,
+        lasting: Duration,
+    },
+    FailJournalWrite {
+        site: usize,
+    },
+    FailHomeSync {
+        site: usize,
+    },
+    FailHomeWrite {
+        site: usize,
+    },
+    /// The file system of the homes has only this left.
+    LittleSpace {
+        site: usize,
+        free_bytes: u64,
+        lasting: Duration,
+    },
+    /// The wall clock jumps.
+    ClockJump {
+        site: usize,
+        by_ms: i64,
+    },
+    Order {
+        site: usize,
+        order: Order,
+    },
+}
+
+/// What an operator orders in the middle of trouble.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Order {
+    Promote(Vec<Force>),
+    Demote,
+    Switchover,
+    Disconnect,
+    Connect,
+    Stop,
+}
+
+fn millis(rng: &mut Rng, from: u64, to: u64) -> Duration {
+    // Most are short: what is decided within milliseconds shows the races.
+    let span = to - from;
+    let part = rng.below(1000) * rng.below(1000);
+    Duration::from_millis(from + span * part / 1_000_000)
+}
+
+impl Plan {
+    pub fn draw(seed: u64) -> Plan {
+        let mut rng = Rng::new(seed);
+        let rng = &mut rng;
+        for _ in 0..4 {
+            rng.next();
+        }
+        let large = rng.below(4) == 0;
+        let ack = match rng.below(6) {
+            0 => AckMode::Async,
+            1 | 2 => AckMode::Memsync,
+            _ => AckMode::Sync,
+        };
+        let policy = match rng.below(3) {
+            0 => OnPeerLoss::Freeze,
+            _ => OnPeerLoss::Continue,
+        };
+        let compress = match rng.below(4) {
+            0 => Compress::Lz4,
+            1 => Compress::Auto,
+            _ => Compress::Off,
+        };
+        let volumes = if large {
+            vec![2 << 20]
+        } else {
+            (0..=rng.below(4)).map(|_| 128 << 10).collect()
+        };
+        let phases: Vec<Duration> = (0..=rng.below(3))
+            .map(|_| millis(rng, 500, 40_000))
+            .collect();
+        let mut events = Vec::new();
+        for (phase, lasting) in phases.iter().enumerate() {
+            for _ in 0..=rng.below(7) {
+                let at = Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1));
+                let fault = Fault::draw(rng);
+                events.push(Event { phase, at, fault });
+            }
+        }
+        events.sort_by_key(|e| (e.phase, e.at));
+        Plan {
+            seed,
+            ack,
+            policy,
+            compress,
+            timeout: Duration::from_millis([500, 2000, 5000][rng.below(3) as usize]),
+            journal_bytes: if large { 13 << 20 } else { 32 << 20 },
+            volumes,
+            clients: 2 + rng.below(2) as usize,
+            large,
+            phases,
+            events,
+        }
+    }
+}
+
+impl Fault {
+    fn draw(rng: &mut Rng) -> Fault {
+        let site = rng.below(2) as usize;
+        let lasting = millis(rng, 1, 15_000);
+        match rng.below(52) {
+            0..=9 => Fault::Crash {
+                site,
+                down: millis(rng, 1, 12_000),
+                silent: rng.below(3) == 0,
+                damage: match rng.below(6) {
+                    0 => Some(Damage::Rot),
+                    1 => Some(Damage::Lost),
+                    2 => Some(Damage::Misdirected),
+                    _ => None,
+                },
+            },
+            10..=11 => Fault::CrashBoth {
+                down: [millis(rng, 1, 8_000), millis(rng, 1, 8_000)],
+            },
+            12 => Fault::Pause { site, lasting },
+            13..=15 => Fault::CutLinks,
+            16 => Fault::Deaf { site, lasting },
+            17..=18 => Fault::Partition { lasting },
+            19 => Fault::SlowLink {
+                by: millis(rng, 1, 3_000),
+                lasting,
+            },
+            20..=22 => Fault::SlowDisk {
+                site,
+                factor: [10, 100, 3000][rng.below(3) as usize],
+                lasting,
+            },
+            23 => Fault::FailJournalWrite { site },
+            24 => Fault::FailHomeSync { site },
+            25 => Fault::FailHomeWrite { site },
+            26 => Fault::LittleSpace {
+                site,
+                free_bytes: (64 << 20) + rng.below(1 << 20),
+                lasting,
+            },
+            27 => Fault::ClockJump {
+                site,
+                by_ms: rng.below(7_200_000).cast_signed() - 3_600_000,
+            },
+            28..=31 => Fault::Order {
+                site,
+                order: Order::Promote(vec![Force::PeerUnreachable]),
+            },
+            32 => Fault::Order {
+                site,
+                order: Order::Promote(Vec::new()),
+            },
+            33 => Fault::Order {
+                site,
+                order: Order::Demote,
+            },
+            34..=36 => Fault::Order {
+                site,
+                order: Order::Switchover,
+            },
+            37 => Fault::Order {
+                site,
+                order: Order::Disconnect,
+            },
+            38 => Fault::Order {
+                site,
+                order: Order::Stop,
+            },
+            39 => Fault::Order {
+                site,
+                order: Order::Connect,
+            },
+            40..=44 => Fault::Failover {
+                site,
+                silent: rng.below(3) == 0,
+                after: millis(rng, 0, 6_000),
+                down: millis(rng, 500, 20_000),
+            },
+            45..=48 => Fault::Split {
+                site,
+                after: millis(rng, 0, 8_000),
+                lasting: millis(rng, 500, 20_000),
+            },
+            _ => Fault::Replace {
+                site,
+                alone_after: (rng.below(2) == 0).then(|| millis(rng, 1, 200)),
+            },
+        }
+    }
+}

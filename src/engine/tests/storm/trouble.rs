@@ -1,0 +1,230 @@
+//! What goes wrong, and that a correct system can survive it: never is the only copy of an acknowledged operation damaged.
+
+use std::time::Duration;
+
+use super::history::Chain;
+use super::plan::{Fault, Order};
+use super::world::{Happening, NAMES, World};
+use crate::base::AckMode;
+use crate::engine::tests::disk::Damage;
+use crate::engine::{Command, Force};
+
+impl World {
+    /// A fault of the plan.
+    pub fn strike(&mut self, index: usize) {
+        if self.healing {
+            return;
+        }
+        let fault = self.plan.events[index].fault.clone();
+        self.note(|| format!("trouble {index}: {fault:?}"));
+        let lasting = match &fault {
+            Fault::Crash {
+                site,
+                down,
+                silent,
+                damage,
+            } => {
+                self.crash(*site, *down, *silent, *damage);
+                None
+            }
+            Fault::CrashBoth { down } => {
+                for site in 0..2 {
+                    self.crash(site, down[site], false, None);
+                }
+                None
+            }
+            Fault::Failover {
+                site,
+                silent,
+                after,
+                down,
+            } => {
+                self.crash(*site, *down, *silent, None);
+                self.promote_later(1 - *site, *after);
+                None
+            }
+            Fault::Split {
+                site,
+                after,
+                lasting,
+            } => {
+                self.unreachable_until = [self.now + *lasting; 2];
+                self.promote_later(*site, *after);
+                None
+            }
+            Fault::Replace { site, alone_after } => {
+                self.replace(*site, *alone_after);
+                None
+            }
+            Fault::Pause { site, lasting } => {
+                self.sites[*site].paused_until = self.now + *lasting;
+                None
+            }
+            Fault::CutLinks => {
+                self.cut_links();
+                None
+            }
+            Fault::Deaf { site, lasting } => {
+                self.unreachable_until[*site] = self.now + *lasting;
+                None
+            }
+            Fault::Partition { lasting } => {
+                self.unreachable_until = [self.now + *lasting; 2];
+                None
+            }
+            Fault::SlowLink { by, lasting } => {
+                self.latency = *by;
+                Some(*lasting)
+            }
+            Fault::SlowDisk {
+                site,
+                factor,
+                lasting,
+            } => {
+                self.sites[*site].slow = *factor;
+                Some(*lasting)
+            }
+            Fault::FailJournalWrite { site } => {
+                self.sites[*site].disk.fail_next_journal_write = self.alive(*site);
+                None
+            }
+            Fault::FailHomeSync { site } => {
+                self.sites[*site].disk.fail_next_home_sync = self.alive(*site);
+                None
+            }
+            Fault::FailHomeWrite { site } => {
+                self.sites[*site].disk.fail_next_home_write = self.alive(*site);
+                None
+            }
+            Fault::LittleSpace {
+                site,
+                free_bytes,
+                lasting,
+            } => {
+                self.sites[*site].disk.free_bytes = Some(*free_bytes);
+                Some(*lasting)
+            }
+            Fault::ClockJump { site, by_ms } => {
+                self.sites[*site].skew_ms += by_ms;
+                None
+            }
+            Fault::Order { site, order } => {
+                self.order(*site, order);
+                None
+            }
+        };
+        if let Some(lasting) = lasting {
+            self.later(lasting, Happening::Over(Box::new(fault)));
+        }
+    }
+
+    /// A trouble that lasted is over.
+    pub fn relieve(&mut self, fault: &Fault) {
+        match fault {
+            Fault::SlowLink { .. } => self.latency = Duration::from_micros(50),
+            Fault::SlowDisk { site, .. } => self.sites[*site].slow = 1,
+            Fault::LittleSpace { site, .. } => self.sites[*site].disk.free_bytes = None,
+            other => unreachable!("{other:?} does not last"),
+        }
+    }
+
+    /// An operator who does not ask why.
+    fn promote_later(&mut self, site: usize, after: Duration) {
+        let order = Order::Promote(vec![Force::PeerUnreachable]);
+        self.later(after, Happening::Order(site, order));
+    }
+
+    /// The site's disk is replaced, if the other one holds all that it held.
+    fn replace(&mut self, at: usize, alone_after: Option<Duration>) {
+        if !self.alive(at) || !self.other_holds_all_of(at) {
+            return;
+        }
+        self.kill(at, false);
+        self.empty(at);
+        self.sites[at].chain = Chain::default();
+        let life = self.sites[at].life;
+        self.later(
+            Duration::from_millis(1),
+            Happening::Start { site: at, life },
+        );
+        if let Some(after) = alone_after {
+            let down = Duration::from_secs(3);
+            self.later(after, Happening::Die(1 - at, down));
+            for retry in 1..4 {
+                self.promote_later(at, after + Duration::from_millis(10) * retry);
+            }
+        }
+    }
+
+    pub fn crash(&mut self, at: usize, down: Duration, silent: bool, damage: Option<Damage>) {
+        if !self.alive(at) {
+            return;
+        }
+        let damage = damage.filter(|_| self.other_holds_all_of(at));
+        self.kill(at, silent);
+        if let Some(damage) = damage
+            && self.sites[at].disk.betray(damage, &mut self.rng)
+        {
+            self.note(|| format!("the journal of {} suffers: {damage:?}", NAMES[at]));
+            self.fragile = Some(at);
+            self.sites[at].robbed_until = self.sites[at].chain.head().0;
+        }
+        let life = self.sites[at].life;
+        self.later(down, Happening::Start { site: at, life });
+    }
+
+    /// Whether the other site has on its disk whatever this one may have promised or told anybody, and would be asked
+    /// before this one serves again.
+    fn other_holds_all_of(&self, at: usize) -> bool {
+        let (here, there) = (&self.sites[at], &self.sites[1 - at]);
+        let Some(group) = here.group.as_ref() else {
+            return false;
+        };
+        let facts = group.core.facts();
+        let copied = |g: &crate::engine::Group| g.core.facts().inconsistent_until.is_some();
+        if there.group.as_ref().is_none_or(copied) {
+            return false;
+        }
+        let committed = here.chain.at(group.core.commit());
+        self.fragile.is_none()
+            && !self.overridden
+            && !here.alone
+            && facts.alone.is_none()
+            && facts.ever_in_sync
+            && facts.inconsistent_until.is_none()
+            && committed
+                .is_none_or(|place| there.durable.contains(&place) && there.chain.contains(place))
+            && self
+                .ledger
+                .standing()
+                .all(|p| there.durable.contains(&p.place) && there.chain.contains(p.place))
+            && self.plan.ack != AckMode::Async
+    }
+
+    pub fn order(&mut self, site: usize, order: &Order) {
+        if self.healing || !self.alive(site) || self.paused(site) {
+            return;
+        }
+        let command = match order {
+            Order::Promote(force) => {
+                // A disk that betrayed its owner is not told to go on without the one who knows better.
+                if self.fragile == Some(site) && force.contains(&Force::PeerUnreachable) {
+                    let known = self.sites[site].group.as_ref();
+                    let known = known.is_some_and(|g| g.core.facts().floor > g.core.tail());
+                    if !known {
+                        return;
+                    }
+                }
+                Command::Promote {
+                    force: force.clone(),
+                }
+            }
+            Order::Demote => Command::Demote,
+            Order::Switchover => Command::Switchover,
+            Order::Disconnect => Command::Disconnect,
+            Order::Connect => Command::Connect,
+            Order::Stop => Command::Shutdown,
+        };
+        self.command(site, command);
+    }
+}

@@ -1,0 +1,746 @@
+//! The world of a run: two sites with their disks and clocks, the network, virtual time. It carries out what the engine
+//! wants and lets everything arrive when it is due; what is right and wrong is for `checks`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::clients::Client;
+use super::history::{Chain, History, Place, frame_of, place_of};
+use super::ledger::Ledger;
+use super::plan::{Fault, Order, Plan};
+use super::wires::{Arrival, Wire};
+use crate::base::{Lsn, Message, Role};
+use crate::engine::tests::Rng;
+use crate::engine::tests::disk::SimDisk;
+use crate::engine::{
+    ClientId, Command, DiskId, DiskOp, DiskResult, Exports, File, Group, GroupConfig, Input,
+    LinkId, Now, Output,
+};
+use crate::status::GroupStatus;
+
+pub const NAMES: [&str; 2] = ["a", "b"];
+
+/// A deadline that stays due over so many turns never goes away.
+const SPINS: u32 = 200;
+
+/// One site.
+pub struct Site {
+    pub config: GroupConfig,
+    pub disk: SimDisk,
+    pub group: Option<Group>,
+    /// Counts starts: what was meant for an earlier process does not reach a later one.
+    pub life: u64,
+    pub exports: Option<Exports>,
+    pub paused_until: Duration,
+    /// Of its wall clock.
+    pub skew_ms: i64,
+    pub slow: u32,
+    tick_at: Option<Duration>,
+    /// Its deadline stayed due after so many ticks in a row.
+    spins: u32,
+    finishing: bool,
+    seed: u128,
+    pub stopped: bool,
+    /// The peer cannot tell that it is dead.
+    pub silent: bool,
+    /// Frames on their way to its journal.
+    writing: BTreeMap<DiskId, Place>,
+    /// State records on their way: whether they say that the site is alone.
+    recording: BTreeMap<DiskId, bool>,
+    /// Its durable record says that it acknowledges alone.
+    pub alone: bool,
+    /// Frames that its disk confirmed.
+    pub durable: BTreeSet<Place>,
+    /// Frames that it took from its primary.
+    pub received: BTreeSet<Place>,
+    /// Its process has taken frames from a primary.
+    pub followed: bool,
+    pub chain: Chain,
+    pub turns: u64,
+    /// The operator ordered it to become primary whatever the peer says.
+    pub forced: bool,
+    /// Its disk lost frames that it had confirmed: its home may be ahead of its journal up to here.
+    pub robbed_until: Lsn,
+}
+
+/// What happens next.
+#[derive(Debug)]
+pub enum Happening {
+    Input {
+        site: usize,
+        life: u64,
+        input: Input,
+    },
+    DiskDone {
+        site: usize,
+        life: u64,
+        id: DiskId,
+    },
+    Arrive {
+        link: LinkId,
+        to: usize,
+    },
+    Finish {
+        site: usize,
+        life: u64,
+    },
+    Tick {
+        site: usize,
+        life: u64,
+    },
+    Connect {
+        site: usize,
+        life: u64,
+    },
+    Client(usize),
+    Fault(usize),
+    /// A trouble that lasts ends.
+    Over(Box<Fault>),
+    Start {
+        site: usize,
+        life: u64,
+    },
+    Order(usize, Order),
+    Die(usize, Duration),
+}
+
+pub struct World {
+    pub plan: Plan,
+    pub rng: Rng,
+    pub now: Duration,
+    queue: BTreeMap<(Duration, u64), Happening>,
+    order: u64,
+    pub sites: [Site; 2],
+    pub wires: BTreeMap<LinkId, Wire>,
+    next_link: u64,
+    /// Nothing reaches this site before.
+    pub unreachable_until: [Duration; 2],
+    pub latency: Duration,
+    pub clients: Vec<Client>,
+    pub next_client: u64,
+    pub ledger: Ledger,
+    pub history: History,
+    pub violation: Option<String>,
+    pub trace: Option<Vec<String>>,
+    pub answers: Vec<(u64, Result<String, String>)>,
+    next_command: u64,
+    /// The world heals, or has healed: no more trouble, and whoever dies is started again.
+    pub healing: bool,
+    /// This site's disk has betrayed it: until all is in sync again the other one holds what it lost.
+    pub fragile: Option<usize>,
+    /// An operator promoted a site by force; both may acknowledge until all is in sync again.
+    pub overridden: bool,
+    pub events: u64,
+}
+
+fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
+    GroupConfig {
+        site: NAMES[at].into(),
+        group: "g".into(),
+        role,
+        ack: plan.ack,
+        compress: plan.compress,
+        on_peer_loss: plan.policy,
+        timeout: plan.timeout,
+        journal_bytes: plan.journal_bytes,
+        resync_rate: 0,
+        peers: vec![NAMES[1 - at].into()],
+        volumes: if role == Role::Primary {
+            (0..plan.volumes.len())
+                .map(|n| (format!("v{n}"), plan.volumes[n]))
+                .collect()
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+impl World {
+    pub fn new(plan: Plan) -> World {
+        let site = |at: usize, role| Site {
+            config: config(&plan, at, role),
+            disk: SimDisk::default(),
+            group: None,
+            life: 0,
+            exports: None,
+            paused_until: Duration::ZERO,
+            skew_ms: 0,
+            slow: 1,
+            tick_at: None,
+            spins: 0,
+            finishing: false,
+            seed: u128::from(plan.seed) << 32 | at as u128,
+            stopped: false,
+            silent: false,
+            writing: BTreeMap::new(),
+            recording: BTreeMap::new(),
+            alone: false,
+            durable: BTreeSet::new(),
+            received: BTreeSet::new(),
+            followed: false,
+            chain: Chain::default(),
+            turns: 0,
+            forced: false,
+            robbed_until: Lsn::ZERO,
+        };
+        let sites = [site(0, Role::Primary), site(1, Role::Mirror)];
+        let clients = (0..plan.clients).map(|n| Client::new(n, &plan)).collect();
+        World {
+            rng: Rng::new(plan.seed ^ 0x5eed_0f_7075),
+            now: Duration::from_secs(1),
+            queue: BTreeMap::new(),
+            order: 0,
+            sites,
+            wires: BTreeMap::new(),
+            next_link: 1,
+            unreachable_until: [Duration::ZERO; 2],
+            latency: Duration::from_micros(50),
+            clients,
+            next_client: 1,
+            ledger: Ledger::default(),
+            history: History::default(),
+            violation: None,
+            trace: None,
+            answers: Vec::new(),
+            next_command: 1,
+            healing: false,
+            fragile: None,
+            overridden: false,
+            events: 0,
+            plan,
+        }
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            let line = format!("{:>12.6} {}", self.now.as_secs_f64(), text());
+            trace.push(line);
+        }
+    }
+
+    /// The first violation counts: what follows from it is noise.
+    pub fn violate(&mut self, text: String) {
+        self.note(|| format!("VIOLATION {text}"));
+        self.violation.get_or_insert(text);
+    }
+
+    pub fn check(&mut self, result: Result<(), String>) {
+        if let Err(text) = result {
+            self.violate(text);
+        }
+    }
+
+    pub fn later(&mut self, after: Duration, what: Happening) {
+        self.order += 1;
+        self.queue.insert((self.now + after, self.order), what);
+    }
+
+    fn time(&self, at: usize) -> Now {
+        let since = i128::try_from(self.now.as_nanos()).expect("a short run");
+        let skew = i128::from(self.sites[at].skew_ms) * 1_000_000;
+        Now {
+            mono: self.now,
+            wall_ns: u64::try_from(1_700_000_000_000_000_000 + since + skew).expect("after 1970"),
+        }
+    }
+
+    pub fn alive(&self, at: usize) -> bool {
+        self.sites[at].group.is_some()
+    }
+
+    pub fn status(&mut self, at: usize) -> Option<GroupStatus> {
+        let now = self.time(at);
+        self.sites[at].group.as_mut().map(|g| g.status(now))
+    }
+
+    /// Makes the next thing happen, if it is due by `until`.
+    pub fn step(&mut self, until: Duration) -> bool {
+        let due = self.queue.first_key_value().map(|(key, _)| key.0);
+        if due.is_none_or(|due| due > until) || self.violation.is_some() {
+            self.now = self.now.max(until);
+            return false;
+        }
+        let ((at, _), what) = self.queue.pop_first().expect("just seen");
+        self.now = self.now.max(at);
+        self.events += 1;
+        self.happen(what);
+        true
+    }
+
+    fn happen(&mut self, what: Happening) {
+        match what {
+            Happening::Input { site, life, input } => {
+                if self.sites[site].life != life || !self.alive(site) {
+                    return;
+                }
+                if self.asleep(site) {
+                    let after = self.sites[site].paused_until - self.now;
+                    self.later(after, Happening::Input { site, life, input });
+                    return;
+                }
+                self.input(site, input);
+            }
+            Happening::DiskDone { site, life, id } => self.disk_done(site, life, id),
+            Happening::Arrive { link, to } => self.arrive(link, to),
+            Happening::Finish { site, life } => {
+                if self.sites[site].life == life {
+                    self.finish(site);
+                }
+            }
+            Happening::Tick { site, life } => {
+                if self.sites[site].life == life && self.sites[site].tick_at.is_some() {
+                    self.sites[site].tick_at = None;
+                    let input = Input::Tick;
+                    self.happen(Happening::Input { site, life, input });
+                }
+            }
+            Happening::Connect { site, life } => {
+                if self.sites[site].life == life {
+                    self.connect_now(site);
+                }
+            }
+            Happening::Client(client) => self.client_turn(client),
+            Happening::Fault(index) => self.strike(index),
+            Happening::Over(fault) => self.relieve(&fault),
+            Happening::Order(site, order) => self.order(site, &order),
+            Happening::Die(site, down) if !self.healing => self.crash(site, down, false, None),
+            Happening::Die(..) => {}
+            Happening::Start { site, life } => {
+                if self.sites[site].life == life && !self.alive(site) {
+                    self.start(site);
+                }
+            }
+        }
+    }
+
+    fn asleep(&self, at: usize) -> bool {
+        self.sites[at].paused_until > self.now
+    }
+
+    /// Starts the site's process.
+    pub fn start(&mut self, at: usize) {
+        let now = self.time(at);
+        self.note(|| format!("{} starts", NAMES[at]));
+        // Who still has a connection to the dead process learns that it is one.
+        self.break_wires(at);
+        let site = &mut self.sites[at];
+        site.seed += 1 << 64;
+        site.life += 1;
+        site.silent = false;
+        site.followed = false;
+        site.paused_until = Duration::ZERO;
+        match Group::open(site.config.clone(), &mut site.disk, site.seed, now) {
+            Ok(group) => {
+                site.alone = group.core.facts().alone.is_some();
+                site.group = Some(group);
+                self.carry_out(at);
+                self.opened(at);
+            }
+            Err(error) => self.violate(format!("{} does not start: {error}", NAMES[at])),
+        }
+    }
+
+    /// The site loses power.
+    pub fn kill(&mut self, at: usize, silent: bool) {
+        self.note(|| {
+            format!(
+                "{} dies{}",
+                NAMES[at],
+                if silent { ", silently" } else { "" }
+            )
+        });
+        let site = &mut self.sites[at];
+        site.group = None;
+        site.life += 1;
+        site.exports = None;
+        site.stopped = false;
+        site.silent = silent;
+        site.finishing = false;
+        site.tick_at = None;
+        site.writing.clear();
+        site.recording.clear();
+        site.forced = false;
+        site.disk.power_cut(&mut self.rng);
+        for client in 0..self.clients.len() {
+            if self.clients[client].at == Some(at) {
+                self.client_lost(client);
+            }
+        }
+        for wire in self.wires.values_mut() {
+            wire.pipes[at].deafen();
+        }
+        if !silent {
+            self.break_wires(at);
+        }
+    }
+
+    /// Connections of a site that is dead end for its peer, too.
+    fn break_wires(&mut self, at: usize) {
+        let links: Vec<LinkId> = self.wires.keys().copied().collect();
+        for link in links {
+            let now = self.now;
+            let wire = self.wires.get_mut(&link).expect("just seen");
+            if wire.pipes[at].is_deaf() && !wire.pipes[1 - at].is_deaf() {
+                wire.pipes[1 - at].cut(now, &mut self.rng);
+                self.later(Duration::ZERO, Happening::Arrive { link, to: 1 - at });
+            }
+        }
+    }
+
+    /// Every connection breaks, at any byte.
+    pub fn cut_links(&mut self) {
+        let links: Vec<LinkId> = self.wires.keys().copied().collect();
+        for link in links {
+            for to in 0..2 {
+                let now = self.now;
+                let pipe = &mut self.wires.get_mut(&link).expect("just seen").pipes[to];
+                if !pipe.is_deaf() {
+                    pipe.cut(now, &mut self.rng);
+                    self.later(Duration::ZERO, Happening::Arrive { link, to });
+                }
+            }
+        }
+    }
+
+    pub fn input(&mut self, at: usize, input: Input) {
+        let now = self.time(at);
+        let site = &mut self.sites[at];
+        let Some(group) = site.group.as_mut() else {
+            return;
+        };
+        group.handle(now, input);
+        if site.finishing {
+            return;
+        }
+        // What arrives at the same moment is one batch.
+        if self.rng.below(3) > 0 {
+            self.sites[at].finishing = true;
+            let life = self.sites[at].life;
+            let after = Duration::from_micros(self.rng.below(20));
+            self.later(after, Happening::Finish { site: at, life });
+        } else {
+            self.finish(at);
+        }
+    }
+
+    fn finish(&mut self, at: usize) {
+        let now = self.time(at);
+        self.sites[at].finishing = false;
+        let Some(group) = self.sites[at].group.as_mut() else {
+            return;
+        };
+        group.finish_batch(now);
+        self.carry_out(at);
+        self.turned(at);
+        self.schedule_tick(at);
+    }
+
+    fn schedule_tick(&mut self, at: usize) {
+        let site = &self.sites[at];
+        let Some(due) = site.group.as_ref().and_then(Group::deadline) else {
+            return;
+        };
+        self.sites[at].spins = if due <= self.now {
+            self.sites[at].spins + 1
+        } else {
+            0
+        };
+        if self.sites[at].spins > SPINS {
+            self.violate(format!("{} spins: its deadline stays due", NAMES[at]));
+            return;
+        }
+        let site = &self.sites[at];
+        if site.tick_at.is_none_or(|tick| due < tick) {
+            let life = site.life;
+            self.sites[at].tick_at = Some(due);
+            let after = due.saturating_sub(self.now) + Duration::from_micros(1);
+            self.later(after, Happening::Tick { site: at, life });
+        }
+    }
+
+    fn carry_out(&mut self, at: usize) {
+        let Some(group) = self.sites[at].group.as_mut() else {
+            return;
+        };
+        let outputs: Vec<Output> = group.drain().collect();
+        for output in outputs {
+            match output {
+                Output::Disk { id, op } => self.submit(at, id, op),
+                Output::Reply { client, reply } => self.replied(at, client, reply),
+                Output::CloseClient { client } => self.closed_by_site(at, client),
+                Output::Send { link, message } => self.send(at, link, &message),
+                Output::CloseLink { link } => self.close_link(at, link),
+                Output::Connect { .. } => {
+                    let life = self.sites[at].life;
+                    let after = Duration::from_micros(50 + self.rng.below(200));
+                    self.later(after, Happening::Connect { site: at, life });
+                }
+                Output::Exports(exports) => self.sites[at].exports = Some(exports),
+                Output::CommandDone { id, result } => {
+                    self.note(|| format!("{} answers command {id}: {result:?}", NAMES[at]));
+                    self.answers.push((id, result));
+                }
+                Output::Stopped => self.sites[at].stopped = true,
+                Output::Log { level, text } => {
+                    self.note(|| format!("{} {level:?}: {text}", NAMES[at]));
+                }
+            }
+        }
+    }
+
+    fn submit(&mut self, at: usize, id: DiskId, op: DiskOp) {
+        let micros = match &op {
+            DiskOp::Write { durable: true, .. } => 80 + self.rng.below(120),
+            DiskOp::Sync { .. } => 300 + self.rng.below(5000),
+            DiskOp::FreeSpace => 5,
+            _ => 20 + self.rng.below(80),
+        };
+        // Now and then one request takes far longer than the others.
+        let hiccup = if self.rng.below(200) == 0 { 50 } else { 1 };
+        let after = Duration::from_micros(micros) * self.sites[at].slow * hiccup;
+        if let DiskOp::Write { file, data, .. } = &op {
+            match file {
+                File::Journal => self.journal_written(at, id, data),
+                File::State => {
+                    let alone = super::checks::says_alone(data);
+                    self.sites[at].recording.insert(id, alone);
+                }
+                File::Home(_) => {
+                    let result = self.home_write(at, &op);
+                    self.check(result);
+                }
+                File::Discarded(_) => {}
+            }
+        }
+        self.sites[at].disk.submit(id, op);
+        let life = self.sites[at].life;
+        self.later(after, Happening::DiskDone { site: at, life, id });
+    }
+
+    fn journal_written(&mut self, at: usize, id: DiskId, data: &bytes::Bytes) {
+        let Some(frame) = frame_of(data) else {
+            self.violate(format!("{} writes no frame to its journal", NAMES[at]));
+            return;
+        };
+        let place = place_of(&frame);
+        let ledger = &mut self.ledger;
+        let entered = self
+            .history
+            .enter(&frame, at, NAMES, |kind, volume, range, content| {
+                ledger.find(at, place, kind, volume, range, content)
+            });
+        match entered {
+            Ok(true) if frame.opens_epoch() => self.epoch_opened(at, place),
+            Ok(_) => {}
+            Err(text) => self.violate(format!("{} writes to its journal: {text}", NAMES[at])),
+        }
+        self.sites[at].writing.insert(id, place);
+    }
+
+    fn disk_done(&mut self, at: usize, life: u64, id: DiskId) {
+        let site = &mut self.sites[at];
+        if site.life != life {
+            return;
+        }
+        let Some((op, result)) = site.disk.complete(id) else {
+            return;
+        };
+        let (frame, record) = (site.writing.remove(&id), site.recording.remove(&id));
+        if let DiskOp::Write { durable: true, .. } = op
+            && result == DiskResult::Done
+        {
+            if let Some(place) = frame {
+                site.durable.insert(place);
+            }
+            if let Some(alone) = record {
+                site.alone = alone;
+            }
+        }
+        let input = Input::Disk { id, result };
+        self.happen(Happening::Input {
+            site: at,
+            life,
+            input,
+        });
+    }
+
+    fn send(&mut self, at: usize, link: LinkId, message: &Message) {
+        let latency = self.latency + Duration::from_micros(self.rng.below(50));
+        let arrives = self.now + latency;
+        let Some(wire) = self.wires.get_mut(&link) else {
+            return;
+        };
+        let to = 1 - at;
+        if wire.pipes[to].is_deaf() {
+            return;
+        }
+        match wire.pipes[to].send(message, arrives) {
+            Ok(due) => {
+                let after = due - self.now;
+                self.later(after, Happening::Arrive { link, to });
+            }
+            Err(text) => self.violate(text),
+        }
+    }
+
+    fn close_link(&mut self, at: usize, link: LinkId) {
+        let now = self.now + self.latency;
+        if let Some(wire) = self.wires.get_mut(&link) {
+            wire.pipes[at].deafen();
+            if !wire.pipes[1 - at].is_deaf() {
+                let due = wire.pipes[1 - at].end(now);
+                let after = due - self.now;
+                self.later(after, Happening::Arrive { link, to: 1 - at });
+            }
+        }
+    }
+
+    fn arrive(&mut self, link: LinkId, to: usize) {
+        if !self.wires.contains_key(&link) {
+            return;
+        }
+        let held = self.unreachable_until[to].max(self.sites[to].paused_until);
+        if held > self.now {
+            let after = held - self.now;
+            self.later(after, Happening::Arrive { link, to });
+            return;
+        }
+        let now = self.now;
+        let wire = self.wires.get_mut(&link).expect("just seen");
+        let before = wire.pipes[to].flying_bytes();
+        let received = wire.pipes[to].receive(now, &mut self.rng);
+        let queued_bytes = wire.pipes[to].flying_bytes();
+        let (deaf, sender_deaf) = (wire.pipes[to].is_deaf(), wire.pipes[1 - to].is_deaf());
+        let (arrived, later) = match received {
+            Ok(received) => received,
+            Err(text) => return self.violate(text),
+        };
+        if let Some(due) = later {
+            self.later(due - now, Happening::Arrive { link, to });
+        }
+        if queued_bytes < before && !sender_deaf && !deaf {
+            let (site, life) = (1 - to, self.sites[1 - to].life);
+            let input = Input::LinkDrained { link, queued_bytes };
+            self.later(Duration::ZERO, Happening::Input { site, life, input });
+        }
+        for arrival in arrived {
+            match arrival {
+                Arrival::Message(message) => {
+                    let frame = match &message {
+                        Message::Frame(bytes) => frame_of(bytes).map(|f| place_of(&f)),
+                        _ => None,
+                    };
+                    self.input(to, Input::Link { link, message });
+                    if let Some(place) = frame {
+                        self.received(to, place);
+                    }
+                }
+                Arrival::End => {
+                    let reason = "the connection ended".into();
+                    self.input(to, Input::LinkClosed { link, reason });
+                }
+            }
+        }
+        if deaf && sender_deaf {
+            self.wires.remove(&link);
+        }
+    }
+
+    /// The engine took the frame if its history ends with it or goes beyond.
+    fn received(&mut self, at: usize, place: Place) {
+        let taken = self.sites[at]
+            .group
+            .as_ref()
+            .is_some_and(|g| (g.frames.sealed(), g.frames.chain()) == place);
+        if taken {
+            self.sites[at].received.insert(place);
+            self.sites[at].followed = true;
+        }
+    }
+
+    fn connect_now(&mut self, at: usize) {
+        let other = 1 - at;
+        let (peer, life) = (NAMES[other].to_owned(), self.sites[at].life);
+        let lost = self.unreachable_until.iter().any(|until| *until > self.now);
+        if lost || !self.alive(other) {
+            let refused = !lost && !self.sites[other].silent;
+            let after = if refused {
+                Duration::from_micros(100)
+            } else {
+                Duration::from_millis(500 + self.rng.below(2000))
+            };
+            let reason = "cannot connect".into();
+            let input = Input::ConnectFailed {
+                peer,
+                refused,
+                reason,
+            };
+            self.later(
+                after,
+                Happening::Input {
+                    site: at,
+                    life,
+                    input,
+                },
+            );
+            return;
+        }
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        self.wires.insert(link, Wire::default());
+        let theirs = self.sites[other].life;
+        let input = Input::LinkAccepted { link };
+        self.happen(Happening::Input {
+            site: other,
+            life: theirs,
+            input,
+        });
+        let input = Input::LinkConnected { link, peer };
+        self.happen(Happening::Input {
+            site: at,
+            life,
+            input,
+        });
+    }
+
+    /// An operator's command.
+    pub fn command(&mut self, at: usize, command: Command) -> u64 {
+        let id = self.next_command;
+        self.next_command += 1;
+        self.note(|| format!("operator, command {id} at {}: {command:?}", NAMES[at]));
+        if let Command::Promote { force } = &command
+            && !force.is_empty()
+        {
+            self.sites[at].forced = true;
+        }
+        let life = self.sites[at].life;
+        self.happen(Happening::Input {
+            site: at,
+            life,
+            input: Input::Command { id, command },
+        });
+        id
+    }
+
+    /// A new, empty disk; the site is a mirror that has nothing.
+    pub fn empty(&mut self, at: usize) {
+        self.note(|| format!("operator empties {}", NAMES[at]));
+        let site = &mut self.sites[at];
+        site.disk = SimDisk::default();
+        site.config = config(&self.plan, at, Role::Mirror);
+        site.alone = false;
+        site.robbed_until = Lsn::ZERO;
+    }
+
+    pub fn tail(&self, at: usize) -> Lsn {
+        self.sites[at]
+            .group
+            .as_ref()
+            .map_or(Lsn::ZERO, |g| g.core.tail())
+    }
+
+    pub fn fresh_client(&mut self) -> ClientId {
+        self.next_client += 1;
+        ClientId(self.next_client)
+    }
+}
