@@ -1,4 +1,4 @@
-//! Operations, crashes and bit rot in any order, held against a map of blocks.
+//! Operations, crashes and bit rot in any order, held against an array of blocks.
 #![no_main]
 
 use doublure_fuzz::Input;

@@ -1,10 +1,7 @@
-//! A site in miniature, held against a simple model: operations go through a real journal and a real store to homes that
-//! are maps of blocks; power fails at any step; and what is read afterwards is what a map says that had every
-//! operation at once.
+//! A site in miniature, held against a simple model: operations go through a real journal and a real store to homes in
+//! memory; power fails at any step; and what is read is what an array of blocks says that had every operation at once.
 //!
 //! The journal's disk tears its writes at 512 bytes and finishes them in any order; the homes lose what was not synced.
-
-use std::collections::BTreeMap;
 
 use doublure::base::{
     AckMode, BLOCK, ByteRange, Compress, Epoch, Lineage, Lsn, MAX_WRITE_OP, Op, OpKind, VolumeId,
@@ -27,8 +24,23 @@ const TORN: u8 = 255;
 /// Journal writes under way at once.
 const IN_FLIGHT: usize = 3;
 
-/// Content by volume and unit; zero where nothing is.
-type Blocks = BTreeMap<(u32, u64), u8>;
+/// Content of two volumes, unit by unit; zero where nothing is.
+#[derive(Clone)]
+struct Blocks(Vec<u8>);
+
+impl Blocks {
+    fn new() -> Blocks {
+        Blocks(vec![0; 2 * UNITS as usize])
+    }
+
+    fn get(&self, (volume, unit): (u32, u64)) -> u8 {
+        self.0[(u64::from(volume) * UNITS + unit) as usize]
+    }
+
+    fn set(&mut self, (volume, unit): (u32, u64), tag: u8) {
+        self.0[(u64::from(volume) * UNITS + unit) as usize] = tag;
+    }
+}
 
 /// A frame and its write to the journal.
 struct Sealed {
@@ -62,7 +74,10 @@ pub struct Site {
     applying: Vec<Apply>,
     open: Option<FrameBuilder>,
     sealed: Vec<Sealed>,
+    /// What this site knows to be committed: a crash makes it forget some.
     commit: Lsn,
+    /// What ever was: no other primary lacks it.
+    committed: Lsn,
     /// The operation with LSN n is at n - 1, with what it puts into every unit.
     history: Vec<(Op, u8)>,
     /// All of the history in one map.
@@ -86,7 +101,7 @@ fn units(op: &Op) -> impl Iterator<Item = (u32, u64)> {
 
 fn put(blocks: &mut Blocks, op: &Op, tag: u8) {
     for place in units(op) {
-        blocks.insert(place, tag);
+        blocks.set(place, tag);
     }
 }
 
@@ -116,6 +131,7 @@ impl Default for Site {
             open: None,
             sealed: Vec::new(),
             commit: Lsn::ZERO,
+            committed: Lsn::ZERO,
             history: Vec::new(),
             model: Blocks::new(),
             compressor: Compressor::default(),
@@ -166,6 +182,7 @@ impl Site {
             18 => self.give_way(input.byte()?),
             _ => return Some(!self.rot(input)?),
         }
+        self.committed = self.committed.max(self.commit);
         self.store.allow(self.commit);
         Some(true)
     }
@@ -332,7 +349,9 @@ impl Site {
 
     /// Syncs the homes, records a checkpoint, and gives the journal's space back.
     fn sync(&mut self) {
-        self.durable_homes.extend(self.unsynced.drain(..));
+        for (place, tag) in self.unsynced.drain(..) {
+            self.durable_homes.set(place, tag);
+        }
         self.checkpoint = self.log.position(self.store.applied_lsn());
         self.log.release_before(self.checkpoint.lsn.next());
         // Recovery reads nothing older, and its place may be used again.
@@ -374,8 +393,8 @@ impl Site {
             };
             for unit in piece.range.offset / UNIT..piece.range.end() / UNIT {
                 let place = (volume.0, unit);
-                let home = || self.homes.get(&place).copied().unwrap_or(0);
-                let expected = self.model.get(&place).copied().unwrap_or(0);
+                let home = || self.homes.get(place);
+                let expected = self.model.get(place);
                 assert_eq!(
                     overlay.unwrap_or_else(home),
                     expected,
@@ -431,6 +450,7 @@ impl Site {
         if !self.log.can_append(BLOCK, true) {
             // A promotion keeps and commits the whole tail.
             self.commit = self.tail();
+            self.committed = self.commit;
             self.store.allow(self.commit);
             self.drain();
             self.sync();
@@ -468,7 +488,7 @@ impl Site {
         let unsynced = std::mem::take(&mut self.unsynced);
         for (at, (place, tag)) in unsynced.into_iter().chain(running).enumerate() {
             if dice(at, &mut mask) {
-                self.durable_homes.insert(place, tag);
+                self.durable_homes.set(place, tag);
             }
         }
         self.homes = self.durable_homes.clone();
@@ -514,7 +534,7 @@ impl Site {
         self.sealed.iter_mut().for_each(|s| s.in_flight = false);
         self.lineage.truncate_after(tail);
         self.history.truncate(tail.0 as usize);
-        self.model.clear();
+        self.model = Blocks::new();
         for (op, tag) in &self.history {
             put(&mut self.model, op, *tag);
         }
@@ -529,7 +549,7 @@ impl Site {
             .sealed
             .iter()
             .map(|s| s.frame.last_lsn())
-            .filter(|last| *last >= self.commit)
+            .filter(|last| *last >= self.committed)
             .collect();
         let Some(tail) = ends.get(usize::from(keep) % ends.len().max(1)).copied() else {
             return;
@@ -584,7 +604,7 @@ impl Site {
             let damage = recovered.damage.expect("committed history is missing");
             assert_eq!(damage.lsn, first);
         }
-        assert!(recovered.damage.is_none_or(|d| d.claims <= self.commit));
+        assert!(recovered.damage.is_none_or(|d| d.claims <= self.committed));
         Some(true)
     }
 }

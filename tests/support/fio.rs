@@ -80,7 +80,7 @@ fn fio(dir: &Path, uri: &str, words: &[&str]) -> Command {
     job(dir, uri, JOB, words)
 }
 
-/// One round of a run that goes on for as long as a test likes: a few seconds of writing to the last MiBs of a volume
+/// One round of a run that goes on for as long as a test likes: a few seconds of writing to the end of a volume
 /// of 64 MiB, then reading them back.
 const ROUND: &str = "
 [global]
@@ -104,7 +104,7 @@ pub struct Rounds {
     _nbdkit: Running,
     dir: PathBuf,
     uri: String,
-    rounds: u64,
+    begun: u64,
 }
 
 impl Rounds {
@@ -131,7 +131,7 @@ impl Rounds {
             _nbdkit: Running::start(&mut nbdkit),
             dir: dir.to_owned(),
             uri: format!("nbd+unix:///demo?socket={}", door.display()),
-            rounds: 0,
+            begun: 0,
         };
         eventually("nbdkit listens", Duration::from_secs(30), || door.exists());
         rounds.next();
@@ -139,8 +139,8 @@ impl Rounds {
     }
 
     fn next(&mut self) {
-        self.rounds += 1;
-        let seed = format!("--randseed={}", self.rounds);
+        self.begun += 1;
+        let seed = format!("--randseed={}", self.begun);
         let mut fio = job(&self.dir, &self.uri, ROUND, &[&seed]);
         let log = File::create(self.dir.join("fio.log")).expect("a log");
         fio.stdout(log.try_clone().expect("a descriptor"))
@@ -158,7 +158,7 @@ impl Rounds {
         if self.is_over() {
             self.next();
         }
-        self.rounds
+        self.begun
     }
 
     fn is_over(&mut self) -> bool {
@@ -174,10 +174,10 @@ impl Rounds {
         assert!(
             status.success() || !began,
             "fio: round {}: {status}\n{said}",
-            self.rounds
+            self.begun
         );
         if !began {
-            self.rounds -= 1;
+            self.begun -= 1;
         }
         self.fio = None;
         true
@@ -188,7 +188,7 @@ impl Rounds {
         eventually("fio ends its round", Duration::from_mins(2), || {
             self.is_over()
         });
-        self.rounds
+        self.begun
     }
 }
 
