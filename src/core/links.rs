@@ -483,8 +483,9 @@ impl Core {
         // Its greeting tells what it has, not what it has durably: that it confirms itself.
         let told = self.facts.told_durable(&name).min(tail);
         self.facts.note_told_durable(&name, told);
-        if copy {
-            self.peers[at].gated = false;
+        if copy && self.peers[at].gated {
+            // It has nothing of what was acknowledged. Not to wait for it any more takes a grant and a record.
+            self.peer_lost(at, "it needs a full copy");
         }
         match self.mode {
             Mode::Serving | Mode::Draining(_) => self.propose(at, link, tail.next(), copy),

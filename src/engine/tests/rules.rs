@@ -530,6 +530,29 @@ fn a_group_that_stops_on_a_slow_disk_sleeps_until_it_gives_up() {
 }
 
 #[test]
+fn a_mirror_that_comes_back_empty_is_still_waited_for_unless_a_record_says_otherwise() {
+    for policy in [OnPeerLoss::Continue, OnPeerLoss::Freeze] {
+        let mut sim = pair(AckMode::Sync, policy);
+        sim.forget_old_journal(0);
+        // So quickly that nobody has declared it dead.
+        sim.kill(1);
+        sim.wipe(1);
+        sim.start(1).unwrap();
+        sim.pass_until(Duration::from_secs(3), |sim| {
+            sim.status(0).peers[0].state == PeerState::Copying
+        });
+        sim.hold_disk(1, true);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.run_for(Duration::from_secs(2));
+        let alone = sim.status(0).alone.is_some();
+        assert_eq!(alone, policy == OnPeerLoss::Continue);
+        assert_eq!(sim.outstanding() == 0, alone, "{policy}: {}", sim.logs());
+        sim.hold_disk(1, false);
+        check_both_sides(&mut sim);
+    }
+}
+
+#[test]
 fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.kill(1);
