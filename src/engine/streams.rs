@@ -281,9 +281,13 @@ impl Group {
                     stream.read_frames.extend(frames);
                     None
                 }
-                Err(error) => Some(format!(
-                    "the journal cannot be read for the mirror: {error}"
-                )),
+                Err(error) => {
+                    // The next try would fail at the same place, and so on for ever: the mirror gets a copy instead.
+                    self.log.unreadable_before(self.frames.sealed().next());
+                    Some(format!(
+                        "the journal cannot be read for the mirror, which needs a full copy now: {error}"
+                    ))
+                }
             },
             DiskResult::Failed { message, .. } => Some(message),
             other => Some(format!("the driver answered a read with {other:?}")),

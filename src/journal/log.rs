@@ -164,6 +164,8 @@ pub struct Log {
     next_sequence: u64,
     /// What is before this LSN is released.
     keep_from: Lsn,
+    /// What is before this LSN is damaged in parts: nobody is streamed to from there.
+    readable_from: Lsn,
     tail: Lsn,
     chain: u32,
 }
@@ -183,6 +185,7 @@ impl Log {
             segments: VecDeque::new(),
             next_sequence,
             keep_from: tail.next(),
+            readable_from: Lsn::ZERO,
             tail,
             chain,
         }
@@ -410,6 +413,12 @@ impl Log {
         self.segments
             .front()
             .map_or(self.tail.next(), Segment::first)
+            .max(self.readable_from)
+    }
+
+    /// A frame before this LSN turned out to be damaged: who needs what is before gets it elsewhere.
+    pub fn unreadable_before(&mut self, lsn: Lsn) {
+        self.readable_from = self.readable_from.max(lsn);
     }
 
     /// Last LSN.

@@ -416,6 +416,20 @@ fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
 }
 
 #[test]
+fn a_new_mirror_is_copied_to_when_the_journal_is_damaged_behind_the_checkpoint() {
+    let (mut sim, place) = with_twenty_writes();
+    sim.pass(Duration::from_secs(15));
+    sim.kill(0);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.heal();
+    sim.kill(1);
+    sim.wipe(1);
+    sim.start(1).unwrap();
+    check_both_sides(&mut sim);
+}
+
+#[test]
 fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
     let (mut sim, place) = with_twenty_writes();
     sim.kill(0);
@@ -513,6 +527,29 @@ fn a_group_that_stops_on_a_slow_disk_sleeps_until_it_gives_up() {
         ended |= sim.sites[0].stopped;
     }
     assert!(ended, "{}", sim.logs());
+}
+
+#[test]
+fn a_mirror_that_comes_back_empty_is_still_waited_for_unless_a_record_says_otherwise() {
+    for policy in [OnPeerLoss::Continue, OnPeerLoss::Freeze] {
+        let mut sim = pair(AckMode::Sync, policy);
+        sim.forget_old_journal(0);
+        // So quickly that nobody has declared it dead.
+        sim.kill(1);
+        sim.wipe(1);
+        sim.start(1).unwrap();
+        sim.pass_until(Duration::from_secs(3), |sim| {
+            sim.status(0).peers[0].state == PeerState::Copying
+        });
+        sim.hold_disk(1, true);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.run_for(Duration::from_secs(2));
+        let alone = sim.status(0).alone.is_some();
+        assert_eq!(alone, policy == OnPeerLoss::Continue);
+        assert_eq!(sim.outstanding() == 0, alone, "{policy}: {}", sim.logs());
+        sim.hold_disk(1, false);
+        check_both_sides(&mut sim);
+    }
 }
 
 #[test]

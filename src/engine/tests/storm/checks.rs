@@ -86,8 +86,8 @@ impl World {
         self.sites[at].chain = chain;
         if let Some(dropped) = change {
             self.dropped(at, &dropped);
+            self.copy_begins(at);
         }
-        self.copy_begins(at);
     }
 
     /// A full copy stands for all of the history before it.
@@ -98,6 +98,10 @@ impl World {
         let copies = group.core.facts().inconsistent_until.is_some();
         if copies && group.log.first_lsn() == head.0.next() {
             site.durable.extend(site.chain.places());
+            // A copy is to be made while clients write.
+            if self.ledger.open.is_empty() {
+                self.hurry();
+            }
         }
     }
 

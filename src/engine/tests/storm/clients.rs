@@ -129,7 +129,7 @@ impl World {
         self.sites[at].paused_until > self.now
     }
 
-    fn burst(&mut self, client: usize) {
+    pub fn burst(&mut self, client: usize) {
         if self.rng.below(60) == 0 {
             self.client_leaves(client);
             return;

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 impl World {
     /// A time of trouble, and the healing after it.
     pub fn phase(&mut self, phase: usize) {
-        self.healing = false;
+        (self.healing, self.resting) = (false, false);
         let start = self.now;
         for index in 0..self.plan.events.len() {
             let event = &self.plan.events[index];
@@ -49,7 +49,7 @@ impl World {
         self.unreachable_until = [self.now; 2];
         for at in 0..2 {
             let site = &mut self.sites[at];
-            site.slow = 1;
+            (site.slow, site.slow_sync) = (1, 1);
             site.disk.free_bytes = None;
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;
@@ -82,6 +82,7 @@ impl World {
 
     /// No more requests; what was asked is answered, applied, and the same on both sides.
     fn come_to_rest(&mut self) {
+        self.resting = true;
         for client in &mut self.clients {
             client.left = 0;
         }

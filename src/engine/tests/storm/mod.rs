@@ -15,8 +15,10 @@ mod trouble;
 mod wires;
 mod world;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use ledger::Waiver;
 use plan::Plan;
@@ -79,11 +81,23 @@ fn live(world: &mut World) {
     }
 }
 
-/// Without the messages of panics, which are violations here.
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Without the messages of panics in this thread, which are violations here.
 fn quietly<T>(call: impl FnOnce() -> T) -> T {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                usual(info);
+            }
+        }));
+    });
+    QUIET.set(true);
     let result = call();
-    std::panic::set_hook(hook);
+    QUIET.set(false);
     result
 }

@@ -93,6 +93,11 @@ pub enum Fault {
         factor: u32,
         lasting: Duration,
     },
+    /// Syncs of the homes take long while clients are busy, and then the power goes.
+    SlowSync {
+        site: usize,
+        crash_after: Duration,
+    },
     FailJournalWrite {
         site: usize,
     },
@@ -196,7 +201,7 @@ impl Fault {
     fn draw(rng: &mut Rng) -> Fault {
         let site = rng.below(2) as usize;
         let lasting = millis(rng, 1, 15_000);
-        match rng.below(52) {
+        match rng.below(55) {
             0..=9 => Fault::Crash {
                 site,
                 down: millis(rng, 1, 12_000),
@@ -274,6 +279,10 @@ impl Fault {
                 site,
                 after: millis(rng, 0, 8_000),
                 lasting: millis(rng, 500, 20_000),
+            },
+            49..=51 => Fault::SlowSync {
+                site,
+                crash_after: millis(rng, 5, 3_000),
             },
             _ => Fault::Replace {
                 site,

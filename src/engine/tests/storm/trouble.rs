@@ -52,6 +52,13 @@ impl World {
                 self.promote_later(*site, *after);
                 None
             }
+            Fault::SlowSync { site, crash_after } => {
+                self.sites[*site].slow_sync = 1000;
+                self.hurry();
+                let down = Duration::from_secs(1);
+                self.later(*crash_after, Happening::Die(*site, down));
+                None
+            }
             Fault::Replace { site, alone_after } => {
                 self.replace(*site, *alone_after);
                 None
@@ -132,6 +139,16 @@ impl World {
     fn promote_later(&mut self, site: usize, after: Duration) {
         let order = Order::Promote(vec![Force::PeerUnreachable]);
         self.later(after, Happening::Order(site, order));
+    }
+
+    /// All clients ask a lot at once.
+    pub fn hurry(&mut self) {
+        for n in 0..6 {
+            for client in 0..self.clients.len() {
+                let after = Duration::from_millis(n) * 3;
+                self.later(after, Happening::Burst(client));
+            }
+        }
     }
 
     /// The site's disk is replaced, if the other one holds all that it held.

@@ -35,6 +35,7 @@ pub struct Site {
     /// Of its wall clock.
     pub skew_ms: i64,
     pub slow: u32,
+    pub slow_sync: u32,
     tick_at: Option<Duration>,
     /// Its deadline stayed due after so many ticks in a row.
     spins: u32,
@@ -93,6 +94,8 @@ pub enum Happening {
         life: u64,
     },
     Client(usize),
+    /// A client asks, whether it has something left to ask or not.
+    Burst(usize),
     Fault(usize),
     /// A trouble that lasts ends.
     Over(Box<Fault>),
@@ -126,6 +129,8 @@ pub struct World {
     next_command: u64,
     /// The world heals, or has healed: no more trouble, and whoever dies is started again.
     pub healing: bool,
+    /// No client asks anything any more.
+    pub resting: bool,
     /// This site's disk has betrayed it: until all is in sync again the other one holds what it lost.
     pub fragile: Option<usize>,
     /// An operator promoted a site by force; both may acknowledge until all is in sync again.
@@ -166,6 +171,7 @@ impl World {
             paused_until: Duration::ZERO,
             skew_ms: 0,
             slow: 1,
+            slow_sync: 1,
             tick_at: None,
             spins: 0,
             finishing: false,
@@ -204,6 +210,7 @@ impl World {
             answers: Vec::new(),
             next_command: 1,
             healing: false,
+            resting: false,
             fragile: None,
             overridden: false,
             events: 0,
@@ -300,6 +307,11 @@ impl World {
                 }
             }
             Happening::Client(client) => self.client_turn(client),
+            Happening::Burst(client) if self.clients[client].at.is_some() && !self.resting => {
+                self.clients[client].left += 8;
+                self.burst(client);
+            }
+            Happening::Burst(_) => {}
             Happening::Fault(index) => self.strike(index),
             Happening::Over(fault) => self.relieve(&fault),
             Happening::Order(site, order) => self.order(site, &order),
@@ -356,6 +368,7 @@ impl World {
         site.stopped = false;
         site.silent = silent;
         site.finishing = false;
+        site.slow_sync = 1;
         site.tick_at = None;
         site.writing.clear();
         site.recording.clear();
@@ -496,7 +509,11 @@ impl World {
             _ => 20 + self.rng.below(80),
         };
         // Now and then one request takes far longer than the others.
-        let hiccup = if self.rng.below(200) == 0 { 50 } else { 1 };
+        let hiccup = match &op {
+            DiskOp::Sync { .. } => self.sites[at].slow_sync,
+            _ if self.rng.below(200) == 0 => 50,
+            _ => 1,
+        };
         let after = Duration::from_micros(micros) * self.sites[at].slow * hiccup;
         if let DiskOp::Write { file, data, .. } = &op {
             match file {
