@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Action, Core, Mode, Peer};
+use super::{Action, Core, Mode};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Lsn, Message};
@@ -97,8 +97,8 @@ impl Core {
         };
         let gated = || self.peers.iter().filter(|p| p.gated);
         let met = match self.facts.ack {
-            AckMode::Sync => gated().map(Peer::holds_durably).fold(here, Lsn::min),
-            AckMode::Memsync => match gated().map(Peer::holds).min() {
+            AckMode::Sync => gated().map(|p| p.durable).fold(here, Lsn::min),
+            AckMode::Memsync => match gated().map(|p| p.received).min() {
                 Some(received) => received.min(self.tail),
                 // Without a peer, memory on one site is too little.
                 None => here,
@@ -120,7 +120,7 @@ impl Core {
                 .peers
                 .iter()
                 .filter(|p| p.gated)
-                .map(Peer::holds_durably)
+                .map(|p| p.durable)
                 .fold(self.durable, Lsn::min),
         }
     }

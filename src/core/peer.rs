@@ -217,24 +217,6 @@ impl Peer {
         )
     }
 
-    /// What it holds in its memory, for those who wait for it: nothing while its volumes are being copied.
-    pub fn holds(&self) -> Lsn {
-        if self.copying() {
-            Lsn::ZERO
-        } else {
-            self.received
-        }
-    }
-
-    /// The same on its disk.
-    pub fn holds_durably(&self) -> Lsn {
-        if self.copying() {
-            Lsn::ZERO
-        } else {
-            self.durable
-        }
-    }
-
     /// From which LSN on the journal should be kept for it: what it has confirmed durable, plus one.
     pub fn holds_from(&self) -> Option<Lsn> {
         let known = self.durable > Lsn::ZERO || self.link().is_some();

@@ -329,6 +329,10 @@ impl Group {
     /// A volume of the history: create its home.
     fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
         match journal::decode_volume(payload) {
+            // A copy began in the middle of the frame that creates it.
+            Ok(volume) if self.volumes.iter().any(|v| v.id == volume.id) => {
+                self.applied(lsn, None);
+            }
             Ok(volume) => {
                 let pending = Pending::CreateHome {
                     lsn,

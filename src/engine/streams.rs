@@ -85,23 +85,25 @@ impl Group {
         self.pump(link);
     }
 
-    /// Proposes a copy based on the last closed frame, of the chunks in which the mirror may differ.
+    /// Proposes a copy of the chunks in which the mirror may differ. It is based on the last frame that is committed as a
+    /// whole: what somebody still waits for goes through the mirror's journal, and its confirmation means what it says.
     pub(super) fn propose_copy(&mut self, link: LinkId, shared: Lsn) {
-        let base = self.frames.sealed();
+        let place = self.log.position(self.core.commit());
+        let base = place.next.prev();
         let facts = self.core.facts();
         let mut lineage = facts.lineage.clone();
         lineage.truncate_after(base);
         let start = Start::Copy {
             group_id: facts.group_id,
             base,
-            chain: self.frames.chain(),
+            chain: place.chain,
             lineage,
             volumes: self.volumes.clone(),
             ack: facts.ack,
             resume: None,
         };
         let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
-        let chunks = self.changes.lacking(&peer, shared, base);
+        let chunks = self.changes.lacking(&peer, shared, self.frames.sealed());
         let mut stream = Stream::new(base.next(), None);
         stream.proposed = Some(base);
         stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));
