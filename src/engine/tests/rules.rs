@@ -553,6 +553,32 @@ fn a_mirror_that_comes_back_empty_is_still_waited_for_unless_a_record_says_other
 }
 
 #[test]
+fn a_mirror_that_was_primary_keeps_no_journal_for_its_primary() {
+    let journal = |mut config: crate::engine::GroupConfig| {
+        config.journal_bytes = 13 << 20;
+        config
+    };
+    let (sync, policy) = (AckMode::Sync, OnPeerLoss::Continue);
+    let a = journal(config("a", Some("b"), Role::Primary, sync, policy));
+    let b = journal(config("b", Some("a"), Role::Mirror, sync, policy));
+    let mut sim = Sim::with(7, a, b);
+    for at in [1, 0] {
+        sim.start(at).unwrap();
+    }
+    sim.heal();
+    sim.command(0, Command::Switchover);
+    sim.heal();
+    assert!(sim.attach(1));
+    // Three of these fill a segment and leave a quarter of it empty.
+    for _ in 0..40 {
+        sim.write(1, ByteRange::new(0, VOLUME), false);
+        sim.pass(Duration::from_millis(100));
+    }
+    assert_eq!(sim.outstanding(), 0, "{:#?}", sim.status(0).journal);
+    assert!(sim.in_sync(), "{}", sim.logs());
+}
+
+#[test]
 fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.kill(1);
