@@ -417,16 +417,19 @@ fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
 
 #[test]
 fn a_new_mirror_is_copied_to_when_the_journal_is_damaged_behind_the_checkpoint() {
-    let (mut sim, place) = with_twenty_writes();
-    sim.pass(Duration::from_secs(15));
-    sim.kill(0);
-    sim.sites[0].disk.rot(File::Journal, place);
-    sim.start(0).unwrap();
-    sim.heal();
-    sim.kill(1);
-    sim.wipe(1);
-    sim.start(1).unwrap();
-    check_both_sides(&mut sim);
+    // In a frame's header, and in its payload.
+    for within in [0, 5000] {
+        let (mut sim, place) = with_twenty_writes();
+        sim.pass(Duration::from_secs(15));
+        sim.kill(0);
+        sim.sites[0].disk.rot(File::Journal, place + within);
+        sim.start(0).unwrap();
+        sim.heal();
+        sim.kill(1);
+        sim.wipe(1);
+        sim.start(1).unwrap();
+        check_both_sides(&mut sim);
+    }
 }
 
 #[test]
