@@ -30,8 +30,6 @@ pub enum Sabotage {
     ApplyBeforeDurable,
     /// Applies to the same place run beside each other.
     ApplyOutOfOrder,
-    /// Applies touch what a copy is reading or writing.
-    IgnoreHolds,
     /// Reads do not look at the overlay.
     ReadWithoutOverlay,
     /// Reads are not held until what they show is committed.
@@ -52,18 +50,12 @@ pub enum Sabotage {
     PromoteWithoutTail,
     /// A mirror in the middle of a copy is promoted without a word.
     PromoteInconsistent,
-    /// A site whose disk lost history goes on as if nothing had happened.
-    IgnoreFloor,
     /// A restarted primary serves without asking its peer.
     ServeWithoutAsking,
     /// A lost peer is not waited for any more, without a record of it.
     GoAloneWithoutRecord,
     /// A peer counts as in sync before it has confirmed anything.
     InSyncByInference,
-    /// A copy leaves out what is not applied yet.
-    CopyWithoutOverlay,
-    /// A copy counts as complete while chunks are still being written.
-    CopyEndsEarly,
     /// What a client asked is admitted after it has gone.
     AdmitForTheDead,
     /// The frame clock follows the wall clock back.

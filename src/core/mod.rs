@@ -39,8 +39,6 @@ pub use self::mirror::FrameInfo;
 pub use self::peer::{Conflict, Peer, PeerPhase};
 
 use self::acks::Acks;
-#[cfg(test)]
-use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
 
 /// A link's connection, as the caller names it.
@@ -397,10 +395,6 @@ impl Core {
     /// Takes an event.
     pub fn handle(&mut self, now: Duration, event: Event, view: &View) {
         (self.now, self.now_ns) = (now, view.time_ns);
-        #[cfg(test)]
-        if sabotaged(Sabotage::IgnoreFloor) {
-            self.facts.floor = Lsn::ZERO;
-        }
         match event {
             Event::Durable(lsn) => self.local_durable(lsn, view),
             Event::Saved(seq) => self.saved(seq),

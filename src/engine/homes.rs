@@ -514,8 +514,11 @@ impl Group {
         if sabotaged(Sabotage::ReleaseBeforeCheckpoint) {
             keep = self.store.applied_lsn().next();
         }
-        let crowded = self.log.used_bytes() > self.log.capacity() / 2;
-        for peer in self.core.peers() {
+        // Large frames leave gaps at the ends of segments: the journal can be full with less than half of it in use.
+        let crowded = self.frames.full || self.log.used_bytes() > self.log.capacity() / 2;
+        // A mirror keeps nothing for its primary, which has all of it.
+        let primary = self.core.facts().role == Role::Primary;
+        for peer in self.core.peers().iter().filter(|_| primary) {
             let needed = peer.streaming_link().is_some() || !crowded;
             if let Some(lsn) = peer.holds_from().filter(|_| needed) {
                 keep = keep.min(lsn);

@@ -6,8 +6,6 @@ use bytes::Bytes;
 
 use super::walk::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
-#[cfg(test)]
-use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Message, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
@@ -54,10 +52,6 @@ impl Receive {
 
     /// A copy came to its end, and all of it was written.
     pub fn chunks_done(&self) -> bool {
-        #[cfg(test)]
-        if sabotaged(Sabotage::CopyEndsEarly) {
-            return self.ended;
-        }
         self.ended && self.waiting.is_empty() && self.writing.is_empty()
     }
 

@@ -14,8 +14,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
-#[cfg(test)]
-use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, ChunkSet, Lsn, Message, VolumeId};
 use crate::core::{Event, Link, Severity};
 use crate::journal::is_zero;
@@ -384,10 +382,6 @@ impl Group {
             {
                 overlay.push((piece.range, content));
             }
-        }
-        #[cfg(test)]
-        if sabotaged(Sabotage::CopyWithoutOverlay) {
-            overlay.clear();
         }
         let data = laid_over(home, range, &overlay);
         let data = if is_zero(&data) { None } else { Some(data) };

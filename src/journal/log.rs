@@ -615,6 +615,7 @@ impl Cursor {
                 break;
             }
             let frame = Frame::parse(data.split_to(len))?;
+            frame.verify_payloads()?;
             if frame.first_lsn() != self.next || frame.prev() != self.chain {
                 return Err(FrameError::Damaged("the chain is broken"));
             }

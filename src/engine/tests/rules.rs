@@ -417,16 +417,19 @@ fn a_primary_with_a_damaged_journal_takes_the_lost_part_from_its_mirror() {
 
 #[test]
 fn a_new_mirror_is_copied_to_when_the_journal_is_damaged_behind_the_checkpoint() {
-    let (mut sim, place) = with_twenty_writes();
-    sim.pass(Duration::from_secs(15));
-    sim.kill(0);
-    sim.sites[0].disk.rot(File::Journal, place);
-    sim.start(0).unwrap();
-    sim.heal();
-    sim.kill(1);
-    sim.wipe(1);
-    sim.start(1).unwrap();
-    check_both_sides(&mut sim);
+    // In a frame's header, and in its payload.
+    for within in [0, 5000] {
+        let (mut sim, place) = with_twenty_writes();
+        sim.pass(Duration::from_secs(15));
+        sim.kill(0);
+        sim.sites[0].disk.rot(File::Journal, place + within);
+        sim.start(0).unwrap();
+        sim.heal();
+        sim.kill(1);
+        sim.wipe(1);
+        sim.start(1).unwrap();
+        check_both_sides(&mut sim);
+    }
 }
 
 #[test]
@@ -550,6 +553,32 @@ fn a_mirror_that_comes_back_empty_is_still_waited_for_unless_a_record_says_other
         sim.hold_disk(1, false);
         check_both_sides(&mut sim);
     }
+}
+
+#[test]
+fn a_mirror_that_was_primary_keeps_no_journal_for_its_primary() {
+    let journal = |mut config: crate::engine::GroupConfig| {
+        config.journal_bytes = 13 << 20;
+        config
+    };
+    let (sync, policy) = (AckMode::Sync, OnPeerLoss::Continue);
+    let a = journal(config("a", Some("b"), Role::Primary, sync, policy));
+    let b = journal(config("b", Some("a"), Role::Mirror, sync, policy));
+    let mut sim = Sim::with(7, a, b);
+    for at in [1, 0] {
+        sim.start(at).unwrap();
+    }
+    sim.heal();
+    sim.command(0, Command::Switchover);
+    sim.heal();
+    assert!(sim.attach(1));
+    // Three of these fill a segment and leave a quarter of it empty.
+    for _ in 0..40 {
+        sim.write(1, ByteRange::new(0, VOLUME), false);
+        sim.pass(Duration::from_millis(100));
+    }
+    assert_eq!(sim.outstanding(), 0, "{:#?}", sim.status(0).journal);
+    assert!(sim.in_sync(), "{}", sim.logs());
 }
 
 #[test]

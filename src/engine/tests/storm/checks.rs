@@ -61,7 +61,7 @@ impl World {
     pub fn turned(&mut self, at: usize) {
         self.follow(at);
         self.sites[at].turns += 1;
-        if self.sites[at].turns % COMPARE_EVERY == 0 {
+        if self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
             let result = self
                 .compare(at)
                 .map_err(|text| format!("{}: {text}", NAMES[at]));
@@ -197,9 +197,9 @@ impl World {
             if !group.volumes.iter().any(|v| v.id == *volume) {
                 continue;
             }
-            let size = sectors.len() as u64 * SECTOR;
-            let mut content = site.disk.content(File::Home(*volume), 0, size as usize);
-            let all = ByteRange::new(0, size);
+            let bytes = sectors.len() as u64 * SECTOR;
+            let mut content = site.disk.content(File::Home(*volume), 0, bytes as usize);
+            let all = ByteRange::new(0, bytes);
             let mut unknown = Vec::new();
             for piece in group.store.read_plan(*volume, all).pieces {
                 let Source::Overlay(lsn) = piece.source else {
@@ -328,8 +328,7 @@ impl World {
             let foreign = self
                 .ledger
                 .standing()
-                .filter(|p| p.site != at && !chain.contains(p.place))
-                .next_back();
+                .rfind(|p| p.site != at && !chain.contains(p.place));
             if let Some(foreign) = foreign {
                 return Err(format!(
                     "{} acknowledged request {} at LSN {}, which is not in its history: both acknowledge",

@@ -114,13 +114,13 @@ impl World {
         };
         let id = self.clients[client].id;
         self.note(|| format!("client {client} leaves {}", NAMES[at]));
-        if !self.paused(at) {
-            self.input(at, Input::ClientClosed { client: id });
-            self.close_admission(at, client, "its client had left before");
-        } else {
+        if self.paused(at) {
             let (site, life) = (at, self.sites[at].life);
             let input = Input::ClientClosed { client: id };
             self.later(Duration::ZERO, Happening::Input { site, life, input });
+        } else {
+            self.input(at, Input::ClientClosed { client: id });
+            self.close_admission(at, client, "its client had left before");
         }
         self.client_lost(client);
     }
@@ -181,12 +181,7 @@ impl World {
                 (What::Read(range), Command::Read { range, holes })
             }
             4 => {
-                let after = self
-                    .ledger
-                    .promises
-                    .values()
-                    .filter(|p| p.site == at)
-                    .next_back();
+                let after = self.ledger.promises.values().rfind(|p| p.site == at);
                 let after = after.copied();
                 (What::Flush { after }, Command::Flush)
             }

@@ -256,14 +256,14 @@ impl World {
             |at: usize| both[at].inconsistent_until_lsn.is_none() && self.fragile != Some(at);
         let rank = |at: usize| (usable(at), both[at].tail_lsn);
         let better = usize::from(rank(1) > rank(0));
-        let chosen = if attempt % 4 == 3 && usable(1 - better) {
+        let chosen = if attempt % 4 == 3 && both[1 - better].inconsistent_until_lsn.is_none() {
             1 - better
         } else {
             better
         };
         self.note(|| format!("nobody serves: {:?} {:?}", both[0].reason, both[1].reason));
         let other = 1 - chosen;
-        if both[other].role == Role::Primary && attempt % 2 == 0 {
+        if both[other].role == Role::Primary && attempt.is_multiple_of(2) {
             self.command(other, Command::Demote);
             return;
         }

@@ -10,20 +10,19 @@ use crate::base::sabotage::Sabotage::{self, *};
 const SEEDS: u64 = 400;
 
 /// The mistake, and the seed to begin with.
-const TABLE: [(Sabotage, u64); 32] = [
+const TABLE: [(Sabotage, u64); 28] = [
     (AcknowledgeBeforeDurable, 2),
     (AcknowledgeBeforePeer, 0),
     (FlushBeforePeer, 0),
     (ConfirmBeforeDurable, 0),
     (ReceivedIsDurable, 0),
     (SkipPayloadChecksums, 77),
-    (ForgetForks, 0),
+    (ForgetForks, 258),
     (CompareEpochNumbers, 99),
     (ReuseLsns, 4),
     (ApplyUncommitted, 0),
     (ApplyBeforeDurable, 0),
     (ApplyOutOfOrder, 0),
-    (IgnoreHolds, 0),
     (ReadWithoutOverlay, 1),
     (ReadUncommitted, 0),
     (ReleaseBeforeCheckpoint, 52),
@@ -34,12 +33,9 @@ const TABLE: [(Sabotage, u64); 32] = [
     (RecordNotDurable, 2),
     (PromoteWithoutTail, 6),
     (PromoteInconsistent, 6),
-    (IgnoreFloor, 0),
     (ServeWithoutAsking, 1),
     (GoAloneWithoutRecord, 4),
     (InSyncByInference, 1),
-    (CopyWithoutOverlay, 105),
-    (CopyEndsEarly, 105),
     (AdmitForTheDead, 170),
     (TurnBackFrameClock, 0),
     (UnboundedMemory, 59),

@@ -28,8 +28,8 @@ impl World {
                 None
             }
             Fault::CrashBoth { down } => {
-                for site in 0..2 {
-                    self.crash(site, down[site], false, None);
+                for (site, down) in down.iter().enumerate() {
+                    self.crash(site, *down, false, None);
                 }
                 None
             }

@@ -192,7 +192,7 @@ impl World {
         let sites = [site(0, Role::Primary), site(1, Role::Mirror)];
         let clients = (0..plan.clients).map(|n| Client::new(n, &plan)).collect();
         World {
-            rng: Rng::new(plan.seed ^ 0x5eed_0f_7075),
+            rng: Rng::new(plan.seed ^ 0x005e_ed0f_7075),
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
