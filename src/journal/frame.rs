@@ -378,6 +378,13 @@ fn header_of(start: &[u8]) -> Result<FrameHeader, FrameError> {
         header.ro_compat.get(),
     );
     if version != VERSION || incompat != 0 || ro_compat != 0 {
+        // Unknown bits count only where they were written: a bit that flipped is damage, which a peer can mend.
+        let descriptors = start[HEADER..].get(..header.descriptors_len.get() as usize);
+        if version == VERSION
+            && descriptors.is_some_and(|d| checksum(&header, d) != header.checksum.get())
+        {
+            return Err(Damaged("the checksum is wrong"));
+        }
         return Err(FrameError::Unknown {
             version,
             incompat,
@@ -808,6 +815,12 @@ mod tests {
         assert!(matches!(
             with(20),
             Err(FrameError::Unknown { incompat: 1, .. })
+        ));
+        let mut rotten = bytes.clone();
+        rotten[20] ^= 1;
+        assert!(matches!(
+            Frame::parse(Bytes::from(rotten)),
+            Err(FrameError::Damaged(_))
         ));
     }
 

@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use super::history::Chain;
 use super::ledger::{Promise, Waiver};
 use super::world::{Happening, NAMES, World};
-use crate::base::Role;
+use crate::base::{Lsn, Role};
 use crate::engine::{Command, Force};
 use crate::status::{GroupState, GroupStatus, PeerState};
 
@@ -183,7 +182,9 @@ impl World {
         let both = [a, b];
         let conflict =
             |s: &&GroupStatus| matches!(s.state, GroupState::Forked | GroupState::BothPrimary);
-        if both.iter().any(conflict) {
+        // What a mirror says of a peer that was emptied since is old: it is to be promoted.
+        let settled = both.iter().any(|s| s.tail_lsn == Lsn::ZERO);
+        if both.iter().any(conflict) && !settled {
             operator.conflict_for += 1;
             if operator.conflict_for > 3 {
                 operator.conflict_for = 0;
@@ -243,7 +244,6 @@ impl World {
         }
         self.kill(at, false);
         self.empty(at);
-        self.sites[at].chain = Chain::default();
         if self.fragile == Some(at) {
             self.fragile = None;
         }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::history::Chain;
 use super::plan::{Fault, Order};
 use super::world::{Happening, NAMES, World};
 use crate::base::AckMode;
@@ -64,7 +63,8 @@ impl World {
                 None
             }
             Fault::Pause { site, lasting } => {
-                self.sites[*site].paused_until = self.now + *lasting;
+                let until = &mut self.sites[*site].paused_until;
+                *until = (*until).max(self.now + *lasting);
                 None
             }
             Fault::CutLinks => {
@@ -158,7 +158,6 @@ impl World {
         }
         self.kill(at, false);
         self.empty(at);
-        self.sites[at].chain = Chain::default();
         let life = self.sites[at].life;
         self.later(
             Duration::from_millis(1),

@@ -40,6 +40,9 @@ impl Pipe {
         let mut parts: Vec<Bytes> = Vec::new();
         encode(message, &mut parts).map_err(|e| format!("cannot be sent: {e}"))?;
         let at = self.flying.back().map_or(at, |last| at.max(last.0));
+        if self.flying.back().is_some_and(|last| last.1.is_none()) {
+            return Ok(at);
+        }
         for part in parts {
             self.flying_bytes += part.len() as u64;
             self.flying.push_back((at, Some(part)));

@@ -23,6 +23,12 @@ pub const NAMES: [&str; 2] = ["a", "b"];
 /// A deadline that stays due over so many turns never goes away.
 const SPINS: u32 = 200;
 
+/// No disk request takes longer.
+const SLOWEST: Duration = Duration::from_secs(20);
+
+/// What a site says to a journal of a later version.
+const TOO_NEW: &str = "this program does not understand";
+
 /// One site.
 pub struct Site {
     pub config: GroupConfig,
@@ -348,6 +354,13 @@ impl World {
                 self.carry_out(at);
                 self.opened(at);
             }
+            Err(error) if self.fragile == Some(at) && error.to_string().contains(TOO_NEW) => {
+                // Rot that looks like a later version is refused, by name; the peer has all of it.
+                self.note(|| format!("{} does not start: {error}", NAMES[at]));
+                self.empty(at);
+                self.fragile = None;
+                self.start(at);
+            }
             Err(error) => self.violate(format!("{} does not start: {error}", NAMES[at])),
         }
     }
@@ -510,11 +523,12 @@ impl World {
         };
         // Now and then one request takes far longer than the others.
         let hiccup = match &op {
-            DiskOp::Sync { .. } => self.sites[at].slow_sync,
+            DiskOp::Sync { .. } => u64::from(self.sites[at].slow_sync),
             _ if self.rng.below(200) == 0 => 50,
             _ => 1,
         };
-        let after = Duration::from_micros(micros) * self.sites[at].slow * hiccup;
+        let slow = u64::from(self.sites[at].slow) * hiccup;
+        let after = Duration::from_micros(micros * slow).min(SLOWEST);
         if let DiskOp::Write { file, data, .. } = &op {
             match file {
                 File::Journal => self.journal_written(at, id, data),
@@ -746,6 +760,7 @@ impl World {
         site.disk = SimDisk::default();
         site.config = config(&self.plan, at, Role::Mirror);
         site.alone = false;
+        site.chain = Chain::default();
         site.robbed_until = Lsn::ZERO;
     }
 
