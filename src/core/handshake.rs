@@ -205,11 +205,8 @@ fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
 }
 
 fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
-    // A copy that was cut off leaves nothing to build on.
-    if acc
-        .inconsistent_until
-        .is_some_and(|lsn| lsn == Lsn(u64::MAX))
-    {
+    // A copy that was cut off leaves nothing to build on, also if its end is known: what of it reached the homes is not.
+    if acc.inconsistent_until.is_some() {
         return if init.inconsistent_until.is_some() {
             both_unusable(init, acc)
         } else {

@@ -193,6 +193,13 @@ impl SimDisk {
         Some((op, result))
     }
 
+    /// Completes a write to this file, if one is under way.
+    pub fn complete_of(&mut self, wanted: File) -> Option<(DiskId, DiskResult)> {
+        let of = |op: &DiskOp| matches!(op, DiskOp::Write { file, .. } if *file == wanted);
+        let id = self.in_flight.iter().find(|(_, op)| of(op))?.0;
+        self.complete(id).map(|(_, result)| (id, result))
+    }
+
     /// Requests under way.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

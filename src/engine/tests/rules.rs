@@ -321,6 +321,24 @@ fn a_copy_that_is_cut_off_starts_again_and_ends() {
 }
 
 #[test]
+fn a_copy_whose_end_was_known_when_the_power_went_starts_again() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.forget_old_journal(0);
+    sim.kill(1);
+    sim.wipe(1);
+    sim.start(1).unwrap();
+    // All chunks have been sent, and the homes are not synced.
+    sim.pass_until(Duration::from_secs(5), |sim| {
+        let until = sim.status(1).inconsistent_until_lsn;
+        until.is_some_and(|lsn| lsn.0 != u64::MAX)
+    });
+    sim.settle_disk(1, File::State);
+    sim.kill(1);
+    sim.start(1).unwrap();
+    check_both_sides(&mut sim);
+}
+
+#[test]
 fn a_copy_waits_for_what_is_still_on_its_way_to_the_old_homes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.hold_homes(1, true);
