@@ -132,7 +132,7 @@ impl Ledger {
             }
             number
         } else {
-            // Those that zero the same range are alike: the oldest that is not found yet.
+            // Those that zero the same range are alike: the oldest that is not found yet and still to be answered.
             let alike = |w: &Write| {
                 w.zeroes
                     && w.site == site
@@ -141,7 +141,7 @@ impl Ledger {
             };
             let found = self.writes.iter().filter(|(_, w)| alike(w));
             *found
-                .min_by_key(|(number, w)| (w.never.is_some(), **number))
+                .min_by_key(|(n, w)| (w.never.is_some(), !self.open.contains_key(n), **n))
                 .ok_or_else(|| format!("nobody asked to zero {range:?}"))?
                 .0
         };
