@@ -102,6 +102,8 @@ pub struct SimDisk {
     pub most_bytes: u64,
     /// Nothing completes.
     pub held: bool,
+    /// No write to the journal completes.
+    pub journal_held: bool,
     /// Nothing on homes completes.
     pub homes_held: bool,
     /// The next write to the journal fails.
@@ -243,7 +245,9 @@ impl SimDisk {
             }
             _ => false,
         };
-        !(self.held || home && self.homes_held)
+        let journal =
+            matches!(&self.in_flight[at].1, DiskOp::Write { file, .. } if *file == File::Journal);
+        !(self.held || home && self.homes_held || journal && self.journal_held)
     }
 
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {

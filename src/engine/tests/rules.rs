@@ -470,10 +470,17 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
 
 #[test]
 fn volumes_are_not_made_again_while_their_creation_is_on_its_way_back_from_the_mirror() {
-    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
-    sim.write(0, ByteRange::new(0, 4096), false);
-    sim.settle();
-    // The operation that made the volume, which no checkpoint has put on record yet.
+    let mut sim = Sim::new(7, AckMode::Sync, OnPeerLoss::Continue);
+    for at in [1, 0] {
+        sim.start(at).unwrap();
+    }
+    sim.pass_until(Duration::from_secs(3), |sim| sim.attach(0));
+    for n in 0..3 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    assert_eq!(sim.outstanding(), 0);
+    // The operation that made the volume, which no record knows of yet.
     let place = sim.journal_place(0, 2);
     sim.kill(0);
     sim.sites[0].disk.rot(File::Journal, place);
@@ -492,10 +499,10 @@ fn volumes_are_not_made_again_while_their_creation_is_on_its_way_back_from_the_m
 #[test]
 fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Freeze);
-    sim.hold_disk(1, true);
+    sim.hold_journal(1, true);
     sim.write(0, ByteRange::new(0, 4096), false);
     sim.run_for(Duration::from_secs(1));
-    // The mirror has it in memory when the link breaks. It connects again, and its disk still stands still.
+    // The mirror has it in memory when the link breaks. It connects again, and its journal still stands still.
     sim.break_links();
     sim.run_for(Duration::from_secs(3));
     assert_eq!(
@@ -503,7 +510,7 @@ fn what_a_mirror_greets_with_does_not_count_as_durable_there() {
         1,
         "acknowledged without the mirror's disk"
     );
-    sim.hold_disk(1, false);
+    sim.hold_journal(1, false);
     sim.heal();
     assert_eq!(sim.outstanding(), 0);
 }
@@ -513,20 +520,20 @@ fn an_idle_group_sleeps_after_a_restart() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.write(0, ByteRange::new(0, 4096), false);
     sim.pass(Duration::from_secs(15));
-    for at in [1, 0] {
+    for at in [0, 1] {
+        sim.command(at, Command::Shutdown);
+        sim.pass(Duration::from_secs(6));
         sim.kill(at);
-        sim.start(at).unwrap();
     }
-    sim.heal();
-    let asleep = |sim: &Sim| {
-        let group = sim.sites[1].group.as_ref().unwrap();
-        group.deadline().is_none_or(|due| due > sim.now)
-    };
     // Its homes count as dirty, but there is nothing to make a checkpoint of.
-    for _ in 0..30 {
-        sim.pass(Duration::from_secs(1));
-        assert!(asleep(&sim), "a deadline is due and stays due");
-    }
+    sim.start(1).unwrap();
+    sim.now += Duration::from_secs(30);
+    sim.input(1, Input::Tick);
+    let due = sim.sites[1].group.as_ref().unwrap().deadline();
+    assert!(
+        due.is_none_or(|due| due > sim.now),
+        "it is due, and stays due"
+    );
 }
 
 #[test]
@@ -604,20 +611,15 @@ fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     sim.kill(1);
     sim.pass(Duration::from_secs(1));
-    sim.hold_disk(1, true);
     sim.write(0, ByteRange::new(0, 4096), false);
     sim.settle();
+    // Its journal takes two seconds for what it missed.
+    sim.hold_journal(1, true);
     sim.start(1).unwrap();
-    // Its disk takes a second for what it missed.
-    sim.hold_disk(1, false);
-    sim.pass_until(Duration::from_secs(3), |sim| {
-        sim.status(0).peers[0].state == PeerState::CatchingUp
-    });
-    sim.hold_disk(1, true);
-    sim.write(0, ByteRange::new(4096, 4096), false);
-    sim.run_for(Duration::from_secs(2));
-    sim.hold_disk(1, false);
-    sim.pass(Duration::from_secs(20));
+    sim.run_for(Duration::from_secs(4));
+    assert_eq!(sim.status(0).peers[0].state, PeerState::CatchingUp);
+    sim.hold_journal(1, false);
+    sim.run_for(Duration::from_secs(60));
     assert!(sim.in_sync(), "{:#?}", sim.status(0).peers);
 }
 

@@ -703,16 +703,21 @@ impl Sim {
         self.sites[at].disk.held = held;
     }
 
+    /// The same for its homes only.
+    pub fn hold_homes(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.homes_held = held;
+    }
+
+    /// The same for writes to its journal only.
+    pub fn hold_journal(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.journal_held = held;
+    }
+
     /// Lets what is under way to one file reach it; nothing else happens.
     pub fn settle_disk(&mut self, at: usize, file: File) {
         while let Some((id, result)) = self.sites[at].disk.complete_of(file) {
             self.input(at, Input::Disk { id, result });
         }
-    }
-
-    /// The same for its homes only.
-    pub fn hold_homes(&mut self, at: usize, held: bool) {
-        self.sites[at].disk.homes_held = held;
     }
 
     /// A new, empty disk.
