@@ -613,12 +613,15 @@ fn a_mirror_that_caught_up_slowly_is_let_in_without_further_writes() {
     sim.pass(Duration::from_secs(1));
     sim.write(0, ByteRange::new(0, 4096), false);
     sim.settle();
-    // Its journal takes two seconds for what it missed.
+    // Its journal takes seconds for what it missed, and its homes another one: it has nothing to say in between.
     sim.hold_journal(1, true);
+    sim.hold_homes(1, true);
     sim.start(1).unwrap();
     sim.run_for(Duration::from_secs(4));
     assert_eq!(sim.status(0).peers[0].state, PeerState::CatchingUp);
     sim.hold_journal(1, false);
+    sim.run_for(Duration::from_secs(1));
+    sim.hold_homes(1, false);
     sim.run_for(Duration::from_secs(60));
     assert!(sim.in_sync(), "{:#?}", sim.status(0).peers);
 }
