@@ -430,7 +430,9 @@ impl Core {
         self.facts.role = Role::Primary;
         self.facts.handed = None;
         self.facts.floor = self.facts.floor.min(self.tail);
-        self.facts.inconsistent_until = None;
+        if self.facts.inconsistent_until.take().is_some() {
+            self.actions.push(Action::Distrust);
+        }
         self.facts.alone = unreachable.first().map(|peer| Alone {
             peer: peer.clone(),
             since_ns,

@@ -753,6 +753,12 @@ impl Core {
         let Mode::Draining(drain) = &self.mode else {
             return;
         };
+        let leaving =
+            |then: &super::Then| matches!(then, super::Then::Handed(_) | super::Then::Demoted(_));
+        if self.saves.iter().any(|(_, then)| leaving(then)) {
+            // Everything is drained, and the record is on its way to the disk: it cannot be taken back any more.
+            return;
+        }
         let (Drain::Demote(command) | Drain::Switchover(command, _)) = *drain;
         self.actions.push(Action::CommandDone(
             command,

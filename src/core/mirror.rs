@@ -179,6 +179,7 @@ impl Core {
                 }
                 self.keeping = None;
                 let from = site.clone();
+                let interrupted = self.facts.inconsistent_until.is_some();
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
                 self.facts.given_up = Uuid::nil();
@@ -207,6 +208,7 @@ impl Core {
                 self.actions.push(Action::Reset {
                     from,
                     shared,
+                    interrupted,
                     base,
                     chain,
                     volumes,

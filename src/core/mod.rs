@@ -216,6 +216,8 @@ pub enum Action {
         from: String,
         /// Both have the history up to here. What this site has after it is kept in a file and given up.
         shared: Lsn,
+        /// An earlier copy was cut off: what of the homes is as that history says is not known.
+        interrupted: bool,
         /// The LSN where the new history starts (exclusive).
         base: Lsn,
         /// Checksum of the frame that ends there.
@@ -223,6 +225,8 @@ pub enum Action {
         /// The volumes.
         volumes: Vec<VolumeSpec>,
     },
+    /// This site becomes primary with homes that mix histories: nobody can be brought up to them by its journal.
+    Distrust,
     /// Who may attach changed.
     Exports(Result<(), String>),
     /// Close all clients' connections.

@@ -148,6 +148,8 @@ impl Core {
         }
         self.set_mode(Mode::Opening);
         self.gate_agreed();
+        // One that was put on record and never opened gives way.
+        self.facts.lineage.truncate_after(self.tail);
         let epoch = self.next_epoch(view);
         self.facts.role = Role::Primary;
         self.facts.handed = None;
@@ -190,7 +192,8 @@ impl Core {
 
     /// The lineage with this epoch is durable: append the operation that opens it, and serve.
     pub(super) fn facts_hold_epoch(&mut self, epoch: Epoch) {
-        if self.mode != Mode::Opening || epoch.first_lsn != self.tail.next() {
+        let replaced = self.facts.lineage.last().map(|e| e.id) != Some(epoch.id);
+        if self.mode != Mode::Opening || epoch.first_lsn != self.tail.next() || replaced {
             return;
         }
         self.tail = epoch.first_lsn;

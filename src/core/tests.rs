@@ -325,6 +325,7 @@ impl Pair {
             Action::ProposeCopy { .. }
             | Action::Copy(_)
             | Action::Keep(_)
+            | Action::Distrust
             | Action::Reset { .. } => {
                 panic!("no copies in these tests")
             }
@@ -1000,6 +1001,26 @@ fn a_switchover_whose_mirror_dies_is_taken_back() {
     assert!(pair.result(0, id).unwrap().is_err());
     assert_eq!(pair.mode(0), &Mode::Serving);
     assert!(pair.replied(0, token));
+}
+
+#[test]
+fn a_handing_over_whose_record_is_being_written_is_not_taken_back_when_the_mirror_is_lost() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.sites[0].saves_run = false;
+    let id = pair.command(0, Command::Switchover);
+    pair.settle();
+    assert!(matches!(pair.mode(0), Mode::Draining(_)));
+    pair.kill(1);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(pair.result(0, id), None, "nothing is taken back");
+    pair.sites[0].saves_run = true;
+    pair.settle();
+    assert_eq!(pair.mode(0), &Mode::HandedOver);
+    assert_eq!(pair.sites[0].core.facts().alone, None);
+    pair.restart(1);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    assert_eq!(pair.mode(0), &Mode::Mirror);
 }
 
 #[test]

@@ -81,6 +81,7 @@ impl Changes {
     /// Chunks in which a peer's homes, which hold our history up to `shared`, may differ from ours at `tail`.
     pub fn lacking(&self, peer: &str, shared: Lsn, tail: Lsn) -> ChunkSet {
         match self.peers.get(peer) {
+            Some(dirty) if dirty.chunks.is_everything() => ChunkSet::everything(),
             Some(dirty) if dirty.since <= shared && self.continues(dirty.until, tail) => {
                 let mut chunks = dirty.chunks.clone();
                 for span in self.spans.iter().filter(|s| s.last > shared) {

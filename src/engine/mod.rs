@@ -384,16 +384,19 @@ impl Group {
             Action::Reset {
                 from,
                 shared,
+                interrupted,
                 base,
                 chain,
                 volumes,
             } => self.reset(receive::Reset {
                 from,
                 shared,
+                interrupted,
                 base,
                 chain,
                 volumes,
             }),
+            Action::Distrust => self.distrust(),
             Action::Exports(open) => self.exports(open),
             Action::CloseClients => self.close_clients(),
             Action::Ask(question) => {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::walk::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
-use crate::base::{ByteRange, Lsn, Message, OpKind, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
 use crate::store::{Content, HoldId};
@@ -29,6 +29,8 @@ pub(super) struct Reset {
     pub from: String,
     /// Both sites have the history up to here.
     pub shared: Lsn,
+    /// An earlier copy was cut off.
+    pub interrupted: bool,
     /// Where the new history begins (exclusive).
     pub base: Lsn,
     /// Checksum of the frame that ends there.
@@ -286,13 +288,19 @@ impl Group {
         let Reset {
             from,
             shared,
+            interrupted,
             base,
             chain,
             volumes,
         } = reset;
         let tail = self.log.tail();
         let sound = self.store.applied_lsn().min(shared);
-        let touched = self.changes.after(sound, tail);
+        // What an interrupted copy was to bring only its primary knew, and that may have forgotten, or be another one.
+        let touched = if interrupted {
+            ChunkSet::everything()
+        } else {
+            self.changes.after(sound, tail)
+        };
         self.changes.put(&from, base, &touched);
         self.changes.restart();
         let under_way = self.forget_home_requests();
@@ -323,6 +331,15 @@ impl Group {
         self.homes.forget(base);
         if none {
             self.state.request_reset();
+        }
+    }
+
+    /// An operator promoted this site in the middle of a copy: whoever follows it is compared with it, chunk by chunk.
+    pub(super) fn distrust(&mut self) {
+        let tail = self.frames.sealed();
+        self.log.unreadable_before(tail.next());
+        for peer in self.config.peers.clone() {
+            self.changes.put(&peer, Lsn::ZERO, &ChunkSet::everything());
         }
     }
 

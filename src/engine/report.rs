@@ -40,7 +40,7 @@ impl Group {
             commit_lsn: commit,
             applied_lsn: self.store.applied_lsn(),
             checkpoint_lsn: self.homes.checkpoint(),
-            inconsistent_until_lsn: facts.inconsistent_until,
+            inconsistent_until_lsn: self.core.copy_end().or(facts.inconsistent_until),
             journal: JournalStatus {
                 capacity_bytes: self.log.capacity(),
                 used_bytes: self.log.used_bytes(),

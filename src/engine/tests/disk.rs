@@ -148,6 +148,7 @@ impl Default for SimDisk {
             most_bytes: 1 << 30,
             held: false,
             homes_held: false,
+            journal_held: false,
             fail_next_journal_write: false,
             fail_next_home_sync: false,
             fail_next_home_write: false,

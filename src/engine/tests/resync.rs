@@ -144,6 +144,34 @@ fn settle_for_what_is_read(sim: &mut Sim, at: usize) {
     sim.violations.clear();
 }
 
+#[test]
+fn a_new_mirror_whose_first_copy_was_cut_off_gets_all_of_it_although_the_journal_holds_everything()
+{
+    for steps in 0..40 {
+        let mut sim = pair(14);
+        sim.kill(1);
+        sim.wipe(1);
+        sim.pass(Duration::from_secs(8));
+        // The journal reaches back to the beginning, but a place in it is damaged: the mirror is copied to.
+        let place = sim.journal_place(0, 3);
+        sim.kill(0);
+        sim.sites[0].disk.rot(File::Journal, place + 100);
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(2));
+        assert!(sim.attach(0), "{}", sim.logs());
+        sim.start(1).unwrap();
+        sim.pass_until(Duration::from_secs(10), |sim| {
+            sim.status(1).state == GroupState::Inconsistent
+        });
+        for _ in 0..steps {
+            sim.step();
+        }
+        sim.kill(1);
+        sim.start(1).unwrap();
+        assert_same(&mut sim);
+    }
+}
+
 /// Both sites went on by themselves: the first wrote chunk 0 alone, the second was promoted and wrote chunk 1.
 fn forked(seed: u64) -> Sim {
     let mut sim = pair(seed);
