@@ -96,6 +96,9 @@ pub struct GroupStatus {
     /// Two histories that went on separately, while nobody has decided which counts.
     #[serde(default)]
     pub fork: Option<ForkStatus>,
+    /// Mirror in a copy: what it held before, which it can go back to until the copy is complete.
+    #[serde(default)]
+    pub undo: Option<UndoStatus>,
     /// The last verification since the daemon started, or the one under way.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
@@ -212,6 +215,17 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
+}
+
+/// What a mirror in the middle of a copy can go back to.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct UndoStatus {
+    /// The history it held ends here.
+    pub lsn: Lsn,
+    /// When that was written, seconds since the Unix epoch.
+    pub unix_seconds: u64,
+    /// Bytes of the file that holds the old content; clones share their blocks and are not counted.
+    pub file_bytes: u64,
 }
 
 /// A fork: both sites went on after the last LSN they share.

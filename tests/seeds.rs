@@ -417,6 +417,8 @@ fn state_file(seeds: &mut Seeds) {
             }),
         }],
         given_up: Uuid::nil(),
+        undo: Uuid::nil(),
+        readable_from: Lsn(0),
     };
     let mut file = StateFile::new();
     let slot = |bytes: &[u8]| {

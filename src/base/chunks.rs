@@ -61,6 +61,15 @@ impl ChunkSet {
             .insert_range(first..=last);
     }
 
+    /// Whether the chunk is in the set that begins at `offset`, or in which it lies.
+    pub fn holds(&self, volume: VolumeId, offset: u64) -> bool {
+        let chunk = u32::try_from(offset / CHUNK_BYTES);
+        let Ok(chunk) = chunk else {
+            return self.everything;
+        };
+        self.everything || self.volumes.get(&volume).is_some_and(|v| v.contains(chunk))
+    }
+
     /// Adds all that is in another set.
     pub fn union(&mut self, other: &ChunkSet) {
         if self.everything {

@@ -164,7 +164,17 @@ fn case(site: &str, group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
                 ),
                 choice(
                     format!("doublure promote {name} --force inconsistent,peer-unreachable"),
-                    "serves the mixture: file systems in it are most likely damaged. Only if there is nothing better",
+                    match &group.undo {
+                        Some(undo) => format!(
+                            "undoes the copy and serves what was here before it: up to LSN {}, written {}. What {peer} \
+                             acknowledged after that is lost if {peer} does not come back, and a fork if it does",
+                            undo.lsn,
+                            units::utc(undo.unix_seconds)
+                        ),
+                        None => "serves the mixture: file systems in it are most likely damaged. Only if there is \
+                                 nothing better"
+                            .into(),
+                    },
                 ),
             ],
         ),

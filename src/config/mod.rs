@@ -74,6 +74,8 @@ pub struct Group {
     pub journal_bytes: u64,
     /// Bytes per second that a copy or verification may take; 0 for no limit.
     pub resync_rate: u64,
+    /// Keep what a copy replaces until it is complete.
+    pub resync_undo: bool,
     /// Its peers; at most one in this release.
     pub peers: Vec<Peer>,
     /// Its volumes; a primary has at least one.
@@ -201,6 +203,7 @@ impl Config {
             timeout: group.timeout,
             journal_bytes: group.journal_bytes,
             resync_rate: group.resync_rate,
+            resync_undo: group.resync_undo,
             peers: group.peers.iter().map(|peer| peer.site.clone()).collect(),
             volumes: group.volumes.iter().filter_map(sized).collect(),
         }
@@ -241,6 +244,7 @@ struct GroupDraft {
     timeout: Option<Located<Duration>>,
     journal: Option<Located<u64>>,
     resync_rate: Option<Located<u64>>,
+    resync_undo: Option<Located<bool>>,
     peers: Vec<PeerDraft>,
     volumes: Vec<VolumeDraft>,
 }
@@ -322,6 +326,7 @@ impl GroupDraft {
             timeout: group.optional("timeout", value::timeout),
             journal: group.optional("journal", value::journal_size),
             resync_rate: group.optional("resync_rate", value::rate),
+            resync_undo: group.optional("resync_undo", value::boolean),
             peers: group
                 .sections(
                     "peers",
@@ -360,6 +365,7 @@ impl GroupDraft {
                 .journal
                 .map_or(DEFAULT_JOURNAL_BYTES, |journal| journal.value),
             resync_rate: self.resync_rate.map_or(0, |rate| rate.value),
+            resync_undo: self.resync_undo.is_none_or(|undo| undo.value),
             peers: self
                 .peers
                 .into_iter()

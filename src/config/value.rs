@@ -264,6 +264,14 @@ pub fn rate(value: &DeValue<'_>) -> Read<u64> {
     }
 }
 
+/// `true` or `false`.
+pub fn boolean(value: &DeValue<'_>) -> Read<bool> {
+    match value {
+        DeValue::Boolean(value) => Ok(*value),
+        _ => Err(Wrong::value(describe(value), "true or false")),
+    }
+}
+
 /// `HOST:PORT`.
 pub fn tcp_address(value: &DeValue<'_>) -> Read<Address> {
     let allowed = "\"HOST:PORT\" or \"[IPV6]:PORT\", port 1 to 65535";

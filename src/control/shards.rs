@@ -351,6 +351,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
             .map(|p| blank_peer(p, config.role))
             .collect(),
         fork: None,
+        undo: None,
         verify: None,
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,

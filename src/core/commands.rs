@@ -76,7 +76,9 @@ impl Core {
                 self.done(id, Ok(format!("{me} is primary of {group} already")));
             }
             Mode::Opening => self.done(id, Ok(format!("{me} is becoming primary of {group}"))),
-            Mode::Probing => self.done(id, Err("another promotion is under way".into())),
+            Mode::Probing | Mode::GoingBack => {
+                self.done(id, Err("another promotion is under way".into()));
+            }
             Mode::Fenced(why) => {
                 let text = format!("{group} is fenced on {me}: {why}");
                 self.done(id, Err(text));
@@ -94,7 +96,7 @@ impl Core {
                 self.done(id, Err(text));
             }
             Mode::HandedOver | Mode::Mirror => {
-                if let Err(text) = self.may_promote(overrides) {
+                if let Err(text) = self.may_promote(overrides, view) {
                     self.done(id, Err(text));
                 } else {
                     self.begin_probe(id, overrides, view);
@@ -127,13 +129,23 @@ impl Core {
     }
 
     /// What this site knows by itself that speaks against a promotion.
-    fn may_promote(&self, overrides: Overrides) -> Result<(), String> {
+    fn may_promote(&self, overrides: Overrides, view: &View) -> Result<(), String> {
         let me = &self.config.site;
         #[cfg(test)]
         if sabotaged(Sabotage::PromoteInconsistent) {
             return Ok(());
         }
         if self.facts.inconsistent_until.is_some() && !overrides.inconsistent {
+            if let Some(point) = view.undo {
+                let age = view.time_ns.saturating_sub(point.time_ns) / 1_000_000_000;
+                return Err(format!(
+                    "{me} is in the middle of a copy, and kept what it held before. `--force inconsistent` goes back to that: \
+                     to LSN {}, written {age} s ago. Everything written to the group since then is lost here; if its primary \
+                     may come back, wait for it instead. If the primary cannot be asked, \
+                     `--force inconsistent,peer-unreachable`",
+                    point.lsn
+                ));
+            }
             return Err(format!(
                 "{me} is in the middle of a copy: its volumes mix old and new content and are most likely unusable. \
                  `--force inconsistent` promotes it all the same; if its primary cannot be asked, \
@@ -415,7 +427,61 @@ impl Core {
         )
     }
 
+    /// The engine has undone the copy, or cannot.
+    pub(super) fn went_back(&mut self, result: Result<Box<super::WentBack>, String>, view: &View) {
+        let Some((command, unreachable)) = self.going_back.take() else {
+            return;
+        };
+        if self.mode != Mode::GoingBack {
+            // The disk failed, or the site was told to stop: the copy is still on record.
+            self.done(
+                command,
+                Err("this site stopped before it had gone back".into()),
+            );
+            return;
+        }
+        match result {
+            Ok(back) => {
+                let super::WentBack {
+                    tail,
+                    lineage,
+                    facts,
+                } = *back;
+                self.log(
+                    Severity::Warn,
+                    format!(
+                        "group {}: went back to LSN {tail}, what this site held before the copy began",
+                        self.config.group
+                    ),
+                );
+                self.facts = facts;
+                self.facts.lineage = lineage;
+                self.facts.inconsistent_until = None;
+                self.facts.given_up = uuid::Uuid::nil();
+                (
+                    self.tail,
+                    self.durable,
+                    self.commit,
+                    self.claimed,
+                    self.applied,
+                ) = (tail, tail, tail, tail, tail);
+                self.become_primary(command, &unreachable, view);
+            }
+            Err(why) => {
+                self.set_mode(Mode::Mirror);
+                self.done(command, Err(why));
+                self.connect_all();
+            }
+        }
+    }
+
     fn become_primary(&mut self, command: u64, unreachable: &[String], view: &View) {
+        if self.facts.inconsistent_until.is_some() && view.undo.is_some() {
+            self.going_back = Some((command, unreachable.to_vec()));
+            self.set_mode(Mode::GoingBack);
+            self.actions.push(Action::GoBack);
+            return;
+        }
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
         #[cfg(test)]
         if sabotaged(Sabotage::PromoteWithoutTail) && self.commit < self.tail {
@@ -783,6 +849,7 @@ fn state_word(mode: &Mode) -> &'static str {
         Mode::Draining(_) => "finishing what is in flight",
         Mode::HandedOver => "handed over and not yet taken",
         Mode::Mirror | Mode::Probing => "a mirror here",
+        Mode::GoingBack => "going back to before a copy",
         Mode::Fenced(_) => "fenced by a failed disk",
         Mode::Stopped => "stopping",
     }

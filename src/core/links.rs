@@ -57,7 +57,7 @@ impl Core {
             }
             Mode::HandedOver => Stance::HandedOver,
             Mode::Probing => Stance::Probe,
-            Mode::Mirror | Mode::Fenced(_) | Mode::Stopped => Stance::Mirror,
+            Mode::Mirror | Mode::GoingBack | Mode::Fenced(_) | Mode::Stopped => Stance::Mirror,
         };
         Hello {
             group_id: self.facts.group_id,

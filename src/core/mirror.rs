@@ -34,6 +34,17 @@ pub(super) struct Upstream {
     resetting: Option<Lsn>,
 }
 
+/// What must be durable before a copy is agreed to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Before {
+    /// What it discards.
+    Kept,
+    /// What going back takes.
+    Undo,
+    /// Nothing more.
+    Nothing,
+}
+
 impl Upstream {
     fn new(link: Link, site: String, promised: Lsn, now: Duration) -> Upstream {
         Upstream {
@@ -52,12 +63,13 @@ impl Upstream {
     }
 }
 
-/// A proposed copy that discards operations of this site.
+/// A proposed copy, and what is done here before it is agreed to.
 #[derive(Debug)]
 pub(super) struct Keeping {
     link: Link,
     agreed: Agreed,
     start: Start,
+    waits_for: Before,
 }
 
 impl Keeping {
@@ -144,7 +156,14 @@ impl Core {
                     Outcome::Stream { from } => from.prev(),
                     _ => unreachable!("one of the two"),
                 };
-                if self.tail > shared && self.commit > shared && !self.kept_for(link) {
+                let gives_up = self.tail > shared && self.commit > shared;
+                let done = self.keeping.as_ref().filter(|k| k.link == link);
+                let waits_for = match done.map(|k| k.waits_for) {
+                    None if gives_up => Before::Kept,
+                    None | Some(Before::Kept) => Before::Undo,
+                    Some(_) => Before::Nothing,
+                };
+                if waits_for == Before::Kept {
                     self.log(
                         Severity::Warn,
                         format!(
@@ -154,6 +173,8 @@ impl Core {
                             self.tail
                         ),
                     );
+                }
+                if waits_for != Before::Nothing {
                     let start = Start::Copy {
                         group_id,
                         base,
@@ -173,8 +194,12 @@ impl Core {
                         link,
                         agreed,
                         start,
+                        waits_for,
                     });
-                    self.actions.push(Action::Keep(shared));
+                    self.actions.push(match waits_for {
+                        Before::Kept => Action::Keep(shared),
+                        _ => Action::PrepareUndo,
+                    });
                     return;
                 }
                 self.keeping = None;
@@ -232,17 +257,23 @@ impl Core {
         }
     }
 
-    /// Whether what this proposal discards is kept already.
-    fn kept_for(&self, link: Link) -> bool {
-        self.keeping.as_ref().is_some_and(|k| k.link == link)
-    }
-
     /// What is to be discarded is in a file: go on with the copy, if its link is still there.
     pub(super) fn kept(&mut self, view: &View) {
-        let Some(keeping) = &self.keeping else { return };
+        self.go_on_with_copy(Before::Kept, view);
+    }
+
+    /// The copy can be undone, as far as that can be.
+    pub(super) fn undo_prepared(&mut self, view: &View) {
+        self.go_on_with_copy(Before::Undo, view);
+    }
+
+    fn go_on_with_copy(&mut self, done: Before, view: &View) {
+        let Some(keeping) = self.keeping.as_ref().filter(|k| k.waits_for == done) else {
+            return;
+        };
         let (link, agreed, start) = (keeping.link, keeping.agreed.clone(), keeping.start.clone());
         self.start_proposed(link, agreed, start, view);
-        self.keeping = None;
+        self.keeping.take_if(|k| k.waits_for == done);
     }
 
     fn begin_stream(&mut self, upstream: Upstream, group_id: Uuid, from: Lsn) {

@@ -69,8 +69,30 @@ pub struct View<'a> {
     pub journal_first: Lsn,
     /// The volumes.
     pub volumes: &'a [VolumeSpec],
+    /// Where this site, in the middle of a copy, can go back to.
+    pub undo: Option<UndoPoint>,
     /// Nanoseconds since the Unix epoch by the frame clock, for records.
     pub time_ns: u64,
+}
+
+/// The end of the history that a site held before a copy began.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UndoPoint {
+    /// Its last LSN.
+    pub lsn: Lsn,
+    /// When that was written, nanoseconds since the Unix epoch.
+    pub time_ns: u64,
+}
+
+/// The history that a site went back to.
+#[derive(Clone, PartialEq, Debug)]
+pub struct WentBack {
+    /// Its last LSN. All of it is in the homes, durably.
+    pub tail: Lsn,
+    /// Its epochs.
+    pub lineage: Lineage,
+    /// What was on record then.
+    pub facts: Facts,
 }
 
 /// What the operator overrides in a promotion.
@@ -115,6 +137,10 @@ pub enum Event {
     Saved(u64),
     /// `Action::Keep` is done, durably.
     Kept,
+    /// `Action::PrepareUndo` is done, as far as it can be.
+    UndoPrepared,
+    /// `Action::GoBack` is done, or why it cannot be.
+    WentBack(Result<Box<WentBack>, String>),
     /// `Action::Reset` is done, durably.
     ResetDone,
     /// The homes hold everything up to here.
@@ -210,6 +236,10 @@ pub enum Action {
     /// Keep the journal's operations after this LSN in a file of their own: they are about to be given up. Answer with
     /// `Event::Kept`.
     Keep(Lsn),
+    /// A copy will begin: make it possible to undo it, if that is wanted. Answer with `Event::UndoPrepared`.
+    PrepareUndo,
+    /// Undo the copy that is not complete; answer with `Event::WentBack`.
+    GoBack,
     /// Forget everything and start over at this point, durably; answer with `Event::ResetDone`.
     Reset {
         /// The primary that copies.
@@ -273,6 +303,8 @@ pub enum Mode {
     Mirror,
     /// Mirror that asks its peers before it becomes primary.
     Probing,
+    /// Mirror that undoes a copy before it becomes primary.
+    GoingBack,
     /// Stopped by a disk failure.
     Fenced(String),
     /// Stopped by command.
@@ -325,6 +357,8 @@ pub struct Core {
     promised: Option<Lsn>,
     /// A copy that was proposed and waits until what it discards is kept.
     keeping: Option<mirror::Keeping>,
+    /// The promotion that waits for going back: its command, and who cannot be reached.
+    going_back: Option<(u64, Vec<String>)>,
     handshakes: Vec<links::Handshake>,
     probe: Option<commands::Probe>,
     promised_command: Option<u64>,
@@ -367,6 +401,7 @@ impl Core {
             upstream: None,
             promised: None,
             keeping: None,
+            going_back: None,
             handshakes: Vec::new(),
             probe: None,
             promised_command: None,
@@ -403,6 +438,8 @@ impl Core {
             Event::Durable(lsn) => self.local_durable(lsn, view),
             Event::Saved(seq) => self.saved(seq),
             Event::Kept => self.kept(view),
+            Event::UndoPrepared => self.undo_prepared(view),
+            Event::WentBack(result) => self.went_back(result, view),
             Event::ResetDone => self.reset_done(),
             Event::Applied(lsn) => self.applied = self.applied.max(lsn),
             Event::CopyDurable => self.copy_durable(),
@@ -672,7 +709,7 @@ impl Core {
                 "group {group} was handed to {}",
                 self.primary_name()
             )),
-            Mode::Mirror | Mode::Probing => Err(format!(
+            Mode::Mirror | Mode::Probing | Mode::GoingBack => Err(format!(
                 "{} is a mirror of group {group}; the primary is {}",
                 self.config.site,
                 self.primary_name()

@@ -55,7 +55,7 @@ impl Core {
         !self.closing
             && !matches!(
                 self.mode,
-                Mode::Mirror | Mode::Probing | Mode::Fenced(_) | Mode::Stopped
+                Mode::Mirror | Mode::Probing | Mode::GoingBack | Mode::Fenced(_) | Mode::Stopped
             )
     }
 

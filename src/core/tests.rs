@@ -129,6 +129,7 @@ fn view(first: Lsn, now: Duration) -> View<'static> {
         chain: 0,
         journal_first: first,
         volumes: &[],
+        undo: None,
         time_ns: now.as_nanos() as u64 + 1,
     }
 }
@@ -325,6 +326,8 @@ impl Pair {
             Action::ProposeCopy { .. }
             | Action::Copy(_)
             | Action::Keep(_)
+            | Action::PrepareUndo
+            | Action::GoBack
             | Action::Distrust
             | Action::Reset { .. } => {
                 panic!("no copies in these tests")

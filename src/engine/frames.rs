@@ -258,6 +258,7 @@ impl Group {
 
     /// A frame of the primary, checked and next in order: into the overlay and on its way to the journal.
     pub(super) fn take_frame(&mut self, frame: Frame, contents: Vec<(Lsn, Op, Content)>) {
+        self.abandon_undo();
         self.note_closed(&frame);
         for (lsn, op, content) in contents {
             self.store.admit(lsn, &op);
@@ -353,6 +354,7 @@ impl Group {
     /// Forgets the tail after `lsn`: a mirror whose primary went on without it.
     pub(super) fn truncate_after(&mut self, lsn: Lsn) {
         debug_assert!(self.frames.open.is_none(), "only mirrors truncate");
+        self.abandon_undo();
         let frames = &mut self.frames;
         frames.closed.retain(|f| f.last_lsn() <= lsn);
         frames.stale += frames

@@ -172,7 +172,7 @@ impl Group {
     /// extents for each.
     pub(super) fn space_for(&mut self, range: ByteRange) -> bool {
         self.refresh_free_space();
-        let here = self.homes.space.credit_bytes(self.store.allocating_total());
+        let here = self.space_credit();
         // What a mirror said does not count what is on its way to it, which is not applied here either.
         let there = self
             .core
@@ -195,7 +195,7 @@ impl Group {
             return;
         }
         self.homes.no_space = Some(now);
-        let here = self.homes.space.credit_bytes(self.store.allocating_total());
+        let here = self.space_credit();
         let whose = if here == 0 {
             self.config.site.clone()
         } else {
@@ -242,8 +242,13 @@ impl Group {
         if self.core.upstream().is_some() && !self.frames.idle() {
             self.refresh_free_space();
         }
-        self.core
-            .set_credit(self.homes.space.credit_bytes(self.store.allocating_total()));
+        self.watch_undo_space();
+        self.core.set_credit(self.space_credit());
+    }
+
+    /// What this site can still promise, bytes.
+    pub(super) fn space_credit(&self) -> u64 {
+        self.homes.space.credit_bytes(self.store.allocating_total())
     }
 
     /// The core allows the homes to hold everything up to here.
@@ -298,14 +303,12 @@ impl Group {
                 return;
             }
         };
-        self.submit(
-            Pending::ApplyWrite {
-                lsn,
-                volume: op.volume,
-                since: self.now.mono,
-            },
-            request,
-        );
+        let pending = Pending::ApplyWrite {
+            lsn,
+            volume: op.volume,
+            since: self.now.mono,
+        };
+        self.submit_home(pending, op.volume, op.range, request);
     }
 
     pub(super) fn applied(&mut self, lsn: Lsn, since: Option<Duration>) {
@@ -473,6 +476,7 @@ impl Group {
             return;
         };
         if running.ends_copy {
+            self.retire_undo(None);
             if let Some((primary, _)) = self.core.upstream() {
                 let primary = primary.to_owned();
                 self.changes.forget(&primary);

@@ -39,6 +39,8 @@ pub enum File {
     State,
     /// The home of a volume: buffered IO at any offset.
     Home(VolumeId),
+    /// What is needed to go back to before a copy. Made when it is first written.
+    Undo,
     /// Frames that were given up after a fork, which ended in this epoch. Made when it is first written.
     Discarded(Uuid),
 }
@@ -100,6 +102,18 @@ pub enum DiskOp {
         /// Change nothing.
         only_check: bool,
     },
+    /// Keep the home's present content aside, sharing its blocks, durably. Fails where the file system cannot.
+    CloneHome {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Make the home what was kept aside.
+    RestoreHome {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Remove the undo file and all homes that were kept aside.
+    RemoveUndo,
     /// Open the volume's home; create it (sparse, of the given size) if it does not exist.
     CreateHome {
         /// The volume.
@@ -356,6 +370,8 @@ pub trait Disk {
     fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> std::io::Result<()>;
     /// As `DiskOp::Sync`.
     fn sync(&mut self, file: File) -> std::io::Result<()>;
+    /// Whether the home of this volume, which is attached, was kept aside.
+    fn has_clone(&mut self, volume: VolumeId) -> std::io::Result<bool>;
     /// Opens the home of a volume that exists by record, if it is there; never creates it.
     fn attach_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
     /// Fails if a place meant for the home of a volume that is none of these holds content already: to make a volume

@@ -26,6 +26,7 @@ mod stats;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod undo;
 mod verify;
 mod walk;
 
@@ -68,6 +69,8 @@ pub struct GroupConfig {
     pub journal_bytes: u64,
     /// Bytes per second that a copy or verification may read at most; 0 for no limit.
     pub resync_rate: u64,
+    /// Keep what a copy replaces until it is complete, so that this site can go back to it.
+    pub resync_undo: bool,
     /// Names of the peers' sites.
     pub peers: Vec<String>,
     /// Volumes `(name, size in bytes)` a primary creates if the group has none of that name.
@@ -90,6 +93,7 @@ pub struct Group {
     receive: receive::Receive,
     questions: walk::Questions,
     changes: changes::Changes,
+    undo: undo::Undo,
     verification: Option<verify::Verification>,
     keeping: Option<discard::Keeping>,
     resizing: Option<resize::Resizing>,
@@ -166,6 +170,16 @@ enum Pending {
     GrowHome {
         lsn: Lsn,
         volume: VolumeSpec,
+    },
+    /// The old content of a chunk that is to be written to.
+    UndoRead {
+        generation: u64,
+        volume: VolumeId,
+        range: ByteRange,
+    },
+    /// Anything else that keeping it, or going back to it, takes.
+    Undo {
+        generation: u64,
     },
     KeepRead,
     KeepWrite,
@@ -251,6 +265,7 @@ impl Group {
         self.carry_out();
         self.apply();
         self.write_chunks();
+        self.continue_undo();
         self.consider_checkpoint();
         self.write_state();
         self.continue_stopping();
@@ -333,6 +348,7 @@ impl Group {
             chain: self.frames.chain(),
             journal_first: self.log.first_lsn(),
             volumes: &self.volumes,
+            undo: self.undo.point(),
             time_ns: self.frames.time_after(self.now.wall_ns),
         };
         call(&mut self.core, self.now.mono, &view)
@@ -381,6 +397,8 @@ impl Group {
             Action::Copy(link) => self.start_copy(LinkId(link.0)),
             Action::Truncate(lsn) => self.truncate_after(lsn),
             Action::Keep(after) => self.keep_after(after),
+            Action::PrepareUndo => self.prepare_undo(),
+            Action::GoBack => self.go_back(),
             Action::Reset {
                 from,
                 shared,
@@ -497,6 +515,15 @@ impl Group {
                 self.grow_checked(link, volume, size, result);
             }
             (Pending::GrowHome { lsn, volume }, DiskResult::Done) => self.home_grown(lsn, &volume),
+            (
+                Pending::UndoRead {
+                    generation,
+                    volume,
+                    range,
+                },
+                result,
+            ) => self.undo_read(generation, volume, range, result),
+            (Pending::Undo { generation }, result) => self.undo_done(generation, result),
             (Pending::KeepRead, DiskResult::Data(data)) => self.kept_read(data),
             (Pending::KeepWrite, DiskResult::Done) => self.keep_more(),
             (Pending::KeepSync, DiskResult::Done) => self.event(Event::Kept),

@@ -8,6 +8,7 @@ use slab::Slab;
 use uuid::Uuid;
 
 use super::changes::Changes;
+use super::undo::{FoundUndo, Undo};
 use super::{
     Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats, walk,
 };
@@ -43,6 +44,9 @@ struct Opened {
     time_ns: u64,
     notes: Vec<(core::Severity, String)>,
     changes: Changes,
+    undo: Option<FoundUndo>,
+    /// An undo file lies there that nobody needs.
+    stale_undo: bool,
 }
 
 impl Group {
@@ -83,6 +87,8 @@ impl Group {
             time_ns,
             notes,
             changes,
+            undo,
+            stale_undo,
         } = opened;
         let core_config = core::Config {
             site: config.site.clone(),
@@ -108,6 +114,7 @@ impl Group {
             receive: receive::Receive::default(),
             questions: walk::Questions::default(),
             changes,
+            undo: Undo::found(undo),
             verification: None,
             keeping: None,
             resizing: None,
@@ -123,6 +130,9 @@ impl Group {
             now,
             config,
         };
+        if stale_undo {
+            group.remove_stale_undo();
+        }
         // Replay wrote to homes without syncing them.
         for volume in &group.volumes {
             group.homes.touch(volume.id);
@@ -174,6 +184,8 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         volumes: Vec::new(),
         peers: Vec::new(),
         given_up: Uuid::nil(),
+        undo: Uuid::nil(),
+        readable_from: Lsn::ZERO,
     };
     let mut state_file = StateFile::new();
     let (offset, data) = state_file.plan_write(&record);
@@ -182,6 +194,8 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
     let changes = Changes::new(config.journal_bytes, BTreeMap::new());
     Ok(Opened {
         changes,
+        undo: None,
+        stale_undo: false,
         record,
         state_file,
         log,
@@ -295,6 +309,8 @@ fn check_homes(record: &StateRecord, disk: &mut dyn Disk) -> Result<(), OpenErro
 /// Brings the homes up to the last commit the journal knows of, and the overlay up to its tail.
 struct Replay<'a> {
     disk: &'a mut dyn Disk,
+    /// What must be kept before a home is written to.
+    undo: Option<FoundUndo>,
     checkpoint: Lsn,
     commit: Lsn,
     time_ns: u64,
@@ -336,6 +352,9 @@ impl Replay<'_> {
         {
             let (lsn, op, content) = self.pending.pop_front().expect("just seen");
             let file = File::Home(op.volume);
+            if let Some(undo) = self.undo.as_mut().filter(|_| !op.kind.is_control()) {
+                undo.keep(op.volume, op.range, self.disk)?;
+            }
             match op.kind {
                 OpKind::Write => self.disk.write(file, op.range.offset, &content, false)?,
                 OpKind::WriteZeroes { no_hole } => self.disk.zero(file, op.range, no_hole)?,
@@ -371,6 +390,8 @@ fn replay(
     disk: &mut dyn Disk,
 ) -> Result<Opened, OpenError> {
     let mut notes = Vec::new();
+    let undo = find_undo(record, disk, &mut notes)?;
+    let stale_undo = undo.is_none() && disk.len(File::Undo)?.is_some();
     let mut recovery = Recovery::new(
         record.journal_bytes,
         record.group_id,
@@ -379,6 +400,7 @@ fn replay(
     );
     let mut replay = Replay {
         disk,
+        undo,
         checkpoint: record.checkpoint.lsn,
         commit: record.commit,
         // The frames before the checkpoint are not read again.
@@ -410,6 +432,7 @@ fn replay(
         volumes,
         pending,
         mut lineage,
+        undo,
         ..
     } = replay;
     lineage.truncate_after(recovered.tail);
@@ -422,6 +445,8 @@ fn replay(
             record.checkpoint.lsn, recovered.tail
         ),
     ));
+    let mut log = recovered.log;
+    log.unreadable_before(record.readable_from);
     let mut store = Store::new(commit);
     for (lsn, op, content) in pending {
         store.admit(lsn, &op);
@@ -429,9 +454,11 @@ fn replay(
     }
     Ok(Opened {
         changes,
+        undo,
+        stale_undo,
         record: record.clone(),
         state_file,
-        log: recovered.log,
+        log,
         store,
         volumes,
         tail: recovered.tail,
@@ -440,6 +467,28 @@ fn replay(
         time_ns,
         notes,
     })
+}
+
+/// What makes it possible to go back to before a copy, if the record names something.
+fn find_undo(
+    record: &mut StateRecord,
+    disk: &mut dyn Disk,
+    notes: &mut Vec<(core::Severity, String)>,
+) -> Result<Option<FoundUndo>, OpenError> {
+    if record.undo.is_nil() {
+        return Ok(None);
+    }
+    match FoundUndo::load(record.undo, disk)? {
+        Ok(found) => Ok(Some(found)),
+        Err(why) => {
+            let text = format!(
+                "what this site held before the copy cannot be gone back to: {why}. The copy goes on when the primary connects"
+            );
+            notes.push((core::Severity::Error, text));
+            record.undo = Uuid::nil();
+            Ok(None)
+        }
+    }
 }
 
 /// What the journal or the record show to have been here and is not any more.

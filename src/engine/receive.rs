@@ -57,6 +57,19 @@ impl Receive {
         self.ended && self.waiting.is_empty() && self.writing.is_empty()
     }
 
+    /// No chunk is on its way into a home.
+    pub fn idle(&self) -> bool {
+        self.waiting.is_empty() && self.writing.is_empty()
+    }
+
+    /// Forgets all, once this many requests to homes are done.
+    pub fn clear(&mut self, under_way: usize) {
+        *self = Receive {
+            homes_missing: under_way,
+            ..Receive::default()
+        };
+    }
+
     /// No chunk is on its way into this range of a home.
     pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
         let meets = |v: VolumeId, r: ByteRange| v == volume && r.overlaps(range);
@@ -254,13 +267,11 @@ impl Group {
                     keep: false,
                 },
             };
-            self.submit(
-                Pending::ChunkWrite {
-                    hold: chunk.hold,
-                    volume: chunk.volume,
-                },
-                op,
-            );
+            let pending = Pending::ChunkWrite {
+                hold: chunk.hold,
+                volume: chunk.volume,
+            };
+            self.submit_home(pending, chunk.volume, chunk.range, op);
         }
     }
 
@@ -293,6 +304,7 @@ impl Group {
             chain,
             volumes,
         } = reset;
+        self.begin_undo();
         let tail = self.log.tail();
         let sound = self.store.applied_lsn().min(shared);
         // What an interrupted copy was to bring only its primary knew, and that may have forgotten, or be another one.
@@ -327,6 +339,8 @@ impl Group {
             self.submit(Pending::ResetHome, op);
         }
         self.reset_frames(base, chain);
+        // What older segments of the file hold is another history.
+        self.log.unreadable_before(base.next());
         self.state.checkpoint = self.log.position(base);
         self.homes.forget(base);
         if none {
@@ -355,9 +369,10 @@ impl Group {
 
     /// Requests to the homes that are under way belong to the old history: their completion means nothing to the new one,
     /// but the new one must not begin before, lest they land on top of it. Returns how many there are.
-    fn forget_home_requests(&mut self) -> usize {
+    pub(super) fn forget_home_requests(&mut self) -> usize {
         let mut under_way = 0;
         self.questions.clear();
+        self.forget_waiting_writes();
         for (_, pending) in &mut self.disk {
             if matches!(pending, Pending::AnswerRead { .. }) {
                 *pending = Pending::Forgotten;
@@ -384,7 +399,12 @@ impl Group {
     /// Once all homes exist, and nothing of the old history is under way, the new beginning is put on record.
     pub(super) fn reset_home_created(&mut self) {
         self.receive.homes_missing -= 1;
-        if self.receive.homes_missing == 0 {
+        if self.receive.homes_missing > 0 {
+            return;
+        }
+        if matches!(self.core.mode(), crate::core::Mode::GoingBack) {
+            self.continue_undo();
+        } else {
             self.state.request_reset();
         }
     }

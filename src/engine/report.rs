@@ -56,6 +56,7 @@ impl Group {
                 .map(|p| self.peer_status(p))
                 .collect(),
             fork: self.fork_status(),
+            undo: self.undo.status(),
             verify: self.verify_status(),
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
@@ -106,6 +107,10 @@ impl Group {
             Mode::Probing => (
                 GroupState::Disconnected,
                 "asking the peers before the promotion".into(),
+            ),
+            Mode::GoingBack => (
+                GroupState::Inconsistent,
+                "going back to what this site held before the copy".into(),
             ),
             Mode::Mirror => self.mirror_state(),
             Mode::Serving => self.serving_state(site),

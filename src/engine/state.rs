@@ -25,6 +25,8 @@ pub(super) struct State {
     checkpoint_wanted: bool,
     writing: Option<Writing>,
     reset: bool,
+    /// Something else in it changed.
+    changed: bool,
     /// The journal before this LSN may go once the peers' sets of chunks are on record.
     release: Option<Lsn>,
 }
@@ -34,6 +36,8 @@ struct Writing {
     checkpoint: Option<Lsn>,
     reset: bool,
     release: Option<Lsn>,
+    /// The undo file it names.
+    undo: Uuid,
 }
 
 impl State {
@@ -49,6 +53,7 @@ impl State {
             checkpoint_wanted: false,
             writing: None,
             reset: false,
+            changed: false,
             release: None,
         }
     }
@@ -65,9 +70,10 @@ impl State {
     /// A checkpoint of a history that is being replaced counts no more, also if its record is being written.
     pub fn forget_checkpoint(&mut self) {
         self.checkpoint_wanted = false;
+        self.reset = false;
         self.release = None;
         if let Some(writing) = &mut self.writing {
-            (writing.checkpoint, writing.release) = (None, None);
+            (writing.checkpoint, writing.release, writing.reset) = (None, None, false);
         }
     }
 
@@ -78,6 +84,11 @@ impl State {
 
     pub fn request_reset(&mut self) {
         self.reset = true;
+    }
+
+    /// Something in the record changed that nobody else asks to be saved.
+    pub fn request_write(&mut self) {
+        self.changed = true;
     }
 
     pub fn idle(&self) -> bool {
@@ -102,6 +113,7 @@ impl Group {
             || (state.wanted.is_none()
                 && !state.checkpoint_wanted
                 && !state.reset
+                && !state.changed
                 && state.release.is_none())
         {
             return;
@@ -110,6 +122,7 @@ impl Group {
         let checkpoint =
             std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
         let reset = std::mem::take(&mut self.state.reset);
+        self.state.changed = false;
         self.forget_what_is_in_sync();
         let record = self.record();
         let (offset, data) = self.state.file.plan_write(&record);
@@ -118,6 +131,7 @@ impl Group {
             checkpoint,
             reset,
             release: self.state.release.take(),
+            undo: record.undo,
         });
         let op = DiskOp::Write {
             file: File::State,
@@ -145,6 +159,7 @@ impl Group {
         if writing.reset {
             self.reset_recorded();
         }
+        self.undo_recorded(writing.undo);
         if writing.seq > 0 {
             self.event(Event::Saved(writing.seq));
         }
@@ -158,7 +173,7 @@ impl Group {
         }
     }
 
-    fn record(&self) -> StateRecord {
+    pub(super) fn record(&self) -> StateRecord {
         let facts = self.core.facts();
         StateRecord {
             sequence: 0,
@@ -198,6 +213,8 @@ impl Group {
                 })
                 .collect(),
             given_up: facts.given_up,
+            undo: self.undo.id(),
+            readable_from: self.log.readable_from(),
         }
     }
 }

@@ -421,6 +421,11 @@ impl Log {
         self.readable_from = self.readable_from.max(lsn);
     }
 
+    /// As [`Log::unreadable_before`] says.
+    pub fn readable_from(&self) -> Lsn {
+        self.readable_from
+    }
+
     /// Last LSN.
     pub fn tail(&self) -> Lsn {
         self.tail

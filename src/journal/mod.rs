@@ -35,6 +35,7 @@ mod recover;
 mod state;
 #[cfg(test)]
 mod tests;
+mod undo;
 
 pub use self::frame::{
     Compressor, Encoding, Frame, FrameBuilder, FrameError, MAX_FRAME, MAX_OPS, Payload, is_zero,
@@ -46,3 +47,4 @@ pub use self::state::{
     AloneRecord, Dirty, HandedRecord, PeerRecord, STATE_FILE_BYTES, StateError, StateFile,
     StateRecord,
 };
+pub use self::undo::{UNDO_ENTRY_BYTES, UNDO_HEAD_BYTES, UndoEntry, UndoHead, UndoPlace, UndoRead};

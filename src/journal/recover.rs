@@ -407,13 +407,10 @@ impl Recovery {
     /// Whether a frame behind the hole can be of this history: of an epoch that is known, or that a frame opens which
     /// follows all known ones.
     fn may_follow(&self, frame: &Frame, opened: &mut Vec<Uuid>) -> bool {
-        if let Some(epoch) = self
-            .lineage
-            .epochs()
-            .iter()
-            .find(|e| e.id == frame.epoch_id())
-        {
-            return epoch.first_lsn <= frame.first_lsn();
+        if self.lineage.contains(frame.epoch_id()) {
+            // Beyond its epoch's end it is of a history that was given up.
+            let epoch = self.lineage.at(frame.first_lsn());
+            return epoch.is_some_and(|e| e.id == frame.epoch_id());
         }
         if opened.contains(&frame.epoch_id()) {
             return true;

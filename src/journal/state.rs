@@ -40,7 +40,10 @@
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
 //!    432   16  last epoch of a fork that was given up
-//!    448   56  reserved, zero
+//!    448    8  reserved, zero
+//!    456   16  id of the undo file that counts, or zero
+//!    472    8  frames before this LSN do not tell what the homes hold
+//!    480   24  reserved, zero
 //!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
 //!    512       epochs (144 bytes each), volumes (104 each), peers (96 each: name length 2, flags 2 (1: it has a set of
 //!              chunks), length of the set 4, told durable LSN 8, the set holds what changed after this LSN 8 and up to
@@ -115,7 +118,10 @@ struct StateHeader {
     handed_epoch: [u8; 16],
     handed_lsn: U64,
     given_up: [u8; 16],
-    reserved: [u8; 56],
+    reserved: [u8; 8],
+    undo: [u8; 16],
+    readable_from: U64,
+    reserved_too: [u8; 24],
     frame_time: U64,
 }
 
@@ -231,6 +237,10 @@ pub struct StateRecord {
     pub peers: Vec<PeerRecord>,
     /// Last epoch of a fork that an operator gave up; nil if none.
     pub given_up: Uuid,
+    /// The undo file by which this site can go back to before a copy; nil if none.
+    pub undo: Uuid,
+    /// Whoever lacks something before this LSN cannot be helped with frames: the homes here are not what they say.
+    pub readable_from: Lsn,
 }
 
 /// Why the state file cannot be used.
@@ -346,7 +356,7 @@ enum DecodeError {
 use DecodeError::Bad;
 
 impl StateRecord {
-    fn encode(&self) -> AlignedBuf {
+    pub(super) fn encode(&self) -> AlignedBuf {
         let epochs = self.lineage.epochs();
         let epochs = &epochs[epochs.len().saturating_sub(MAX_EPOCHS)..];
         let dirty = self.dirty_sets();
@@ -425,6 +435,8 @@ impl StateRecord {
             put(set);
         }
         h.given_up = self.given_up.into_bytes();
+        h.undo = self.undo.into_bytes();
+        h.readable_from = U64::new(self.readable_from.0);
         out[..HEADER].copy_from_slice(h.as_bytes());
         let crc = crc32fast::hash(&out[..len]);
         out[28..32].copy_from_slice(&crc.to_le_bytes());
@@ -551,6 +563,21 @@ impl StateRecord {
             volumes,
             peers,
             given_up: Uuid::from_bytes(h.given_up),
+            undo: Uuid::from_bytes(h.undo),
+            readable_from: Lsn(h.readable_from.get()),
+        })
+    }
+
+    /// A record that lies by itself in another file.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub(super) fn decode_alone(bytes: &[u8]) -> Result<StateRecord, String> {
+        StateRecord::decode(bytes).map_err(|error| match error {
+            Bad(why) => format!("in its record of state, {why}"),
+            DecodeError::Unknown { version, incompat } => {
+                format!("its record of state has version {version} and incompat bits {incompat:#x}")
+            }
         })
     }
 }
@@ -623,6 +650,8 @@ mod tests {
                 }),
             }],
             given_up: Uuid::from_u128(0x77),
+            undo: Uuid::from_u128(0x99),
+            readable_from: Lsn(0x88),
         }
     }
 
@@ -741,7 +770,9 @@ mod tests {
         assert_eq!(&bytes[344..351], b"chelles");
         assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[447], 0x77);
-        assert!(super::super::is_zero(&bytes[448..504]));
+        assert!(super::super::is_zero(&bytes[448..471]));
+        assert_eq!(bytes[471..473], [0x99, 0x88]);
+        assert!(super::super::is_zero(&bytes[473..504]));
         assert_eq!(bytes[504..512], [12, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(
             &bytes[512..512 + EPOCH_LEN],

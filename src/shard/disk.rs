@@ -74,6 +74,7 @@ pub struct Files {
     /// The same without the page cache, opened when they are first wanted.
     media: BTreeMap<VolumeId, Arc<Handle>>,
     discarded: BTreeMap<Uuid, Arc<Handle>>,
+    undo: Option<Arc<Handle>>,
 }
 
 impl Files {
@@ -96,9 +97,11 @@ impl Files {
             homes: BTreeMap::new(),
             media: BTreeMap::new(),
             discarded: BTreeMap::new(),
+            undo: None,
         };
         files.journal = open_direct(&files.path_of(File::Journal))?;
         files.state = open_direct(&files.path_of(File::State))?;
+        files.undo = open_buffered(&files.path_of(File::Undo))?;
         Ok(files)
     }
 
@@ -109,6 +112,7 @@ impl Files {
             File::State => self.state.as_ref(),
             File::Home(volume) => self.homes.get(&volume),
             File::Discarded(epoch) => self.discarded.get(&epoch),
+            File::Undo => self.undo.as_ref(),
         };
         handle.ok_or_else(|| Failure {
             errno: Errno::NOENT.raw_os_error(),
@@ -135,19 +139,76 @@ impl Files {
         Ok(opened)
     }
 
-    /// A file for what is given up after a fork, made if it is not there.
-    pub fn make_discarded(&mut self, epoch: Uuid) -> Result<()> {
-        if self.discarded.contains_key(&epoch) {
+    /// Makes a file that comes into being when it is first written: for what is given up after a fork, or to go back to
+    /// before a copy. Nothing to do for the others.
+    pub fn make(&mut self, file: File) -> Result<()> {
+        if !matches!(file, File::Discarded(_) | File::Undo) || self.handle(file).is_ok() {
             return Ok(());
         }
-        let path = self.path_of(File::Discarded(epoch));
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| fail(&path, "create", e))?;
+        let path = self.path_of(file);
+        let fd = open_file(&path, OFlags::CREATE).map_err(|e| fail(&path, "create", e))?;
         rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))?;
-        let handle = Handle::new(fd, &path, false)?;
-        self.discarded.insert(epoch, Arc::new(handle));
+        let handle = Some(Arc::new(Handle::new(fd, &path, false)?));
+        match file {
+            File::Discarded(epoch) => self.discarded.extend(handle.map(|h| (epoch, h))),
+            _ => self.undo = handle,
+        }
         Ok(())
+    }
+
+    /// Keeps the home's content aside, in a file that shares its blocks, durably.
+    pub fn clone_home(&mut self, volume: VolumeId) -> Result<()> {
+        let home = self.handle(File::Home(volume))?.clone();
+        let path = clone_path(home.path());
+        if home.device_block.is_some() {
+            return Err(fail(home.path(), "clone", Errno::OPNOTSUPP));
+        }
+        let flags = OFlags::CREATE | OFlags::TRUNC;
+        let clone = open_file(&path, flags).map_err(|e| fail(&path, "create", e))?;
+        let cloned = rustix::fs::ioctl_ficlone(&clone, &home.fd)
+            .and_then(|()| rustix::fs::fsync(&clone))
+            .map_err(|e| fail(home.path(), "clone", e));
+        if cloned.is_err() {
+            let _ = std::fs::remove_file(&path); // empty, and made a moment ago
+            return cloned;
+        }
+        sync_directory(path.parent().unwrap_or(&self.paths.dir))
+    }
+
+    /// Makes the home what was kept aside. Syncing it is left to the caller.
+    pub fn restore_home(&mut self, volume: VolumeId) -> Result<()> {
+        let home = self.handle(File::Home(volume))?;
+        let path = clone_path(home.path());
+        let clone = open_file(&path, OFlags::empty()).map_err(|e| fail(&path, "open", e))?;
+        rustix::fs::ioctl_ficlone(&home.fd, &clone).map_err(|e| fail(&path, "clone back", e))
+    }
+
+    /// Removes what was kept for going back.
+    pub fn remove_undo(&mut self) -> Result<()> {
+        self.undo = None;
+        let mut places: Vec<PathBuf> = self.homes.values().map(|h| clone_path(h.path())).collect();
+        places.push(self.path_of(File::Undo));
+        for entry in std::fs::read_dir(&self.paths.dir)
+            .map_err(|error| fail(&self.paths.dir, "read", error))?
+            .flatten()
+        {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .ends_with(b".home.undo")
+            {
+                places.push(entry.path());
+            }
+        }
+        for place in places {
+            match std::fs::remove_file(&place) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(fail(&place, "remove", error));
+                }
+                _ => {}
+            }
+        }
+        rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))
     }
 
     /// Opens the volume's home if there is one.
@@ -243,6 +304,7 @@ impl Files {
         match file {
             File::Journal => self.paths.dir.join("journal"),
             File::State => self.paths.dir.join("state"),
+            File::Undo => self.paths.dir.join("undo"),
             File::Discarded(epoch) => self.paths.dir.join(format!("discarded-{epoch}.frames")),
             File::Home(volume) => match self.homes.get(&volume) {
                 Some(home) => home.path.clone(),
@@ -324,6 +386,10 @@ impl Disk for Files {
         let handle = self.handle(file)?;
         rustix::fs::fdatasync(&handle.fd).map_err(|e| fail(&handle.path, "sync", e))?;
         Ok(())
+    }
+
+    fn has_clone(&mut self, volume: VolumeId) -> io::Result<bool> {
+        Ok(clone_path(self.handle(File::Home(volume))?.path()).try_exists()?)
     }
 
     fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
@@ -655,6 +721,21 @@ fn open_direct(path: &Path) -> Result<Option<Arc<Handle>>> {
     Ok(Some(Arc::new(Handle::new(fd, path, direct)?)))
 }
 
+fn open_buffered(path: &Path) -> Result<Option<Arc<Handle>>> {
+    match open_file(path, OFlags::empty()) {
+        Ok(fd) => Ok(Some(Arc::new(Handle::new(fd, path, false)?))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(fail(path, "open", error)),
+    }
+}
+
+/// Where a home's content is kept aside.
+fn clone_path(home: &Path) -> PathBuf {
+    let mut path = home.as_os_str().to_owned();
+    path.push(".undo");
+    path.into()
+}
+
 fn open_home(path: &Path) -> Result<Option<Handle>> {
     let fd = match open_file(path, OFlags::empty()) {
         Ok(fd) => fd,
@@ -755,6 +836,6 @@ fn file_name(volume: &str) -> String {
     name + ".home"
 }
 
-// Longest name: every byte escaped. File systems take 255.
-const _: () = assert!(crate::base::NAME_MAX * 3 + 5 <= 255);
+// Longest name: every byte escaped, with `.home.undo`. File systems take 255.
+const _: () = assert!(crate::base::NAME_MAX * 3 + 10 <= 255);
 const _: () = assert!(ZEROES.is_multiple_of(BLOCK));

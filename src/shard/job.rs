@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::{Failure, Files, Handle, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
 use crate::base::{AlignedBuf, ByteRange};
-use crate::engine::{DiskOp, DiskResult, File};
+use crate::engine::{DiskOp, DiskResult};
 
 /// A disk request under way.
 pub struct Job {
@@ -107,13 +107,25 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             files.grow_home(&volume, only_check)?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
+        DiskOp::CloneHome { volume } => {
+            files.clone_home(volume)?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::RestoreHome { volume } => {
+            files.restore_home(volume)?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::RemoveUndo => {
+            files.remove_undo()?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
         DiskOp::CreateHome { volume } => {
             files.create_home(&volume)?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
     };
-    if let File::Discarded(epoch) = file {
-        files.make_discarded(epoch)?;
+    if matches!(work, Work::Write { .. }) {
+        files.make(file)?;
     }
     Ok(Plan::Work(files.handle(file)?.clone(), work))
 }

@@ -236,6 +236,11 @@ impl Store {
         self.ops
     }
 
+    /// Everything that may be in the homes is there, and nothing is on its way.
+    pub fn settled(&self) -> bool {
+        self.applied >= self.allowed.min(self.last_lsn()) && self.schedule.running() == 0
+    }
+
     /// Everything admitted is in the homes.
     pub fn idle(&self) -> bool {
         self.slots.is_empty()

@@ -70,6 +70,7 @@ pub fn in_sync() -> GroupStatus {
             copy_total_bytes: 0,
         }],
         fork: None,
+        undo: None,
         verify: None,
         volumes: vec![
             VolumeStatus {

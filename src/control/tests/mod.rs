@@ -59,6 +59,7 @@ pub fn group_status(name: &str) -> GroupStatus {
             copy_total_bytes: 0,
         }],
         fork: None,
+        undo: None,
         verify: None,
         volumes: vec![VolumeStatus {
             name: format!("{name}-data"),
@@ -100,6 +101,7 @@ pub fn member(name: &str, shard: usize) -> Member {
             timeout: Duration::from_secs(5),
             journal_bytes: 1 << 30,
             resync_rate: 0,
+            resync_undo: true,
             peers: vec!["chelles".to_owned()],
             volumes: vec![(format!("{name}-data"), 10 << 30)],
         },

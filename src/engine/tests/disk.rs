@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Rng;
-use crate::base::{BLOCK, ByteRange, VolumeSpec};
+use crate::base::{BLOCK, ByteRange, VolumeId, VolumeSpec};
 use crate::engine::{Disk, DiskId, DiskOp, DiskResult, File};
 
 /// What survives or not, as a whole.
@@ -114,6 +114,9 @@ pub struct SimDisk {
     pub fail_next_home_write: bool,
     /// What the file system of the homes has left, if that is bounded.
     pub free_bytes: Option<u64>,
+    /// The file system shares blocks between files.
+    pub can_clone: bool,
+    clones: BTreeMap<VolumeId, Medium>,
     /// The last writes to the journal, with what was there before: one of them may turn out to be lost.
     recent: VecDeque<Recent>,
 }
@@ -153,6 +156,8 @@ impl Default for SimDisk {
             fail_next_home_sync: false,
             fail_next_home_write: false,
             free_bytes: None,
+            can_clone: false,
+            clones: BTreeMap::new(),
             recent: VecDeque::new(),
         }
     }
@@ -279,11 +284,6 @@ impl SimDisk {
                 data,
                 durable,
             } => {
-                if let File::Discarded(_) = file
-                    && !self.files.contains_key(&file)
-                {
-                    self.create(file, 64 << 20)?;
-                }
                 if file == File::Journal {
                     self.remember(offset, &data)?;
                 }
@@ -320,11 +320,49 @@ impl SimDisk {
                 }
                 DiskResult::Done
             }
+            DiskOp::CloneHome { .. } if !self.can_clone => {
+                return Err(io::Error::from_raw_os_error(95));
+            }
+            DiskOp::CloneHome { volume } => {
+                let content = self.file(File::Home(volume))?.current.clone();
+                self.clones.insert(volume, content);
+                DiskResult::Done
+            }
+            DiskOp::RestoreHome { volume } => {
+                let clone = self.clones.get(&volume).cloned();
+                let clone = clone.ok_or_else(|| io::Error::from_raw_os_error(2))?;
+                let home = self.file(File::Home(volume))?;
+                let mut block = vec![0; BLOCK];
+                for at in (0..home.len / BLOCK as u64).map(|n| n * BLOCK as u64) {
+                    clone.read(at, &mut block);
+                    home.unsynced.push((at, block.clone()));
+                }
+                home.current = clone;
+                DiskResult::Done
+            }
+            DiskOp::RemoveUndo => {
+                self.files.remove(&File::Undo);
+                self.clones.clear();
+                DiskResult::Done
+            }
             DiskOp::CreateHome { volume } => {
                 self.create_home(&volume)?;
                 DiskResult::Done
             }
         })
+    }
+
+    /// Some files come into being, and grow, when they are written.
+    fn make_room(&mut self, file: File, len: u64) -> io::Result<()> {
+        if !matches!(file, File::Discarded(_) | File::Undo) {
+            return Ok(());
+        }
+        if !self.files.contains_key(&file) {
+            self.create(file, 0)?;
+        }
+        let file = self.file(file)?;
+        file.len = file.len.max(len);
+        Ok(())
     }
 
     fn remember(&mut self, offset: u64, after: &Bytes) -> io::Result<()> {
@@ -363,8 +401,11 @@ impl SimDisk {
                 }
                 _ => continue,
             };
-            if let Some(file) = self.files.get_mut(&file) {
-                file.unsynced.push((offset, data));
+            if let Some(f) = self.files.get_mut(&file) {
+                if file == File::Undo {
+                    f.len = f.len.max(offset + data.len() as u64);
+                }
+                f.unsynced.push((offset, data));
             }
         }
         for file in self.files.values_mut() {
@@ -433,7 +474,12 @@ impl Disk for SimDisk {
         Ok(())
     }
 
+    fn has_clone(&mut self, volume: VolumeId) -> io::Result<bool> {
+        Ok(self.clones.contains_key(&volume))
+    }
+
     fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
+        self.make_room(file, offset + data.len() as u64)?;
         let direct = matches!(file, File::Journal | File::State);
         if direct {
             assert!(

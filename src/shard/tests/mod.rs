@@ -411,6 +411,7 @@ impl Shard {
             timeout: tick,
             journal_bytes: FRAMES * FRAME as u64,
             resync_rate: 0,
+            resync_undo: true,
             peers: Vec::new(),
             volumes: vec![("v".into(), SIZE)],
         };

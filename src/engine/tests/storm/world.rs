@@ -155,6 +155,7 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         timeout: plan.timeout,
         journal_bytes: plan.journal_bytes,
         resync_rate: 0,
+        resync_undo: true,
         peers: vec![NAMES[1 - at].into()],
         volumes: if role == Role::Primary {
             (0..plan.volumes.len())
@@ -540,7 +541,7 @@ impl World {
                     let result = self.home_write(at, &op);
                     self.check(result);
                 }
-                File::Discarded(_) => {}
+                File::Discarded(_) | File::Undo => {}
             }
         }
         self.sites[at].disk.submit(id, op);
