@@ -519,10 +519,10 @@ impl Group {
                     self.remove_old_undo();
                 }
             }
-            Phase::GoingBack(back) if !back.began && self.undo.busy == 0 => {
-                if !self.receive.resetting() {
-                    self.begin_going_back();
-                }
+            Phase::GoingBack(back)
+                if !back.began && self.undo.busy == 0 && !self.receive.resetting() =>
+            {
+                self.begin_going_back();
             }
             _ => {}
         }

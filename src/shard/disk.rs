@@ -389,7 +389,7 @@ impl Disk for Files {
     }
 
     fn has_clone(&mut self, volume: VolumeId) -> io::Result<bool> {
-        Ok(clone_path(self.handle(File::Home(volume))?.path()).try_exists()?)
+        clone_path(self.handle(File::Home(volume))?.path()).try_exists()
     }
 
     fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
