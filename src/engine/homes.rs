@@ -18,6 +18,12 @@ const UNAPPLIED_BYTES: u64 = 64 << 20;
 /// Free space that is never promised, in bytes: for the file system's own needs.
 const SPACE_MARGIN: u64 = 64 << 20;
 
+/// How often it is said again that there is no space.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// How often a home without space is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+
 /// How old the knowledge of free space may get under writes, and what share of it may be promised before it is renewed:
 /// other groups and programs take from the same file system.
 const SPACE_AGE: Duration = Duration::from_millis(500);
@@ -41,6 +47,15 @@ pub(super) struct Homes {
     space: Space,
     /// When it was last told that writes are refused for lack of it.
     no_space: Option<Duration>,
+    /// Applies that found no space, and when they are tried again.
+    full: Full,
+}
+
+/// What waits for space in a home. The operations are in the journal, and stay there until they are in the home.
+#[derive(Default)]
+struct Full {
+    applies: Vec<Lsn>,
+    retry_at: Option<Duration>,
 }
 
 /// What is known of the space for homes. Unknown counts as unbounded: a block device has all it needs.
@@ -107,6 +122,7 @@ impl Homes {
             wanted: false,
             space: Space::default(),
             no_space: None,
+            full: Full::default(),
         }
     }
 
@@ -132,8 +148,9 @@ impl Homes {
 
     /// When the next checkpoint is due by age. Without anything newer than the last there is none to make.
     pub fn deadline(&self, applied: Lsn) -> Option<Duration> {
-        (applied > self.checkpoint && self.running.is_none())
-            .then(|| self.last_checkpoint + CHECKPOINT_AGE)
+        let age = (applied > self.checkpoint && self.running.is_none())
+            .then(|| self.last_checkpoint + CHECKPOINT_AGE);
+        age.into_iter().chain(self.full.retry_at).min()
     }
 
     pub fn free_space(&mut self, bytes: u64) {
@@ -187,7 +204,6 @@ impl Group {
 
     /// A write was refused for lack of space: say so, now and then.
     pub(super) fn note_no_space(&mut self) {
-        const REMIND: Duration = Duration::from_secs(60);
         self.stats.totals.refused_no_space += 1;
         let now = self.now.mono;
         let old = self.homes.no_space.is_none_or(|told| now >= told + REMIND);
@@ -216,9 +232,52 @@ impl Group {
         );
     }
 
-    /// Whether a write was refused for lack of space within the last minute.
+    /// A home has no room for an operation that was promised: somebody else took the space. Nothing is lost, the operation is
+    /// in the journal; it is tried again until there is room. Meanwhile the journal fills, and then writers wait.
+    ///
+    /// Unlike a failed sync this leaves nothing in doubt: the write says itself that it was not made.
+    pub(super) fn home_full(&mut self, lsn: Lsn, message: &str) {
+        let now = self.now.mono;
+        self.homes.full.retry_at = Some(now + FULL_RETRY);
+        if self.homes.no_space.is_none_or(|told| now >= told + REMIND) {
+            self.homes.no_space = Some(now);
+            let text = format!(
+                "group {}: NO SPACE in a home: {message}. What is acknowledged is in the journal and waits there; free some \
+                 space before the journal is full",
+                self.config.group
+            );
+            self.log_line(crate::core::Severity::Error, text);
+        }
+        self.homes.full.applies.push(lsn);
+        // What was known of the space is wrong.
+        self.homes.space.known = None;
+        self.refresh_free_space();
+    }
+
+    /// Tries once more what found no space.
+    pub(super) fn retry_full_homes(&mut self) {
+        let now = self.now.mono;
+        if self.homes.full.retry_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.homes.full.retry_at = None;
+        for lsn in std::mem::take(&mut self.homes.full.applies) {
+            let Apply { lsn, op, content } = self.store.again(lsn);
+            self.apply_to_home(lsn, &op, content);
+        }
+    }
+
+    /// The history is replaced, and with it what waits for space.
+    pub(super) fn forget_full_homes(&mut self) {
+        self.homes.full = Full::default();
+    }
+
+    /// Whether a write found no space within the last minute.
     pub(super) fn lacks_space(&self) -> bool {
         let now = self.now.mono;
+        if self.homes.full.retry_at.is_some() {
+            return true;
+        }
         self.homes
             .no_space
             .is_some_and(|told| now < told + Duration::from_secs(60))

@@ -209,6 +209,9 @@ impl Stopping {
     }
 }
 
+/// `ENOSPC` and `EDQUOT`: there may be space later.
+const NO_SPACE: [i32; 2] = [28, 122];
+
 /// Requests that are under way when the daemon is told to stop get this long to finish.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -263,6 +266,7 @@ impl Group {
         self.tell_credit();
         self.core.end_batch();
         self.carry_out();
+        self.retry_full_homes();
         self.apply();
         self.write_chunks();
         self.continue_undo();
@@ -483,6 +487,21 @@ impl Group {
                 self.applied(lsn, Some(since));
             }
 
+            (Pending::ApplyWrite { lsn, .. }, DiskResult::Failed { errno, message })
+                if NO_SPACE.contains(&errno) =>
+            {
+                self.home_full(lsn, &message);
+            }
+            (Pending::ChunkWrite { hold, .. }, DiskResult::Failed { errno, message })
+                if NO_SPACE.contains(&errno) =>
+            {
+                self.chunk_refused(hold, &message);
+            }
+            (Pending::OldHistory, DiskResult::Failed { errno, .. })
+                if NO_SPACE.contains(&errno) =>
+            {
+                self.reset_home_created();
+            }
             (Pending::CreateHome { lsn, volume }, DiskResult::Done) => self.clear_home(lsn, volume),
             (Pending::ClearHome { lsn, volume }, DiskResult::Done) => {
                 self.home_created(lsn, volume);

@@ -275,6 +275,19 @@ impl Group {
         }
     }
 
+    /// A home has no room for a chunk: the link goes down, loudly, and with the next one all is compared again.
+    pub(super) fn chunk_refused(&mut self, hold: HoldId, message: &str) {
+        let text = format!("no space for what the primary sends: {message}");
+        if let Some(link) = self.core.upstream_link() {
+            self.log_line(
+                crate::core::Severity::Error,
+                format!("group {}: {text}", self.config.group),
+            );
+            self.link_fault(LinkId(link.0), &text);
+        }
+        self.chunk_written(hold);
+    }
+
     pub(super) fn chunk_written(&mut self, hold: HoldId) {
         self.store.release(hold);
         self.receive.writing.retain(|(h, ..)| *h != hold);
@@ -373,6 +386,7 @@ impl Group {
         let mut under_way = 0;
         self.questions.clear();
         self.forget_waiting_writes();
+        self.forget_full_homes();
         for (_, pending) in &mut self.disk {
             if matches!(pending, Pending::AnswerRead { .. }) {
                 *pending = Pending::Forgotten;

@@ -184,6 +184,14 @@ impl Store {
         }
     }
 
+    /// An apply that was handed out, once more: it failed in a way that may pass.
+    ///
+    /// # Panics
+    /// If it was not handed out, or completed.
+    pub fn again(&self, lsn: Lsn) -> Apply {
+        self.hand_out(lsn)
+    }
+
     /// An apply completed: reads of its range go to the home from now on.
     ///
     /// # Panics

@@ -112,6 +112,8 @@ pub struct SimDisk {
     pub fail_next_home_sync: bool,
     /// The next write to a home fails.
     pub fail_next_home_write: bool,
+    /// Homes have no room for anything.
+    pub homes_full: bool,
     /// What the file system of the homes has left, if that is bounded.
     pub free_bytes: Option<u64>,
     /// The file system shares blocks between files.
@@ -155,6 +157,7 @@ impl Default for SimDisk {
             fail_next_journal_write: false,
             fail_next_home_sync: false,
             fail_next_home_write: false,
+            homes_full: false,
             free_bytes: None,
             can_clone: false,
             clones: BTreeMap::new(),
@@ -270,6 +273,10 @@ impl SimDisk {
             } if std::mem::take(&mut self.fail_next_home_write) => {
                 return Err(io::Error::from_raw_os_error(28));
             }
+            DiskOp::Write {
+                file: File::Home(_),
+                ..
+            } if self.homes_full => return Err(io::Error::from_raw_os_error(28)),
             DiskOp::Sync {
                 file: File::Home(volume),
             } if std::mem::take(&mut self.fail_next_home_sync) => {

@@ -741,3 +741,53 @@ fn the_same_seed_gives_the_same_run() {
     };
     assert_eq!(run(), run());
 }
+
+/// Somebody else took the space that was promised: nothing is lost, and it goes on when there is space again.
+#[test]
+fn a_home_without_space_is_tried_again_until_there_is_some() {
+    for at in 0..2 {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        sim.sites[at].disk.homes_full = true;
+        for n in 0..4 {
+            sim.write(0, ByteRange::new(n * 4096, 4096), false);
+            sim.settle();
+        }
+        sim.pass(Duration::from_secs(5));
+        assert_eq!(
+            sim.outstanding(),
+            0,
+            "the journal has room:\n{}",
+            sim.logs()
+        );
+        assert!(sim.status(at).no_space, "it is told");
+        assert_ne!(sim.status(at).state, GroupState::Fenced);
+        let told = sim.logs().matches("NO SPACE in a home").count();
+        assert_eq!(told, 1, "{}", sim.logs());
+        sim.sites[at].disk.homes_full = false;
+        sim.pass(Duration::from_secs(62));
+        assert!(!sim.status(at).no_space);
+        let status = sim.status(at);
+        assert_eq!(status.applied_lsn, status.commit_lsn);
+        check_both_sides(&mut sim);
+    }
+}
+
+/// A copy that finds no space on the mirror breaks off, says so, and is made once there is some.
+#[test]
+fn a_copy_without_space_breaks_off_and_is_made_later() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.forget_old_journal(0);
+    sim.kill(1);
+    sim.wipe(1);
+    sim.sites[1].disk.homes_full = true;
+    sim.start(1).unwrap();
+    sim.pass(Duration::from_secs(30));
+    assert_eq!(sim.status(1).state, GroupState::Inconsistent);
+    let logs = sim.logs();
+    assert!(
+        logs.contains("no space for what the primary sends"),
+        "{logs}"
+    );
+    sim.sites[1].disk.homes_full = false;
+    check_both_sides(&mut sim);
+}
