@@ -28,6 +28,8 @@ pub const DEFAULT_CONTROL: &str = "/run/doublure/control.sock";
 
 const DEFAULT_JOURNAL_BYTES: u64 = 1 << 30;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rot that nobody looks for is found when the other copy is gone.
+const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The configuration of a site.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -74,6 +76,8 @@ pub struct Group {
     pub journal_bytes: u64,
     /// Bytes per second that a copy or verification may take; 0 for no limit.
     pub resync_rate: u64,
+    /// How old the last complete verification may get before the next begins by itself; zero for never.
+    pub scrub: Duration,
     /// Its peers; at most one in this release.
     pub peers: Vec<Peer>,
     /// Its volumes; a primary has at least one.
@@ -201,6 +205,7 @@ impl Config {
             timeout: group.timeout,
             journal_bytes: group.journal_bytes,
             resync_rate: group.resync_rate,
+            scrub: group.scrub,
             peers: group.peers.iter().map(|peer| peer.site.clone()).collect(),
             volumes: group.volumes.iter().filter_map(sized).collect(),
         }
@@ -241,6 +246,7 @@ struct GroupDraft {
     timeout: Option<Located<Duration>>,
     journal: Option<Located<u64>>,
     resync_rate: Option<Located<u64>>,
+    scrub: Option<Located<Duration>>,
     peers: Vec<PeerDraft>,
     volumes: Vec<VolumeDraft>,
 }
@@ -322,6 +328,7 @@ impl GroupDraft {
             timeout: group.optional("timeout", value::timeout),
             journal: group.optional("journal", value::journal_size),
             resync_rate: group.optional("resync_rate", value::rate),
+            scrub: group.optional("scrub", value::scrub),
             peers: group
                 .sections(
                     "peers",
@@ -360,6 +367,7 @@ impl GroupDraft {
                 .journal
                 .map_or(DEFAULT_JOURNAL_BYTES, |journal| journal.value),
             resync_rate: self.resync_rate.map_or(0, |rate| rate.value),
+            scrub: self.scrub.map_or(DEFAULT_SCRUB, |scrub| scrub.value),
             peers: self
                 .peers
                 .into_iter()

@@ -6,6 +6,7 @@ mod resync;
 mod rules;
 mod sim;
 mod storm;
+mod verify;
 
 use super::{DiskOp, DiskResult, Pending};
 use crate::base::sabotage::{Sabotage, sabotaged};

@@ -200,6 +200,7 @@ pub fn config(
         timeout: Duration::from_secs(5),
         journal_bytes: JOURNAL,
         resync_rate: 0,
+        scrub: Duration::ZERO,
         peers: peer.map(str::to_owned).into_iter().collect(),
         volumes: if role == Role::Primary {
             vec![("v".into(), VOLUME)]

@@ -78,6 +78,7 @@ fn what_came_with_the_greeting_is_read_first() {
         timeout: Duration::from_secs(1),
         journal_bytes: 0,
         resync_rate: 0,
+        scrub: Duration::ZERO,
         peers: vec![],
         volumes: vec![],
     };

@@ -411,6 +411,7 @@ impl Shard {
             timeout: tick,
             journal_bytes: FRAMES * FRAME as u64,
             resync_rate: 0,
+            scrub: Duration::ZERO,
             peers: Vec::new(),
             volumes: vec![("v".into(), SIZE)],
         };

@@ -155,6 +155,7 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         timeout: plan.timeout,
         journal_bytes: plan.journal_bytes,
         resync_rate: 0,
+        scrub: Duration::ZERO,
         peers: vec![NAMES[1 - at].into()],
         volumes: if role == Role::Primary {
             (0..plan.volumes.len())
