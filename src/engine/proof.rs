@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use super::mend::Doubt;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
-use crate::base::{BLOCK, ByteRange, Lsn, OpKind, VolumeId};
+use crate::base::{BLOCK, ByteRange, ChunkSet, Lsn, OpKind, VolumeId};
 use crate::core::Severity;
 use crate::journal::{self, Cursor, Frame, Next};
 
@@ -54,11 +54,18 @@ pub(super) struct Proving {
     next: Lsn,
     cursor: Option<Cursor>,
     reading: bool,
+    /// The chunks in question.
+    wanted: ChunkSet,
 }
 
 impl Proving {
     pub fn new(doubts: Vec<Doubt>, first: Lsn) -> Proving {
+        let mut wanted = ChunkSet::new();
+        for doubt in &doubts {
+            wanted.insert(doubt.volume, doubt.range);
+        }
         Proving {
+            wanted,
             target: doubts.iter().map(|d| d.lsn).max().unwrap_or_default(),
             doubts,
             next: first,
@@ -163,6 +170,11 @@ impl Group {
             let Some(proving) = verifying.proving.as_mut().filter(|p| !p.reading) else {
                 return;
             };
+            let next = self.changes.next_touching(proving.next, &proving.wanted);
+            if next > proving.next {
+                // A cursor may begin before: what it reads twice proves the same.
+                (proving.next, proving.cursor) = (next, None);
+            }
             if proving.is_done() {
                 let doubts = verifying
                     .proving

@@ -417,7 +417,10 @@ impl Group {
     /// Reads the ranges to be sent whose applies have come to rest.
     fn read_quiet_parts(&mut self, link: LinkId) {
         let mut reads = Vec::new();
+        let mut medium = false;
         if let Some(walk) = self.streams.get_mut(&link).and_then(|s| s.walk.as_mut()) {
+            // What was found to be right was read there.
+            medium = walk.verifying().is_some();
             for part in &mut walk.parts {
                 if let Job::Send { reading } = &mut part.job
                     && !*reading
@@ -435,7 +438,7 @@ impl Group {
                     file: File::Home(volume),
                     offset: range.offset,
                     len: range.len,
-                    medium: false,
+                    medium,
                 },
             );
         }

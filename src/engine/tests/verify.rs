@@ -424,3 +424,40 @@ fn a_scrub_begins_by_itself_when_it_is_due_and_takes_its_time() {
     assert!(!found.scrub);
     assert_same(&mut sim);
 }
+
+#[test]
+fn what_is_mended_is_not_seen_wrong_again_by_clients() {
+    let mut sim = pair(25);
+    rot(&mut sim, 0, PLACE + 77);
+    command(&mut sim, true, None).unwrap();
+    sim.hold_homes(0, true);
+    sim.pass_until(Duration::from_secs(20), |sim| {
+        sim.status(0).verify.is_some_and(|v| v.differing_bytes > 0)
+    });
+    sim.settle();
+    // The right content waits to be applied, and is what is read already.
+    let content = sim.read_all(0);
+    sim.record.check(0, &content).unwrap();
+    sim.hold_homes(0, false);
+    assert_eq!(verified(&mut sim, 0).state, VerifyState::Repaired);
+    assert_same(&mut sim);
+}
+
+#[test]
+fn a_new_volume_is_zeroes_by_the_journal() {
+    let mut sim = Sim::new(
+        26,
+        crate::base::AckMode::Sync,
+        crate::base::OnPeerLoss::Continue,
+    );
+    for at in [1, 0] {
+        sim.start(at).unwrap();
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    sim.write(0, crate::base::ByteRange::new(0, 4096), false);
+    rot(&mut sim, 0, PLACE + 77);
+    let found = verify(&mut sim, true, None);
+    assert_eq!(found.differing, one_block(&["a"], &[], true));
+    assert_same(&mut sim);
+}
