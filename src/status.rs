@@ -67,7 +67,8 @@ pub struct GroupStatus {
     pub reason: String,
     /// Since when, seconds since the Unix epoch.
     pub state_since_unix_seconds: u64,
-    /// Nothing is missing: exit code 0 of `doublure status`.
+    /// Nothing is missing, and no verification has found a difference that is not mended: exit code 0 of `doublure
+    /// status`.
     pub healthy: bool,
     /// Acknowledgement mode.
     pub ack: AckMode,
@@ -100,8 +101,18 @@ pub struct GroupStatus {
     #[serde(default)]
     pub undo: Option<UndoStatus>,
     /// The last verification since the daemon started, or the one under way.
+    /// The verification under way, or else the last one.
     #[serde(default)]
     pub verify: Option<VerifyStatus>,
+    /// The last verification that came to its end.
+    #[serde(default)]
+    pub last_verify: Option<VerifyStatus>,
+    /// When the next one begins by itself; `None` if `scrub` is off.
+    #[serde(default)]
+    pub next_scrub_unix_seconds: Option<u64>,
+    /// What verifications found to differ and nobody mended.
+    #[serde(default)]
+    pub unrepaired_bytes: u64,
     /// The volumes.
     pub volumes: Vec<VolumeStatus>,
     /// Attached NBD clients.
@@ -147,7 +158,7 @@ pub struct JournalStatus {
     pub first_lsn: Lsn,
     /// Writers wait for space.
     pub writers_wait: bool,
-    /// What keeps its oldest part: `checkpoint` or a peer's name.
+    /// What keeps its oldest part: `checkpoint`, a peer's name, or `verify` while proof is looked for in it.
     pub held_by: String,
 }
 
@@ -266,9 +277,9 @@ pub enum VerifyState {
     Equal,
     /// They do not.
     Differs,
-    /// They did not; the mirror was given the primary's content.
+    /// They did not, and do now.
     Repaired,
-    /// The link was lost before the end.
+    /// The link was lost before the end; it goes on by itself when the sites are in sync.
     Interrupted,
 }
 
@@ -277,10 +288,19 @@ pub enum VerifyState {
 pub struct VerifyStatus {
     /// How it is.
     pub state: VerifyState,
+    /// The site that compares.
+    #[serde(default)]
+    pub primary: String,
     /// The mirror.
     pub peer: String,
-    /// What differs is sent to the mirror.
+    /// What is shown to be wrong is mended.
     pub repair: bool,
+    /// The site whose content is kept where nothing shows what is right.
+    #[serde(default)]
+    pub keep: Option<String>,
+    /// It began by itself, and takes its time.
+    #[serde(default)]
+    pub scrub: bool,
     /// When it began.
     pub began_unix_seconds: u64,
     /// When it ended, if it has.
@@ -289,17 +309,35 @@ pub struct VerifyStatus {
     pub lsn: Option<Lsn>,
     /// How long it took, or has taken so far.
     pub seconds: f64,
+    /// How long it will go on at the present rate.
+    #[serde(default)]
+    pub eta_seconds: Option<f64>,
     /// Compared so far.
     pub done_bytes: u64,
     /// To be compared in all.
     pub total_bytes: u64,
-    /// In chunks that were not the same.
+    /// Not the same on both sites, in blocks of 4 KiB.
     pub differing_bytes: u64,
-    /// The first of those chunks.
+    /// Of those, shown to be wrong at the primary, or unreadable there: who read them there got wrong content.
+    #[serde(default)]
+    pub wrong_on_primary_bytes: u64,
+    /// Of those, shown to be wrong at the mirror, or unreadable there.
+    #[serde(default)]
+    pub wrong_on_peer_bytes: u64,
+    /// Of those, where nothing shows which site is wrong.
+    #[serde(default)]
+    pub undecided_bytes: u64,
+    /// Of those, what a site could not read.
+    #[serde(default)]
+    pub unreadable_bytes: u64,
+    /// Of those, the same again.
+    #[serde(default)]
+    pub repaired_bytes: u64,
+    /// The first of them.
     pub differing: Vec<DifferingRange>,
 }
 
-/// A chunk in which the sites differed.
+/// A range in which the sites differed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DifferingRange {
     /// The volume.
@@ -308,6 +346,15 @@ pub struct DifferingRange {
     pub offset: u64,
     /// How long it is.
     pub bytes: u64,
+    /// The sites whose content is wrong; empty while nothing shows which is.
+    #[serde(default)]
+    pub wrong_on: Vec<String>,
+    /// Of those, the ones that cannot read it.
+    #[serde(default)]
+    pub unreadable_on: Vec<String>,
+    /// Both sites hold the same since.
+    #[serde(default)]
+    pub repaired: bool,
 }
 
 /// A volume.
@@ -406,9 +453,12 @@ pub struct CommandRequest {
     /// `resolve`: the site that gives up what it wrote since the fork.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard: Option<String>,
-    /// `verify`: send the mirror what differs.
+    /// `verify`: mend what is shown to be wrong.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repair: bool,
+    /// `verify`: the site whose content is kept where nothing shows what is right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<String>,
     /// `resize`: the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,

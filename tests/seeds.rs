@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use doublure::base::{
-    AckMode, ByteRange, ChunkSet, Compress, Epoch, Hello, Lineage, Lsn, Message, Op, OpKind,
-    Refusal, Role, Stance, Start, VolumeId, VolumeSpec,
+    AckMode, ByteRange, ChunkSet, Compress, Epoch, Finding, Hello, Lineage, Lsn, Message, Op,
+    OpKind, Refusal, Remedy, Role, Sides, Stance, Start, Verified, VerifyRun, VolumeId, VolumeSpec,
 };
 use doublure::journal::{
     AloneRecord, Compressor, Dirty, Encoding, FrameBuilder, HandedRecord, Log, PeerRecord,
@@ -344,12 +344,21 @@ fn link_messages(seeds: &mut Seeds) {
                     range: ByteRange::new(0, 4096),
                     lsn: Lsn(9),
                     medium: true,
+                    content: true,
                 },
                 Message::Compared {
                     volume: VolumeId(0),
                     range: ByteRange::new(0, 4096),
-                    hash: [7; 32],
+                    hash: Some([7; 32]),
                 },
+                Message::Content {
+                    volume: VolumeId(0),
+                    range: ByteRange::new(0, 12),
+                    data: Some(Bytes::from_static(b"some content")),
+                    unreadable: 1,
+                    crc: crc32fast::hash(b"some content"),
+                },
+                Message::Verified(Box::new(verified())),
             ],
         ),
         (
@@ -387,6 +396,37 @@ fn link_messages(seeds: &mut Seeds) {
     }
 }
 
+/// One verification that ended and one under way.
+fn verified() -> Verified {
+    let mut run = VerifyRun {
+        primary: "clichy".into(),
+        mirror: "chelles".into(),
+        remedy: Remedy {
+            repair: true,
+            keep: Sides::MIRROR,
+        },
+        began_unix_seconds: 5,
+        done_bytes: 4096,
+        total_bytes: 1 << 30,
+        ..VerifyRun::default()
+    };
+    run.note(Finding {
+        volume: VolumeId(0),
+        range: ByteRange::new(4096, 4096),
+        wrong: Sides::PRIMARY,
+        unreadable: Sides::PRIMARY,
+        repaired: true,
+    });
+    Verified {
+        last: Some(VerifyRun {
+            ended_unix_seconds: 6,
+            lsn: Lsn(8),
+            ..run.clone()
+        }),
+        under_way: Some(run),
+    }
+}
+
 fn state_file(seeds: &mut Seeds) {
     let mut record = StateRecord {
         sequence: 0,
@@ -419,6 +459,7 @@ fn state_file(seeds: &mut Seeds) {
         given_up: Uuid::nil(),
         undo: Uuid::nil(),
         readable_from: Lsn(0),
+        verified: verified(),
     };
     let mut file = StateFile::new();
     let slot = |bytes: &[u8]| {

@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
         (record.lineage, record.volumes, record.peers)
     );
     assert_eq!(
-        (again.alone, again.handed, again.checkpoint),
-        (record.alone, record.handed, record.checkpoint)
+        (again.alone, again.handed, again.checkpoint, again.verified),
+        (record.alone, record.handed, record.checkpoint, record.verified)
     );
 });

@@ -75,6 +75,8 @@ pub fn link(mut bytes: &mut [u8]) {
     const FRAME: usize = 8;
     const CHUNK: usize = 13;
     const CHUNK_RECORD: usize = 32;
+    const CONTENT: usize = 23;
+    const CONTENT_RECORD: usize = 40;
     while bytes.len() >= HEADER {
         let (kind, len) = (u16_at(bytes, 4), u32_at(bytes, 8));
         if bytes.len() - HEADER < len {
@@ -90,6 +92,11 @@ pub fn link(mut bytes: &mut [u8]) {
                 let crc = crc32fast::hash(&body[CHUNK_RECORD..]);
                 put(body, 20, crc);
                 CHUNK_RECORD
+            }
+            CONTENT if len >= CONTENT_RECORD => {
+                let crc = crc32fast::hash(&body[CONTENT_RECORD..]);
+                put(body, 20, crc);
+                CONTENT_RECORD
             }
             _ => len,
         };

@@ -70,6 +70,17 @@ impl ChunkSet {
         self.everything || self.volumes.get(&volume).is_some_and(|v| v.contains(chunk))
     }
 
+    /// Whether any chunk is in both.
+    pub fn meets(&self, other: &ChunkSet) -> bool {
+        let meets = |(volume, chunks): (&VolumeId, &RoaringBitmap)| {
+            let others = other.volumes.get(volume);
+            others.is_some_and(|others| !chunks.is_disjoint(others))
+        };
+        self.everything && !other.is_empty()
+            || other.everything && !self.is_empty()
+            || self.volumes.iter().any(meets)
+    }
+
     /// Adds all that is in another set.
     pub fn union(&mut self, other: &ChunkSet) {
         if self.everything {
@@ -257,6 +268,21 @@ mod tests {
             bytes.extend(bitmap);
             assert!(ChunkSet::decode(&bytes).unwrap_err().contains("leaves"));
         }
+    }
+
+    #[test]
+    fn sets_meet_where_a_chunk_is_in_both() {
+        let mut a = ChunkSet::new();
+        a.insert(VolumeId(1), ByteRange::new(0, 1));
+        let mut b = ChunkSet::new();
+        b.insert(VolumeId(2), ByteRange::new(0, 1));
+        b.insert(VolumeId(1), ByteRange::new(CHUNK_BYTES, 1));
+        assert!(!a.meets(&b) && a.meets(&a));
+        b.insert(VolumeId(1), ByteRange::new(CHUNK_BYTES - 1, 1));
+        assert!(a.meets(&b) && b.meets(&a));
+        let all = ChunkSet::everything();
+        assert!(all.meets(&a) && a.meets(&all));
+        assert!(!all.meets(&ChunkSet::new()));
     }
 
     #[test]

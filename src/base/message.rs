@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{AckMode, ByteRange, ChunkSet, Lineage, Lsn, VolumeId, VolumeSpec};
+use super::{AckMode, ByteRange, ChunkSet, Lineage, Lsn, Verified, VolumeId, VolumeSpec};
 
 /// What a site is for a group at the moment it introduces itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,7 +184,7 @@ pub enum Message {
         /// The chunks.
         chunks: ChunkSet,
     },
-    /// What is the content of this range, as a hash, right after the frame that ends at this LSN?
+    /// What is the content of this range right after the frame that ends at this LSN?
     Compare {
         /// Volume.
         volume: VolumeId,
@@ -194,6 +194,8 @@ pub enum Message {
         lsn: Lsn,
         /// Read what is in the home from the medium, past every cache.
         medium: bool,
+        /// Answer with the content, not with its hash.
+        content: bool,
     },
     /// Answer to `Compare`, once for each, in any order.
     Compared {
@@ -201,9 +203,24 @@ pub enum Message {
         volume: VolumeId,
         /// Range within the volume.
         range: ByteRange,
-        /// BLAKE3 of the content.
-        hash: [u8; 32],
+        /// BLAKE3 of the content; `None` if the home could not be read.
+        hash: Option<[u8; 32]>,
     },
+    /// Answer to a `Compare` that asks for the content.
+    Content {
+        /// Volume.
+        volume: VolumeId,
+        /// Range within the volume.
+        range: ByteRange,
+        /// Content; `None` for zeroes.
+        data: Option<Bytes>,
+        /// Blocks of 4 KiB that could not be read, the first of the range in the lowest bit; they are zeroes in `data`.
+        unreadable: u64,
+        /// CRC-32 of the content (0 for zeroes).
+        crc: u32,
+    },
+    /// What the primary knows of verifications: the mirror keeps it for the time when it is primary.
+    Verified(Box<Verified>),
     /// Can the home of this volume grow to this size?
     CanGrow {
         /// Volume.

@@ -12,6 +12,7 @@ mod mode;
 mod op;
 #[cfg(test)]
 pub mod sabotage;
+mod verified;
 
 pub use buffer::{AlignedBuf, BLOCK, round_up};
 pub use chunks::{CHUNK_BYTES, ChunkSet};
@@ -19,6 +20,9 @@ pub use epoch::{Common, Epoch, Lineage, Lsn};
 pub use message::{Hello, Message, Refusal, Stance, Start};
 pub use mode::{AckMode, Compress, OnPeerLoss, Role};
 pub use op::{ByteRange, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId, VolumeSpec};
+pub use verified::{
+    FINDINGS_MAX, Finding, Found, Remedy, Sides, VERIFIED_MAX, Verified, VerifyRun,
+};
 
 /// Longest name of a site, group or volume, in bytes of UTF-8.
 pub const NAME_MAX: usize = 64;

@@ -10,7 +10,9 @@ pub const MAX_WRITE_OP: u64 = 1 << 20;
 pub const MAX_DATALESS_OP: u64 = 64 << 20;
 
 /// A volume's number within its group: given at creation, never reused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct VolumeId(pub u32);
 

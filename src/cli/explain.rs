@@ -8,6 +8,7 @@ use crate::base::{AckMode, OnPeerLoss, Role};
 use crate::status::{ForkSide, ForkStatus, GroupState, GroupStatus, PeerState, PeerStatus};
 
 /// Something the operator can do.
+#[derive(Clone)]
 struct Choice {
     /// What to type, or what to see to.
     action: String,
@@ -52,6 +53,7 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
             peer.detail.trim_end_matches('.')
         );
     }
+    let choices = [difference(group, &mut text), choices].concat();
     if choices.is_empty() {
         text.push_str("\nThere is nothing to do.\n");
         return text;
@@ -212,10 +214,58 @@ fn case(site: &str, group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
     }
 }
 
+/// What a verification found and nobody mended.
+fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
+    if group.unrepaired_bytes == 0 {
+        return Vec::new();
+    }
+    let name = &group.name;
+    let _ = writeln!(
+        text,
+        "A verification found {} in which the sites do not hold the same:",
+        units::bytes(group.unrepaired_bytes)
+    );
+    let ended = group.last_verify.as_ref().filter(|v| v.differing_bytes > 0);
+    let Some(verify) = ended.or(group.verify.as_ref()) else {
+        return Vec::new();
+    };
+    for range in verify.differing.iter().filter(|r| !r.repaired) {
+        let _ = writeln!(
+            text,
+            "  {} at byte {}, {}: {}",
+            range.volume,
+            units::grouped(range.offset),
+            units::bytes(range.bytes),
+            super::verify::verdict(range)
+        );
+    }
+    let mut choices = vec![choice(
+        format!("doublure verify {name} --repair   (on the primary)"),
+        "compares again, and mends what the journal proves to be wrong or a site cannot read, on either site; nothing is \
+         guessed",
+    )];
+    for (kept, other) in [
+        (&verify.primary, &verify.peer),
+        (&verify.peer, &verify.primary),
+    ] {
+        if verify.undecided_bytes > 0 {
+            choices.push(choice(
+                format!("doublure verify {name} --repair --keep {kept}   (on the primary)"),
+                format!(
+                    "the same, and where nothing shows what is right {other} gets what {kept} holds: what {other} holds \
+                     there is lost"
+                ),
+            ));
+        }
+    }
+    choices
+}
+
 fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Choice>) {
     let mut text = Vec::new();
     match (group.role, peer) {
         (_, None) => text.push("No peer is configured: everything is on this site only.".into()),
+        (Role::Primary, Some(_)) if group.unrepaired_bytes > 0 => {}
         (Role::Primary, Some(_)) => text.push("Nothing is missing.".into()),
         (Role::Mirror, Some(peer)) => text.push(format!(
             "This site follows {}; clients attach there.",

@@ -117,14 +117,18 @@ enum Command {
     },
     /// Compare the sites of a group, chunk by chunk, while it is in use
     ///
-    /// Given to the primary. Every chunk is compared exactly, as of one LSN, and read from the medium on both sites.
+    /// Given to the primary. Every chunk is compared exactly, as of one LSN, and read from the medium on both sites. Where
+    /// they differ, the journal tells who is wrong, as far as it reaches back. What was interrupted goes on by itself; the
+    /// command joins it, or takes over a scrub at full rate.
     Verify {
         #[command(flatten)]
         target: Target,
-        /// Give the mirror what is on the primary where the two differ. If the mirror's is the right one, switch over
-        /// first
+        /// Mend what the journal proves to be wrong, or a site cannot read, on either site
         #[arg(long)]
         repair: bool,
+        /// Where nothing shows what is right, keep what this site holds
+        #[arg(long, value_name = "SITE", requires = "repair")]
+        keep: Option<String>,
         /// Do not wait for the end
         #[arg(long)]
         detach: bool,
@@ -274,13 +278,19 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Verify {
             target,
             repair,
+            keep,
             detach,
         } => {
             if let Some(code) = refuse_group(&target.group) {
                 return Ok(code);
             }
             let client = Client::new(target.site.socket);
-            terminal::runtime()?.block_on(verify::run(&client, &target.group, repair, detach))
+            let request = CommandRequest {
+                repair,
+                keep,
+                ..CommandRequest::default()
+            };
+            terminal::runtime()?.block_on(verify::run(&client, &target.group, &request, detach))
         }
         Command::Resize {
             target,

@@ -190,17 +190,15 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
         );
         alarms.push((Tone::Bad, text));
     }
-    if let Some(verify) = group
-        .verify
-        .as_ref()
-        .filter(|v| v.state == VerifyState::Differs)
-    {
+    if group.unrepaired_bytes > 0 {
+        let last = group.last_verify.as_ref().or(group.verify.as_ref());
+        let text = last
+            .filter(|v| v.state == VerifyState::Differs)
+            .map(|v| super::verify::summary(&group.name, v));
+        let text = text.as_deref().and_then(|t| t.lines().next());
         let text = format!(
             "THE SITES DIFFER: {}",
-            super::verify::summary(&group.name, verify)
-                .lines()
-                .next()
-                .unwrap_or_default()
+            text.unwrap_or("the verification under way has found what is not the same")
         );
         alarms.push((Tone::Bad, text));
     }
@@ -314,19 +312,24 @@ fn verification(group: &GroupStatus, layout: &Layout) -> String {
     let Some(verify) = &group.verify else {
         return String::new();
     };
+    let far = format!(
+        "{} of {} compared with {} ({})",
+        units::bytes(verify.done_bytes),
+        units::bytes(verify.total_bytes),
+        verify.peer,
+        units::percent(verify.done_bytes, verify.total_bytes),
+    );
     let mut text = match verify.state {
-        VerifyState::Running => format!(
-            "verifying: {} of {} compared with {} ({})",
-            units::bytes(verify.done_bytes),
-            units::bytes(verify.total_bytes),
-            verify.peer,
-            units::percent(verify.done_bytes, verify.total_bytes),
-        ),
+        VerifyState::Running if verify.scrub => format!("scrubbing: {far}"),
+        VerifyState::Running => format!("verifying: {far}"),
         VerifyState::Equal => format!("verified: both sites hold the same ({})", verify.peer),
         VerifyState::Differs => "verified: THE SITES DIFFER".to_owned(),
-        VerifyState::Repaired => format!("verified: differed, and {} was mended", verify.peer),
-        VerifyState::Interrupted => "verification interrupted".to_owned(),
+        VerifyState::Repaired => "verified: the sites differed, and were mended".to_owned(),
+        VerifyState::Interrupted => format!("verification interrupted, goes on by itself: {far}"),
     };
+    if let Some(eta) = verify.eta_seconds {
+        let _ = write!(text, ", {} to go", units::seconds(eta));
+    }
     if let Some(ended) = verify.ended_unix_seconds {
         let age = layout.now_unix_seconds.saturating_sub(ended);
         let _ = write!(text, ", {} ago", units::seconds(age as f64));

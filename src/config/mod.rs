@@ -28,6 +28,8 @@ pub const DEFAULT_CONTROL: &str = "/run/doublure/control.sock";
 
 const DEFAULT_JOURNAL_BYTES: u64 = 1 << 30;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rot that nobody looks for is found when the other copy is gone.
+const DEFAULT_SCRUB: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// The configuration of a site.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +78,8 @@ pub struct Group {
     pub resync_rate: u64,
     /// Keep what a copy replaces until it is complete.
     pub resync_undo: bool,
+    /// How old the last complete verification may get before the next begins by itself; zero for never.
+    pub scrub: Duration,
     /// Its peers; at most one in this release.
     pub peers: Vec<Peer>,
     /// Its volumes; a primary has at least one.
@@ -204,6 +208,7 @@ impl Config {
             journal_bytes: group.journal_bytes,
             resync_rate: group.resync_rate,
             resync_undo: group.resync_undo,
+            scrub: group.scrub,
             peers: group.peers.iter().map(|peer| peer.site.clone()).collect(),
             volumes: group.volumes.iter().filter_map(sized).collect(),
         }
@@ -245,6 +250,7 @@ struct GroupDraft {
     journal: Option<Located<u64>>,
     resync_rate: Option<Located<u64>>,
     resync_undo: Option<Located<bool>>,
+    scrub: Option<Located<Duration>>,
     peers: Vec<PeerDraft>,
     volumes: Vec<VolumeDraft>,
 }
@@ -327,6 +333,7 @@ impl GroupDraft {
             journal: group.optional("journal", value::journal_size),
             resync_rate: group.optional("resync_rate", value::rate),
             resync_undo: group.optional("resync_undo", value::boolean),
+            scrub: group.optional("scrub", value::scrub),
             peers: group
                 .sections(
                     "peers",
@@ -366,6 +373,7 @@ impl GroupDraft {
                 .map_or(DEFAULT_JOURNAL_BYTES, |journal| journal.value),
             resync_rate: self.resync_rate.map_or(0, |rate| rate.value),
             resync_undo: self.resync_undo.is_none_or(|undo| undo.value),
+            scrub: self.scrub.map_or(DEFAULT_SCRUB, |scrub| scrub.value),
             peers: self
                 .peers
                 .into_iter()

@@ -160,7 +160,7 @@ ack     = "fast"
 journal = "1G"
 peers   = [{ site = "chelles", link = "10.0.0.2" }, { site = "melun", lnik = "10.0.0.3:1" }]
 timeout = "5"
-scrub   = "1d"
+archive = "1d"
 
 [[group.volume]]
 name = "data"

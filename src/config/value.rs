@@ -23,6 +23,9 @@ const VOLUME_MAX_BYTES: u64 = i64::MAX as u64 / SECTOR_BYTES * SECTOR_BYTES;
 const RATE_MIN_BYTES: u64 = 1 << 20;
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_mins(10);
+/// A scrub that never rests is no scrub, and one of more than a century never comes.
+const SCRUB_MIN: Duration = Duration::from_hours(1);
+const SCRUB_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
 /// `sun_path` of a socket address, less its final NUL.
 pub const UNIX_PATH_MAX: usize = 107;
 
@@ -255,6 +258,21 @@ pub fn timeout(value: &DeValue<'_>) -> Read<Duration> {
     }
 }
 
+/// How often everything is verified; zero for never.
+pub fn scrub(value: &DeValue<'_>) -> Read<Duration> {
+    let allowed = "a time of at least \"1h\", such as \"30d\", or \"off\"";
+    let wrong = || Wrong::value(describe(value), allowed);
+    let period = match text(value, allowed)? {
+        "off" => Duration::ZERO,
+        period => humantime::parse_duration(period).map_err(|_| wrong())?,
+    };
+    if period.is_zero() || (SCRUB_MIN..=SCRUB_MAX).contains(&period) {
+        Ok(period)
+    } else {
+        Err(wrong())
+    }
+}
+
 /// Bytes per second.
 pub fn rate(value: &DeValue<'_>) -> Read<u64> {
     let allowed = "bytes per second of at least \"1MiB\", such as \"100MiB\", or 0 for no limit";
@@ -409,6 +427,18 @@ mod tests {
         assert_eq!(read(timeout, "\"10min\""), Ok(Duration::from_mins(10)));
         for toml in ["\"99ms\"", "\"11min\"", "\"5\"", "5", "\"soon\""] {
             assert!(read(timeout, toml).is_err(), "{toml}");
+        }
+    }
+
+    #[test]
+    fn a_scrub_has_a_period_or_is_off() {
+        let hours = |h: u64| Ok(Duration::from_secs(h * 3600));
+        assert_eq!(read(scrub, "\"30d\""), hours(720));
+        assert_eq!(read(scrub, "\"1h\""), hours(1));
+        assert_eq!(read(scrub, "\"off\""), hours(0));
+        assert_eq!(read(scrub, "\"0s\""), hours(0));
+        for toml in ["\"59min\"", "\"200y\"", "0", "\"30\"", "\"never\""] {
+            assert!(read(scrub, toml).is_err(), "{toml}");
         }
     }
 

@@ -142,6 +142,7 @@ fn parse_command(word: &str, request: &CommandRequest) -> Result<Option<Command>
         "disconnect" => Command::Disconnect,
         "verify" => Command::Verify {
             repair: request.repair,
+            keep: request.keep.clone(),
         },
         "resize" => Command::Resize {
             volume: request
@@ -164,6 +165,7 @@ fn parse_command(word: &str, request: &CommandRequest) -> Result<Option<Command>
         ("force", "promote", !request.force.is_empty()),
         ("discard", "resolve", request.discard.is_some()),
         ("repair", "verify", request.repair),
+        ("keep", "verify", request.keep.is_some()),
         ("volume", "resize", request.volume.is_some()),
         ("size_bytes", "resize", request.size_bytes.is_some()),
     ];

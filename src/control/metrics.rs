@@ -54,9 +54,12 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_journal_writers_wait", "1 if writers wait because the journal is full.", |g| flag(g.journal.writers_wait)),
     metric("doublure_group_state_since_timestamp_seconds", "When the group entered its state, in seconds since the Unix epoch.", |g| number(g.state_since_unix_seconds)),
     metric("doublure_group_forked", "1 if both sites went on after the last LSN they share, and nobody has decided which counts.", |g| flag(g.fork.is_some())),
-    metric("doublure_group_verified_differing_bytes", "Bytes in chunks that the last verification found to differ; absent if there was none.", |g| g.verify.as_ref().map(|v| v.differing_bytes as f64)),
+    metric("doublure_group_verified_differing_bytes", "Bytes that the last complete verification found to differ; absent if there was none.", |g| g.last_verify.as_ref().map(|v| v.differing_bytes as f64)),
+    metric("doublure_group_verified_unrepaired_bytes", "Bytes that verifications found to differ and nobody mended.", |g| number(g.unrepaired_bytes)),
+    metric("doublure_group_verify_progress_ratio", "How far the verification under way is, 0 to 1; absent if there is none.", verify_progress),
     metric("doublure_group_verified_bytes", "Bytes compared by the last verification, or by the one under way; absent if there was none.", |g| g.verify.as_ref().map(|v| v.done_bytes as f64)),
-    metric("doublure_group_verified_timestamp_seconds", "When the last verification ended, in seconds since the Unix epoch.", |g| g.verify.as_ref()?.ended_unix_seconds.map(|s| s as f64)),
+    metric("doublure_group_verified_timestamp_seconds", "When the last complete verification ended, in seconds since the Unix epoch.", |g| g.last_verify.as_ref()?.ended_unix_seconds.map(|s| s as f64)),
+    metric("doublure_group_next_scrub_timestamp_seconds", "When the next verification begins by itself, in seconds since the Unix epoch; absent if scrub is off.", |g| g.next_scrub_unix_seconds.map(|s| s as f64)),
     metric("doublure_group_disagreements", "Settings in which the configuration differs from the state on disk (the disk wins).", |g| number(g.disagreements.len() as u64)),
 ];
 
@@ -143,6 +146,12 @@ fn in_sync(peer: &PeerStatus) -> Option<f64> {
         PeerState::Connected | PeerState::Absent => None,
         state => flag(state == PeerState::InSync),
     }
+}
+
+fn verify_progress(group: &GroupStatus) -> Option<f64> {
+    let verify = group.verify.as_ref()?;
+    let under_way = verify.ended_unix_seconds.is_none() && verify.total_bytes > 0;
+    under_way.then(|| verify.done_bytes as f64 / verify.total_bytes as f64)
 }
 
 fn journal_fill(group: &GroupStatus) -> Option<f64> {

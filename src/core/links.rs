@@ -805,6 +805,8 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::Touched { .. } => "a set of chunks",
         Message::Compare { .. } => "a hash to compare",
         Message::Compared { .. } => "the answer to a hash",
+        Message::Content { .. } => "the content of a range",
+        Message::Verified(_) => "what is known of verifications",
         Message::CanGrow { .. } => "a question about a volume's size",
         Message::MayGrow { .. } => "the answer about a volume's size",
     }

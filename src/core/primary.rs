@@ -293,8 +293,11 @@ impl Core {
                 end: None,
             });
         }
-        if self.peers[at].gated {
-            self.peers[at].owes_since = Some(now);
+        let tail = self.tail;
+        let peer = &mut self.peers[at];
+        if peer.gated {
+            // What is durable there already it will not acknowledge again.
+            peer.owes_since = (peer.durable < tail).then_some(now);
         }
         self.check_progress(at);
     }

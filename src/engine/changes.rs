@@ -26,6 +26,8 @@ struct Span {
     last: Lsn,
     bytes: u64,
     chunks: ChunkSet,
+    /// A volume was made in it.
+    creates: bool,
 }
 
 impl Changes {
@@ -51,12 +53,14 @@ impl Changes {
                 last: first,
                 bytes: 0,
                 chunks: ChunkSet::new(),
+                creates: false,
             });
         }
         let span = self.spans.back_mut().expect("just pushed");
         span.last = frame.last_lsn();
         span.bytes += frame.len() as u64;
         for (_, op, _) in frame.ops() {
+            span.creates |= op.kind == OpKind::CreateVolume;
             if op.kind != OpKind::OpenEpoch {
                 span.chunks.insert(op.volume, op.range);
             }
@@ -76,6 +80,18 @@ impl Changes {
             chunks.union(&span.chunks);
         }
         chunks
+    }
+
+    /// The first LSN from this one on that may concern one of these chunks.
+    pub fn next_touching(&self, from: Lsn, wanted: &ChunkSet) -> Lsn {
+        let mut at = from;
+        for span in &self.spans {
+            let within = span.first <= at && at <= span.last;
+            if within && !span.creates && !span.chunks.meets(wanted) {
+                at = span.last.next();
+            }
+        }
+        at
     }
 
     /// Chunks in which a peer's homes, which hold our history up to `shared`, may differ from ours at `tail`.
@@ -275,6 +291,17 @@ mod tests {
         changes.note(&frame(5, 2));
         assert!(changes.after(Lsn(0), Lsn(5)).is_everything());
         assert_eq!(chunks(&changes.after(Lsn(4), Lsn(5))), [2]);
+    }
+
+    #[test]
+    fn stretches_that_touch_none_of_some_chunks_are_passed_over() {
+        let changes = changes(&[7, 3, 9, 3]);
+        let mut wanted = ChunkSet::new();
+        wanted.insert(VolumeId(0), ByteRange::new(3 * CHUNK_BYTES, 1));
+        let next = |from| changes.next_touching(Lsn(from), &wanted).0;
+        assert_eq!([1, 2, 3, 4].map(next), [2, 2, 4, 4]);
+        // What is not known may concern them.
+        assert_eq!([0, 5].map(next), [0, 5]);
     }
 
     #[test]

@@ -88,6 +88,11 @@ impl Clients {
         (self.waiting.len() + self.stalled.len() + self.reads.len() + self.unplanned.len()) as u64
     }
 
+    /// Some requests wait to be admitted.
+    pub fn are_stalled(&self) -> bool {
+        !self.stalled.is_empty()
+    }
+
     /// Nothing is owed to anybody.
     pub fn idle(&self) -> bool {
         self.in_flight() == 0

@@ -183,6 +183,7 @@ impl Group {
         }
         open.count += 1;
         self.store.admit(lsn, op);
+        self.note_touched(op);
     }
 
     /// Appends the operation that opens an epoch, in a frame of its own, after all that was admitted before.

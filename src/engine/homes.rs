@@ -589,6 +589,8 @@ impl Group {
         }
         let streams = self.streams.values().map(super::streams::Stream::next);
         keep = streams.fold(keep, Lsn::min);
+        // What a verification has still to look through for proof.
+        keep = self.proof_pin().map_or(keep, |lsn| lsn.min(keep));
         // A mirror's history is its primary's; it only adds to sets that it has already.
         let leads = self.core.facts().role == Role::Primary;
         let confirmed = self.core.peers().iter().map(|peer| {

@@ -171,8 +171,10 @@ pub enum Command {
     },
     /// Compare the mirror with this site, chunk by chunk.
     Verify {
-        /// Send the mirror what differs.
+        /// Mend what is shown to be wrong.
         repair: bool,
+        /// The site whose content is kept where nothing shows what is right.
+        keep: Option<String>,
     },
     /// Stop: finish what is in flight, write a last checkpoint.
     Shutdown,

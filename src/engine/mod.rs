@@ -11,13 +11,17 @@
 //! itself is about resources: when a frame closes, what waits for space, what is read from where.
 
 mod arbiter;
+mod blocks;
 mod changes;
 mod clients;
 mod discard;
 mod frames;
 mod homes;
 mod io;
+mod mend;
 mod open;
+mod proof;
+mod questions;
 mod receive;
 mod report;
 mod resize;
@@ -42,7 +46,7 @@ pub use io::{
 pub use open::OpenError;
 
 use crate::base::{
-    AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec,
+    AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, Verified, VolumeId, VolumeSpec,
 };
 use crate::core::{self, Action, Core, Event, Link, Overrides, Severity, View};
 use crate::journal;
@@ -71,6 +75,8 @@ pub struct GroupConfig {
     pub resync_rate: u64,
     /// Keep what a copy replaces until it is complete, so that this site can go back to it.
     pub resync_undo: bool,
+    /// Verify by itself when the last complete verification is older than this; zero for never.
+    pub scrub: Duration,
     /// Names of the peers' sites.
     pub peers: Vec<String>,
     /// Volumes `(name, size in bytes)` a primary creates if the group has none of that name.
@@ -91,10 +97,11 @@ pub struct Group {
     state: state::State,
     streams: BTreeMap<LinkId, streams::Stream>,
     receive: receive::Receive,
-    questions: walk::Questions,
+    questions: questions::Questions,
     changes: changes::Changes,
     undo: undo::Undo,
-    verification: Option<verify::Verification>,
+    verified: Verified,
+    block_reads: Slab<blocks::BlockRead>,
     keeping: Option<discard::Keeping>,
     resizing: Option<resize::Resizing>,
     /// The state as it was last looked at, and since when, seconds since the Unix epoch.
@@ -153,11 +160,24 @@ enum Pending {
         part: u64,
     },
     AnswerRead {
-        link: LinkId,
-        volume: VolumeId,
-        range: ByteRange,
+        question: questions::Question,
         overlay: Vec<(ByteRange, Content)>,
         hold: crate::store::HoldId,
+    },
+    /// What a chunk brought is on stable storage before its content is told.
+    AnswerSync {
+        question: questions::Question,
+        chunk: u64,
+        overlay: Vec<(ByteRange, Content)>,
+        hold: crate::store::HoldId,
+    },
+    /// One block of a chunk that could not be read as a whole.
+    ReadBlock {
+        read: usize,
+        block: u32,
+    },
+    ProofRead {
+        link: LinkId,
     },
     /// A read for a history that a copy has replaced meanwhile.
     Forgotten,
@@ -262,6 +282,7 @@ impl Group {
         self.close_frames();
         self.retry_reads();
         self.pump_streams();
+        self.consider_verify();
         self.pump_walks();
         self.tell_credit();
         self.core.end_batch();
@@ -301,6 +322,7 @@ impl Group {
             self.homes.deadline(self.store.applied_lsn()),
             stopping,
             walks,
+            self.scrub_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -326,8 +348,8 @@ impl Group {
             Command::Resolve { discard } => core::Command::Resolve {
                 discard: discard.clone(),
             },
-            Command::Verify { repair } => {
-                let result = self.begin_verify(*repair);
+            Command::Verify { repair, keep } => {
+                let result = self.begin_verify(*repair, keep.as_deref());
                 self.outputs.push(Output::CommandDone { id, result });
                 return;
             }
@@ -518,17 +540,28 @@ impl Group {
             (Pending::WalkRead { link, part }, result) => self.walk_read(link, part, result),
             (
                 Pending::AnswerRead {
-                    link,
-                    volume,
-                    range,
+                    question,
                     overlay,
                     hold,
                 },
                 result,
             ) => {
-                self.store.release(hold);
-                self.answer_read(link, volume, range, &overlay, result);
+                self.answer_read(question, overlay, hold, result);
             }
+            (
+                Pending::AnswerSync {
+                    question,
+                    chunk,
+                    overlay,
+                    hold,
+                },
+                DiskResult::Done,
+            ) => {
+                self.receive.synced(question.volume, chunk);
+                self.read_for_answer(question, overlay, hold);
+            }
+            (Pending::ReadBlock { read, block }, result) => self.block_read(read, block, result),
+            (Pending::ProofRead { link }, result) => self.proof_read(link, result),
             (Pending::Forgotten, _) => {}
             (Pending::CheckGrow { link, volume, size }, result) => {
                 self.grow_checked(link, volume, size, result);

@@ -10,9 +10,9 @@ use uuid::Uuid;
 use super::changes::Changes;
 use super::undo::{FoundUndo, Undo};
 use super::{
-    Disk, File, Group, GroupConfig, Now, clients, frames, homes, receive, state, stats, walk,
+    Disk, File, Group, GroupConfig, Now, clients, frames, homes, questions, receive, state, stats,
 };
-use crate::base::{AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, VolumeSpec};
+use crate::base::{AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec};
 use crate::core::{self, Core};
 use crate::journal::{
     self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateError, StateFile,
@@ -112,10 +112,11 @@ impl Group {
             log,
             streams: BTreeMap::new(),
             receive: receive::Receive::default(),
-            questions: walk::Questions::default(),
+            questions: questions::Questions::default(),
             changes,
             undo: Undo::found(undo),
-            verification: None,
+            verified: record.verified,
+            block_reads: Slab::new(),
             keeping: None,
             resizing: None,
             state_since: (None, 0),
@@ -186,6 +187,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         given_up: Uuid::nil(),
         undo: Uuid::nil(),
         readable_from: Lsn::ZERO,
+        verified: Verified::default(),
     };
     let mut state_file = StateFile::new();
     let (offset, data) = state_file.plan_write(&record);

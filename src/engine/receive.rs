@@ -1,10 +1,11 @@
 //! The receiving side of a link: frames into journal and overlay, chunks of a full copy into the homes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::walk::Question;
+use super::blocks::ChunkRead;
+use super::questions::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
 use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
@@ -16,6 +17,9 @@ use crate::store::{Content, HoldId};
 pub(super) struct Receive {
     waiting: VecDeque<Chunk>,
     writing: Vec<(HoldId, VolumeId, ByteRange)>,
+    /// Homes with chunks that were written and may not be on stable storage.
+    unsynced: BTreeMap<VolumeId, u64>,
+    written: u64,
     ended: bool,
     /// Homes still to be created before a reset is put on record.
     homes_missing: usize,
@@ -70,6 +74,22 @@ impl Receive {
         };
     }
 
+    /// The last chunk that was written to this home, if it may not be on stable storage.
+    pub fn unsynced(&self, volume: VolumeId) -> Option<u64> {
+        self.unsynced.get(&volume).copied()
+    }
+
+    /// Everything up to this chunk is on stable storage.
+    pub fn synced(&mut self, volume: VolumeId, chunk: u64) {
+        if self
+            .unsynced
+            .get(&volume)
+            .is_some_and(|last| *last <= chunk)
+        {
+            self.unsynced.remove(&volume);
+        }
+    }
+
     /// No chunk is on its way into this range of a home.
     pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
         let meets = |v: VolumeId, r: ByteRange| v == volume && r.overlaps(range);
@@ -112,9 +132,17 @@ impl Group {
                 range,
                 lsn,
                 medium,
+                content,
             } => {
                 self.event(Event::Heard(Link(link.0)));
-                let question = Question::new(link, volume, range, lsn, medium);
+                let question = Question {
+                    link,
+                    volume,
+                    range,
+                    lsn,
+                    medium,
+                    content,
+                };
                 let asked = if self.core.follows(Link(link.0)) {
                     self.asked_to_compare(question)
                 } else {
@@ -144,6 +172,29 @@ impl Group {
                 self.event(Event::Heard(Link(link.0)));
                 if let Err(text) = self.compared(link, volume, range, hash) {
                     self.link_fault(link, &text);
+                }
+            }
+            Message::Content {
+                volume,
+                range,
+                data,
+                unreadable,
+                ..
+            } => {
+                self.event(Event::Heard(Link(link.0)));
+                let read = ChunkRead {
+                    data: data.unwrap_or_else(|| vec![0; range.len as usize].into()),
+                    unreadable,
+                };
+                if let Err(text) = self.content_came(link, volume, range, read) {
+                    self.link_fault(link, &text);
+                }
+            }
+            Message::Verified(verified) => {
+                self.event(Event::Heard(Link(link.0)));
+                if self.core.follows(Link(link.0)) {
+                    self.verified = *verified;
+                    self.state.request_verified();
                 }
             }
             Message::Ack { durable, .. } => {
@@ -290,7 +341,11 @@ impl Group {
 
     pub(super) fn chunk_written(&mut self, hold: HoldId) {
         self.store.release(hold);
-        self.receive.writing.retain(|(h, ..)| *h != hold);
+        for (_, volume, _) in self.receive.writing.extract_if(.., |(h, ..)| *h == hold) {
+            self.receive.written += 1;
+            let written = self.receive.written;
+            self.receive.unsynced.insert(volume, written);
+        }
         self.check_copy_end();
         self.read_held_questions();
     }
@@ -387,8 +442,12 @@ impl Group {
         self.questions.clear();
         self.forget_waiting_writes();
         self.forget_full_homes();
+        self.block_reads.clear();
         for (_, pending) in &mut self.disk {
-            if matches!(pending, Pending::AnswerRead { .. }) {
+            if matches!(
+                pending,
+                Pending::AnswerRead { .. } | Pending::AnswerSync { .. } | Pending::ReadBlock { .. }
+            ) {
                 *pending = Pending::Forgotten;
             }
             let home = matches!(

@@ -19,6 +19,8 @@ impl Group {
         self.note_state();
         let facts = self.core.facts();
         let commit = self.core.commit();
+        let (verify, last_verify) = self.verify_status();
+        let unrepaired = self.unrepaired_bytes();
         GroupStatus {
             name: self.config.group.clone(),
             id: facts.group_id.to_string(),
@@ -26,7 +28,8 @@ impl Group {
             state,
             reason,
             state_since_unix_seconds: self.state_since.1,
-            healthy: matches!(state, GroupState::Serving | GroupState::Following),
+            healthy: matches!(state, GroupState::Serving | GroupState::Following)
+                && unrepaired == 0,
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
             epoch: facts.lineage.last().map(|e| EpochStatus {
@@ -57,7 +60,10 @@ impl Group {
                 .collect(),
             fork: self.fork_status(),
             undo: self.undo.status(),
-            verify: self.verify_status(),
+            verify,
+            last_verify,
+            next_scrub_unix_seconds: self.scrub_due(),
+            unrepaired_bytes: unrepaired,
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
@@ -276,6 +282,9 @@ impl Group {
 
     fn journal_holder(&self) -> String {
         let checkpoint = self.homes.checkpoint().next();
+        if self.proof_pin().is_some_and(|lsn| lsn < checkpoint) {
+            return "verify".to_owned();
+        }
         let holder = self
             .core
             .peers()

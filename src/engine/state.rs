@@ -23,6 +23,7 @@ pub(super) struct State {
     ids: u128,
     wanted: Option<u64>,
     checkpoint_wanted: bool,
+    verified_wanted: bool,
     writing: Option<Writing>,
     reset: bool,
     /// Something else in it changed.
@@ -51,6 +52,7 @@ impl State {
             ids,
             wanted: None,
             checkpoint_wanted: false,
+            verified_wanted: false,
             writing: None,
             reset: false,
             changed: false,
@@ -65,6 +67,11 @@ impl State {
 
     pub fn request_checkpoint(&mut self) {
         self.checkpoint_wanted = true;
+    }
+
+    /// What is known of verifications has changed.
+    pub fn request_verified(&mut self) {
+        self.verified_wanted = true;
     }
 
     /// A checkpoint of a history that is being replaced counts no more, also if its record is being written.
@@ -92,7 +99,11 @@ impl State {
     }
 
     pub fn idle(&self) -> bool {
-        self.wanted.is_none() && !self.checkpoint_wanted && !self.reset && self.writing.is_none()
+        self.wanted.is_none()
+            && !self.checkpoint_wanted
+            && !self.verified_wanted
+            && !self.reset
+            && self.writing.is_none()
     }
 
     pub fn fresh_volume_uuid(&mut self) -> Uuid {
@@ -112,6 +123,7 @@ impl Group {
             || self.receive.resetting()
             || (state.wanted.is_none()
                 && !state.checkpoint_wanted
+                && !state.verified_wanted
                 && !state.reset
                 && !state.changed
                 && state.release.is_none())
@@ -123,6 +135,7 @@ impl Group {
             std::mem::take(&mut self.state.checkpoint_wanted).then_some(self.state.checkpoint.lsn);
         let reset = std::mem::take(&mut self.state.reset);
         self.state.changed = false;
+        self.state.verified_wanted = false;
         self.forget_what_is_in_sync();
         let record = self.record();
         let (offset, data) = self.state.file.plan_write(&record);
@@ -215,6 +228,7 @@ impl Group {
             given_up: facts.given_up,
             undo: self.undo.id(),
             readable_from: self.log.readable_from(),
+            verified: self.verified.clone(),
         }
     }
 }

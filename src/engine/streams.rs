@@ -31,6 +31,8 @@ pub(super) struct Stream {
     read_frames: VecDeque<Frame>,
     /// Chunks that are copied or verified beside the frames.
     pub walk: Option<Walk>,
+    /// The mirror was told what is known of verifications.
+    pub told_verified: bool,
     proposed: Option<Lsn>,
 }
 
@@ -53,6 +55,7 @@ impl Stream {
             reading: false,
             read_frames: VecDeque::new(),
             walk: None,
+            told_verified: false,
             proposed: None,
         }
     }
@@ -65,7 +68,8 @@ impl Stream {
     /// Progress of a copy: bytes done and in all.
     pub fn copy_progress(&self) -> Option<(u64, u64)> {
         let walk = self.walk.as_ref()?;
-        (walk.purpose() == Purpose::Copy)
+        walk.verifying()
+            .is_none()
             .then_some((walk.progress.done_bytes, walk.progress.total_bytes))
     }
 

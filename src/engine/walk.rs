@@ -7,12 +7,17 @@
 //!   at that moment is taken along, and no apply to the chunk starts until the home was read: together they are the chunk as
 //!   of that frame. The mirror does the same when it gets there.
 //! - A chunk that is sent is as of its place in the stream or later; what follows in the stream is applied on top of it.
+//! - Where a verification finds a difference, it asks again for the content of both sides, as of one LSN, and leaves it to
+//!   `mend` to find out who is wrong.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::blocks::{ChunkRead, Reader, laid_over};
+use super::mend::{Doubt, differing_blocks};
+use super::verify::Verifying;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
 use crate::base::{ByteRange, ChunkSet, Lsn, Message, VolumeId};
 use crate::core::{Event, Link, Severity};
@@ -20,7 +25,7 @@ use crate::journal::is_zero;
 use crate::store::{Content, HoldId, Source};
 
 /// Chunks under way at once.
-const PARTS: usize = 8;
+pub(super) const PARTS: usize = 8;
 
 /// After so many comparisons in a row that found a difference, chunks are sent without asking ...
 const MISSES: u32 = 8;
@@ -28,22 +33,15 @@ const MISSES: u32 = 8;
 /// ... except for every so many.
 const ASK_EVERY: u64 = 16;
 
-/// Differing ranges that are remembered one by one.
-const RANGES_KEPT: usize = 32;
-
 /// How much of a second's worth may go out at once when the rate is limited.
 const BURST: Duration = Duration::from_millis(100);
 
 /// What a walk is for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Purpose {
     /// The mirror is inconsistent until it has everything that differs.
     Copy,
     /// The mirror is in sync, and this shows whether that is true.
-    Verify {
-        /// Send it what differs.
-        repair: bool,
-    },
+    Verify(Box<Verifying>),
 }
 
 /// One pass over a set of chunks.
@@ -53,14 +51,16 @@ pub(super) struct Walk {
     /// Index of the volume, and where its next chunk is looked for.
     volume: usize,
     offset: u64,
-    parts: Vec<Part>,
+    pub parts: Vec<Part>,
     next_part: u64,
     /// Written to at this moment: asked about later.
     busy: VecDeque<(VolumeId, ByteRange)>,
     /// Known to differ.
-    send: VecDeque<(VolumeId, ByteRange)>,
+    pub send: VecDeque<(VolumeId, ByteRange)>,
+    /// To be looked at closely.
+    pub looks: VecDeque<Look>,
     misses: u32,
-    pace: Pace,
+    pub pace: Pace,
     pub progress: Progress,
 }
 
@@ -71,41 +71,70 @@ pub(super) struct Progress {
     pub began: Duration,
     pub done_bytes: u64,
     pub total_bytes: u64,
-    /// Of chunks that differed.
-    pub differing_bytes: u64,
-    /// The first of them.
-    pub differing: Vec<(VolumeId, ByteRange)>,
+}
+
+/// A chunk whose content is to be compared here.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    pub volume: VolumeId,
+    pub range: ByteRange,
+    /// Of these blocks, the first in the lowest bit.
+    pub blocks: u64,
+    /// How often this was tried before.
+    pub tries: u8,
+    /// They were mended, and this shows whether that is true.
+    pub mended: bool,
 }
 
 /// A chunk under way.
-struct Part {
+pub(super) struct Part {
     id: u64,
-    volume: VolumeId,
-    range: ByteRange,
+    pub volume: VolumeId,
+    pub range: ByteRange,
     hold: Option<HoldId>,
-    job: Job,
+    pub job: Job,
 }
 
-enum Job {
+/// A hash; `None` inside if the home could not be read.
+type Hash = Option<Option<[u8; 32]>>;
+
+pub(super) enum Job {
     /// To be read and sent once no apply is touching it.
     Send { reading: bool },
     /// Being read here and there.
     Compare {
         overlay: Vec<(ByteRange, Content)>,
-        ours: Option<[u8; 32]>,
-        theirs: Option<[u8; 32]>,
+        ours: Hash,
+        theirs: Hash,
+    },
+    /// The same, with all of its content.
+    Look {
+        look: Look,
+        lsn: Lsn,
+        /// Blocks that were written to since.
+        touched: u64,
+        overlay: Vec<(ByteRange, Content)>,
+        ours: Option<ChunkRead>,
+        theirs: Option<ChunkRead>,
     },
 }
 
 /// Keeps to a rate.
 #[derive(Clone, Copy, Default)]
-struct Pace {
+pub(super) struct Pace {
     /// Bytes per second; 0 for no limit.
-    rate: u64,
+    pub rate: u64,
     next: Duration,
 }
 
 impl Pace {
+    pub fn new(rate: u64) -> Pace {
+        Pace {
+            rate,
+            next: Duration::ZERO,
+        }
+    }
+
     fn may_go(&self, now: Duration) -> bool {
         self.rate == 0 || now + BURST >= self.next
     }
@@ -129,11 +158,9 @@ impl Walk {
             next_part: 0,
             busy: VecDeque::new(),
             send: VecDeque::new(),
+            looks: VecDeque::new(),
             misses: 0,
-            pace: Pace {
-                rate,
-                next: Duration::ZERO,
-            },
+            pace: Pace::new(rate),
             progress: Progress {
                 total_bytes,
                 ..Progress::default()
@@ -141,8 +168,30 @@ impl Walk {
         }
     }
 
-    pub fn purpose(&self) -> Purpose {
-        self.purpose
+    /// The verification, if it is one.
+    pub fn verifying(&self) -> Option<&Verifying> {
+        match &self.purpose {
+            Purpose::Verify(verifying) => Some(verifying),
+            Purpose::Copy => None,
+        }
+    }
+
+    /// The same, to be gone on with.
+    pub fn verifying_mut(&mut self) -> Option<&mut Verifying> {
+        match &mut self.purpose {
+            Purpose::Verify(verifying) => Some(verifying),
+            Purpose::Copy => None,
+        }
+    }
+
+    /// Where it goes on: index of the volume, and offset.
+    pub fn place(&self) -> (usize, u64) {
+        (self.volume, self.offset)
+    }
+
+    /// Goes on there.
+    pub fn go_to(&mut self, volume: usize, offset: u64) {
+        (self.volume, self.offset) = (volume, offset);
     }
 
     /// The mirror says what else may differ.
@@ -159,21 +208,28 @@ impl Walk {
         (!self.pace.may_go(now)).then(|| self.pace.next.saturating_sub(BURST))
     }
 
+    /// No chunk is under way or waits for its turn.
+    pub fn is_quiet(&self) -> bool {
+        self.parts.is_empty()
+            && self.send.is_empty()
+            && self.busy.is_empty()
+            && self.looks.is_empty()
+    }
+
+    /// Whether something is still to be sent; what is looked at again comes after it in the stream.
+    fn sends(&self) -> bool {
+        let sending = |part: &Part| matches!(part.job, Job::Send { .. });
+        !self.send.is_empty() || self.parts.iter().any(sending)
+    }
+
     /// Whether the next chunk shall be sent without a question: so many differ that asking is a waste.
     fn sends_blindly(&self) -> bool {
-        self.purpose == Purpose::Copy
+        matches!(self.purpose, Purpose::Copy)
             && self.misses >= MISSES
             && !self.next_part.is_multiple_of(ASK_EVERY)
     }
 
-    fn note_difference(&mut self, volume: VolumeId, range: ByteRange) {
-        self.progress.differing_bytes += range.len;
-        if self.progress.differing.len() < RANGES_KEPT {
-            self.progress.differing.push((volume, range));
-        }
-    }
-
-    fn done(&mut self, range: ByteRange) {
+    pub fn done(&mut self, range: ByteRange) {
         self.progress.done_bytes += range.len;
     }
 }
@@ -188,8 +244,10 @@ impl Group {
             .map(|(link, _)| *link)
             .collect();
         for link in links {
+            self.carry_mends(link);
             while self.begin_part(link) {}
             self.read_quiet_parts(link);
+            self.prove(link);
             self.end_walk(link);
         }
     }
@@ -197,6 +255,7 @@ impl Group {
     /// Takes the next chunk. False if none can be taken now.
     fn begin_part(&mut self, link: LinkId) -> bool {
         let now = self.now.mono;
+        let crowded = self.writers_wait();
         let Some(stream) = self.streams.get_mut(&link) else {
             return false;
         };
@@ -211,22 +270,32 @@ impl Group {
             self.begin_sending(link, volume, range);
             return true;
         }
+        if !walk.sends()
+            && let Some(look) = walk.looks.pop_front()
+        {
+            return self.begin_looking(link, look);
+        }
         if let Some((volume, range)) = walk.busy.pop_front() {
             // If it is still being written to, the next batch of requests will find it again.
             return self.begin_comparing(link, volume, range);
+        }
+        let parts = walk.parts.len();
+        if walk
+            .verifying_mut()
+            .is_some_and(|v| v.waits(now, parts, crowded))
+        {
+            return false;
         }
         let Some(spec) = self.volumes.get(walk.volume) else {
             return false;
         };
         let Some(range) = walk.chunks.next(spec, walk.offset) else {
-            walk.volume += 1;
-            walk.offset = 0;
+            walk.go_to(walk.volume + 1, 0);
             return true;
         };
         walk.offset = range.end();
         let volume = spec.id;
         if walk.sends_blindly() {
-            walk.note_difference(volume, range);
             self.begin_sending(link, volume, range);
             return true;
         }
@@ -251,7 +320,7 @@ impl Group {
         id
     }
 
-    fn walk(&mut self, link: LinkId) -> Option<&mut Walk> {
+    pub(super) fn walk(&mut self, link: LinkId) -> Option<&mut Walk> {
         self.streams.get_mut(&link)?.walk.as_mut()
     }
 
@@ -268,14 +337,46 @@ impl Group {
             walk.busy.push_back((volume, range));
             return false;
         };
+        let walk = self.walk(link).expect("the caller looked");
+        let medium = walk.verifying().is_some();
         let job = Job::Compare {
             overlay,
             ours: None,
             theirs: None,
         };
+        self.ask(link, volume, range, job, medium, false);
+        true
+    }
+
+    /// The same for the content.
+    fn begin_looking(&mut self, link: LinkId, look: Look) -> bool {
+        let Some(overlay) = self.overlay_of(look.volume, look.range) else {
+            let walk = self.walk(link).expect("the caller looked");
+            walk.looks.push_back(look);
+            return false;
+        };
+        let job = Job::Look {
+            look,
+            lsn: self.frames.sealed(),
+            touched: 0,
+            overlay,
+            ours: None,
+            theirs: None,
+        };
+        self.ask(link, look.volume, look.range, job, true, true);
+        true
+    }
+
+    fn ask(
+        &mut self,
+        link: LinkId,
+        volume: VolumeId,
+        range: ByteRange,
+        job: Job,
+        medium: bool,
+        content: bool,
+    ) {
         let part = self.push_part(link, volume, range, job);
-        let walk = self.walk(link).expect("the caller looked");
-        let medium = matches!(walk.purpose, Purpose::Verify { .. });
         let lsn = self.frames.sealed();
         self.send(
             link,
@@ -284,6 +385,7 @@ impl Group {
                 range,
                 lsn,
                 medium,
+                content,
             },
         );
         self.submit(
@@ -295,7 +397,6 @@ impl Group {
                 medium,
             },
         );
-        true
     }
 
     /// What is not in the home yet of this range, as of the last closed frame. `None` while the open frame covers some of it.
@@ -316,7 +417,10 @@ impl Group {
     /// Reads the ranges to be sent whose applies have come to rest.
     fn read_quiet_parts(&mut self, link: LinkId) {
         let mut reads = Vec::new();
+        let mut medium = false;
         if let Some(walk) = self.streams.get_mut(&link).and_then(|s| s.walk.as_mut()) {
+            // What was found to be right was read there.
+            medium = walk.verifying().is_some();
             for part in &mut walk.parts {
                 if let Job::Send { reading } = &mut part.job
                     && !*reading
@@ -334,46 +438,83 @@ impl Group {
                     file: File::Home(volume),
                     offset: range.offset,
                     len: range.len,
-                    medium: false,
+                    medium,
                 },
             );
         }
     }
 
     /// A part's home was read.
-    pub(super) fn walk_read(&mut self, link: LinkId, part: u64, result: DiskResult) {
+    pub(super) fn walk_read(&mut self, link: LinkId, id: u64, result: DiskResult) {
         let Some(walk) = self.walk(link) else { return };
-        let Some(at) = walk.parts.iter().position(|p| p.id == part) else {
+        let Some(at) = walk.parts.iter().position(|p| p.id == id) else {
             return;
         };
-        let hold = walk.parts[at].hold.take();
-        let home = match result {
-            DiskResult::Data(home) => home,
-            failed => {
+        let verifies = walk.verifying().is_some();
+        let part = &mut walk.parts[at];
+        let (volume, range) = (part.volume, part.range);
+        match (&mut part.job, result) {
+            (Job::Send { .. }, DiskResult::Data(home)) => {
+                let hold = part.hold.take().expect("held while it is read");
+                walk.parts.swap_remove(at);
+                self.send_chunk(link, volume, range, home);
+                self.store.release(hold);
+            }
+            // Looked at again, it still differs, and is reported so.
+            (Job::Send { .. }, _) if verifies => {
+                let hold = part.hold.take().expect("held while it is read");
+                walk.parts.swap_remove(at);
+                self.store.release(hold);
+            }
+            (Job::Compare { overlay, ours, .. }, DiskResult::Data(home)) => {
+                let hold = part.hold.take().expect("held while it is read");
+                let read = laid_over(home, 0, range, &std::mem::take(overlay));
+                *ours = Some(Some(*blake3::hash(&read.data).as_bytes()));
+                self.store.release(hold);
+            }
+            (Job::Compare { ours, .. }, _) if verifies => {
+                let hold = part.hold.take().expect("held while it is read");
+                *ours = Some(None);
+                self.store.release(hold);
+            }
+            (Job::Look { .. }, DiskResult::Data(home)) => {
+                self.part_read(link, id, home, 0);
+                return;
+            }
+            (Job::Look { .. }, _) => {
+                let reader = Reader::Part { link, part: id };
+                self.read_blocks(reader, volume, range, true);
+                return;
+            }
+            (_, failed) => {
                 let text = format!("a home cannot be read for its mirror: {failed:?}");
                 self.log_line(Severity::Error, text.clone());
-                self.store.release(hold.expect("held while it is read"));
                 self.drop_stream(link);
                 self.outputs.push(super::Output::CloseLink { link });
                 self.event(Event::Closed(Link(link.0), text));
                 return;
             }
-        };
-        let part = &mut walk.parts[at];
-        if let Job::Compare { overlay, ours, .. } = &mut part.job {
-            let content = laid_over(home, part.range, &std::mem::take(overlay));
-            *ours = Some(*blake3::hash(&content).as_bytes());
-        } else {
-            let part = walk.parts.swap_remove(at);
-            self.send_chunk(link, &part, home);
         }
-        self.store.release(hold.expect("held while it is read"));
         self.judge(link);
     }
 
+    /// The content of a part that is looked at closely.
+    pub(super) fn part_read(&mut self, link: LinkId, id: u64, home: Bytes, unreadable: u64) {
+        let Some(walk) = self.walk(link) else { return };
+        let Some(part) = walk.parts.iter_mut().find(|p| p.id == id) else {
+            return;
+        };
+        if let Job::Look { overlay, ours, .. } = &mut part.job {
+            let overlay = std::mem::take(overlay);
+            *ours = Some(laid_over(home, unreadable, part.range, &overlay));
+            let hold = part.hold.take().expect("held while it is read");
+            self.store.release(hold);
+            self.judge(link);
+        }
+    }
+
     /// A range as of now: the home, with what is closed and not applied yet laid over it.
-    fn send_chunk(&mut self, link: LinkId, part: &Part, home: Bytes) {
-        let (volume, range) = (part.volume, part.range);
+    fn send_chunk(&mut self, link: LinkId, volume: VolumeId, range: ByteRange, home: Bytes) {
         let mut overlay = Vec::new();
         for piece in self.store.read_plan(volume, range).pieces {
             // What is in the open frame follows in the stream.
@@ -383,12 +524,14 @@ impl Group {
                 overlay.push((piece.range, content));
             }
         }
-        let data = laid_over(home, range, &overlay);
+        let data = laid_over(home, 0, range, &overlay).data;
         let data = if is_zero(&data) { None } else { Some(data) };
         let crc = data.as_ref().map_or(0, |d| crc32fast::hash(d));
         if let Some(stream) = self.streams.get_mut(&link) {
             stream.queued_bytes += data.as_ref().map_or(64, |d| d.len() as u64);
-            if let Some(walk) = stream.walk.as_mut() {
+            if let Some(walk) = stream.walk.as_mut()
+                && walk.verifying().is_none()
+            {
                 walk.done(range);
             }
         }
@@ -409,52 +552,92 @@ impl Group {
         link: LinkId,
         volume: VolumeId,
         range: ByteRange,
-        hash: [u8; 32],
+        hash: Option<[u8; 32]>,
     ) -> Result<(), String> {
-        let part = self
-            .walk(link)
-            .into_iter()
-            .flat_map(|walk| &mut walk.parts)
-            .find(|p| p.volume == volume && p.range == range);
-        let Some(Part {
-            job: Job::Compare { theirs, .. },
-            ..
-        }) = part
-        else {
-            return Err(format!("a hash of {range:?}, which was not asked for"));
-        };
-        *theirs = Some(hash);
+        match self.asked_for(link, volume, range) {
+            Some(Job::Compare { theirs, .. }) => *theirs = Some(hash),
+            _ => return Err(format!("a hash of {range:?}, which was not asked for")),
+        }
         self.judge(link);
         Ok(())
     }
 
-    /// Ends the comparisons whose hashes are both known.
+    /// The mirror's content of a range.
+    pub(super) fn content_came(
+        &mut self,
+        link: LinkId,
+        volume: VolumeId,
+        range: ByteRange,
+        read: ChunkRead,
+    ) -> Result<(), String> {
+        match self.asked_for(link, volume, range) {
+            Some(Job::Look { theirs, .. }) => *theirs = Some(read),
+            _ => {
+                return Err(format!("the content of {range:?}, which was not asked for"));
+            }
+        }
+        self.judge(link);
+        Ok(())
+    }
+
+    fn asked_for(&mut self, link: LinkId, volume: VolumeId, range: ByteRange) -> Option<&mut Job> {
+        let parts = &mut self.walk(link)?.parts;
+        let asked = |p: &&mut Part| {
+            p.volume == volume && p.range == range && !matches!(p.job, Job::Send { .. })
+        };
+        parts.iter_mut().find(asked).map(|p| &mut p.job)
+    }
+
+    /// Ends the comparisons of which both sides are known.
     fn judge(&mut self, link: LinkId) {
         let Some(walk) = self.walk(link) else { return };
         let mut at = 0;
         while let Some(part) = walk.parts.get(at) {
-            let Job::Compare {
-                ours: Some(ours),
-                theirs: Some(theirs),
-                ..
-            } = part.job
-            else {
+            let known = match &part.job {
+                Job::Send { .. } => false,
+                Job::Compare { ours, theirs, .. } => ours.is_some() && theirs.is_some(),
+                Job::Look { ours, theirs, .. } => ours.is_some() && theirs.is_some(),
+            };
+            if !known {
                 at += 1;
                 continue;
-            };
-            let Part { volume, range, .. } = walk.parts.swap_remove(at);
-            if ours == theirs {
-                walk.misses = 0;
-                walk.done(range);
-                continue;
             }
-            walk.misses += 1;
-            walk.note_difference(volume, range);
-            match walk.purpose {
-                Purpose::Copy | Purpose::Verify { repair: true } => {
-                    walk.send.push_back((volume, range));
+            let Part {
+                volume, range, job, ..
+            } = walk.parts.swap_remove(at);
+            match job {
+                Job::Send { .. } => {}
+                Job::Compare { ours, theirs, .. } => {
+                    let ours = ours.flatten();
+                    if ours.is_some() && ours == theirs.flatten() {
+                        walk.misses = 0;
+                        walk.done(range);
+                        continue;
+                    }
+                    walk.misses += 1;
+                    match walk.purpose {
+                        Purpose::Copy => walk.send.push_back((volume, range)),
+                        Purpose::Verify(_) => walk.looks.push_back(Look {
+                            volume,
+                            range,
+                            blocks: u64::MAX,
+                            tries: 0,
+                            mended: false,
+                        }),
+                    }
                 }
-                Purpose::Verify { repair: false } => walk.done(range),
+                Job::Look {
+                    look,
+                    lsn,
+                    touched,
+                    ours: Some(ours),
+                    theirs: Some(theirs),
+                    ..
+                } => {
+                    let blocks = differing_blocks(range, &ours, &theirs, look.blocks);
+                    walk.looked(look, lsn, touched, blocks);
+                }
+                Job::Look { .. } => unreachable!("just seen"),
             }
         }
     }
@@ -462,223 +645,71 @@ impl Group {
     fn end_walk(&mut self, link: LinkId) {
         let volumes = self.volumes.len();
         let sealed = self.frames.sealed();
-        let Some(stream) = self.streams.get_mut(&link) else {
+        let commit = self.core.commit();
+        let Some(walk) = self.walk(link).filter(|w| w.is_quiet()) else {
             return;
         };
-        let done = stream.walk.as_ref().is_some_and(|w| {
-            w.parts.is_empty() && w.send.is_empty() && w.busy.is_empty() && w.volume >= volumes
-        });
-        if !done {
-            return;
-        }
-        let walk = stream.walk.take().expect("just seen");
-        match walk.purpose {
-            Purpose::Copy => self.event(Event::CopySent(Link(link.0), sealed)),
-            Purpose::Verify { repair } => self.verified(&walk.progress, repair, sealed),
+        let ended = walk.volume >= volumes;
+        match &walk.purpose {
+            Purpose::Copy if ended => {
+                self.streams.get_mut(&link).expect("just seen").walk = None;
+                self.event(Event::CopySent(Link(link.0), sealed));
+            }
+            Purpose::Verify(verifying) if verifying.is_settled(commit) => {
+                if ended && !verifying.begins_anew() {
+                    let stream = self.streams.get_mut(&link).expect("just seen");
+                    if let Some(walk) = stream.walk.take() {
+                        self.verified(link, &walk, sealed);
+                    }
+                } else if verifying.is_due() {
+                    self.save_place(link);
+                }
+            }
+            _ => {}
         }
     }
 
     /// Forgets what was to be sent on a link, and lets the ranges go that were held for it.
     pub(super) fn drop_stream(&mut self, link: LinkId) {
-        self.questions.waiting.retain(|q| q.link != link);
+        self.questions.drop_link(link);
         self.resize_lost(link);
         let Some(stream) = self.streams.remove(&link) else {
             return;
         };
         let Some(walk) = stream.walk else { return };
+        let verifies = walk.verifying().is_some();
         for hold in walk.parts.into_iter().filter_map(|p| p.hold) {
             self.store.release(hold);
         }
-        if let Purpose::Verify { .. } = walk.purpose {
+        if verifies {
             self.verify_interrupted(&walk.progress);
         }
     }
 }
 
-/// What the mirror is asked.
-pub(super) struct Question {
-    link: LinkId,
-    volume: VolumeId,
-    range: ByteRange,
-    lsn: Lsn,
-    medium: bool,
-}
-
-/// The mirror's side of comparisons.
-#[derive(Default)]
-pub(super) struct Questions {
-    /// Their frames have not all come.
-    waiting: VecDeque<Question>,
-    /// As of their LSN, but a chunk that came before is still on its way into the home.
-    held: Vec<Held>,
-}
-
-/// A question whose overlay was taken along.
-struct Held {
-    question: Question,
-    overlay: Vec<(ByteRange, Content)>,
-    hold: HoldId,
-}
-
-impl Group {
-    /// The primary asks for a hash.
-    pub(super) fn asked_to_compare(&mut self, question: Question) -> Result<(), String> {
-        let Question {
-            volume, range, lsn, ..
-        } = question;
-        let Some(spec) = self.volumes.iter().find(|v| v.id == volume) else {
-            return Err(format!(
-                "a question about volume {}, which does not exist",
-                volume.0
-            ));
+impl Walk {
+    /// Both sides of a chunk were looked at.
+    fn looked(&mut self, look: Look, lsn: Lsn, touched: u64, blocks: Vec<super::mend::Block>) {
+        let Purpose::Verify(verifying) = &mut self.purpose else {
+            return;
         };
-        if range.end() > spec.size {
-            return Err(format!(
-                "a question beyond the end of volume '{}'",
-                spec.name
-            ));
+        if look.mended {
+            verifying.looked_again(&look, &blocks);
+            return;
         }
-        let sealed = self.frames.sealed();
-        if lsn < sealed || self.questions.waiting.len() + self.questions.held.len() > PARTS {
-            return Err(format!(
-                "a question as of LSN {lsn}, with {} waiting; this site has LSN {sealed}",
-                self.questions.waiting.len()
-            ));
+        if look.tries == 0 {
+            self.progress.done_bytes += look.range.len;
         }
-        self.questions.waiting.push_back(question);
-        self.answer_questions();
-        Ok(())
-    }
-
-    /// Takes up the questions as of the frame that came last.
-    pub(super) fn answer_questions(&mut self) {
-        let sealed = self.frames.sealed();
-        while self
-            .questions
-            .waiting
-            .front()
-            .is_some_and(|q| q.lsn <= sealed)
-        {
-            let question = self.questions.waiting.pop_front().expect("just seen");
-            let (volume, range) = (question.volume, question.range);
-            let overlay = self
-                .overlay_of(volume, range)
-                .expect("a mirror has no open frame");
-            let hold = self.store.hold(volume, range);
-            self.questions.held.push(Held {
-                question,
-                overlay,
-                hold,
+        // It may have been overwritten since the hashes were made.
+        if !blocks.is_empty() {
+            verifying.doubt(Doubt {
+                volume: look.volume,
+                range: look.range,
+                lsn,
+                touched,
+                tries: look.tries,
+                blocks,
             });
         }
-        self.read_held_questions();
     }
-
-    /// Reads for the questions whose homes are at rest.
-    pub(super) fn read_held_questions(&mut self) {
-        let receive = &self.receive;
-        let ready = |held: &mut Held| receive.quiet(held.question.volume, held.question.range);
-        for held in self
-            .questions
-            .held
-            .extract_if(.., ready)
-            .collect::<Vec<_>>()
-        {
-            let Question {
-                link,
-                volume,
-                range,
-                medium,
-                ..
-            } = held.question;
-            let pending = Pending::AnswerRead {
-                link,
-                volume,
-                range,
-                overlay: held.overlay,
-                hold: held.hold,
-            };
-            let read = DiskOp::Read {
-                file: File::Home(volume),
-                offset: range.offset,
-                len: range.len,
-                medium,
-            };
-            self.submit(pending, read);
-        }
-    }
-
-    pub(super) fn answer_read(
-        &mut self,
-        link: LinkId,
-        volume: VolumeId,
-        range: ByteRange,
-        overlay: &[(ByteRange, Content)],
-        result: DiskResult,
-    ) {
-        match result {
-            DiskResult::Data(home) => {
-                let content = laid_over(home, range, overlay);
-                let hash = *blake3::hash(&content).as_bytes();
-                self.send(
-                    link,
-                    Message::Compared {
-                        volume,
-                        range,
-                        hash,
-                    },
-                );
-            }
-            failed => {
-                self.link_fault(
-                    link,
-                    &format!("a home cannot be read to compare it: {failed:?}"),
-                );
-            }
-        }
-    }
-}
-
-impl Question {
-    pub fn new(
-        link: LinkId,
-        volume: VolumeId,
-        range: ByteRange,
-        lsn: Lsn,
-        medium: bool,
-    ) -> Question {
-        Question {
-            link,
-            volume,
-            range,
-            lsn,
-            medium,
-        }
-    }
-}
-
-impl Questions {
-    /// The history they are about is replaced, and with it the store that holds their ranges.
-    pub fn clear(&mut self) {
-        self.waiting.clear();
-        self.held.clear();
-    }
-}
-
-/// The home's content of a range with these pieces over it.
-fn laid_over(home: Bytes, range: ByteRange, overlay: &[(ByteRange, Content)]) -> Bytes {
-    if overlay.is_empty() {
-        return home;
-    }
-    let mut all = home.to_vec();
-    for (piece, content) in overlay {
-        let from = (piece.offset - range.offset) as usize;
-        let to = from + piece.len as usize;
-        match content {
-            Content::Data(data) => all[from..to].copy_from_slice(data),
-            Content::Zero { .. } => all[from..to].fill(0),
-            Content::Control(_) => {}
-        }
-    }
-    Bytes::from(all)
 }

@@ -426,6 +426,12 @@ impl Log {
         self.readable_from
     }
 
+    /// Where the segment begins that follows the one with this LSN; the LSN after the tail if there is none.
+    pub fn next_segment_after(&self, lsn: Lsn) -> Lsn {
+        let later = self.segments.iter().find(|s| s.first() > lsn);
+        later.map_or(self.tail.next(), Segment::first)
+    }
+
     /// Last LSN.
     pub fn tail(&self) -> Lsn {
         self.tail

@@ -40,14 +40,15 @@
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
 //!    432   16  last epoch of a fork that was given up
-//!    448    8  reserved, zero
+//!    448    8  length of what is known of verifications, bytes
 //!    456   16  id of the undo file that counts, or zero
 //!    472    8  frames before this LSN do not tell what the homes hold
 //!    480   24  reserved, zero
 //!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
 //!    512       epochs (144 bytes each), volumes (104 each), peers (96 each: name length 2, flags 2 (1: it has a set of
 //!              chunks), length of the set 4, told durable LSN 8, the set holds what changed after this LSN 8 and up to
-//!              this one 8, name 64), the peers' sets in the same order, then zeroes to a multiple of 4096
+//!              this one 8, name 64), the peers' sets in the same order, what is known of verifications (as
+//!              `base::Verified` says), then zeroes to a multiple of 4096
 //! ```
 
 use bytes::Bytes;
@@ -61,7 +62,8 @@ use super::records::{
     encode_volume, name_field, name_of,
 };
 use crate::base::{
-    AckMode, AlignedBuf, BLOCK, ChunkSet, Lineage, Lsn, NAME_MAX, Role, VolumeSpec, round_up,
+    AckMode, AlignedBuf, BLOCK, ChunkSet, Lineage, Lsn, NAME_MAX, Role, VERIFIED_MAX, Verified,
+    VolumeSpec, round_up,
 };
 
 const MAGIC: [u8; 8] = *b"DBLRSTA1";
@@ -118,10 +120,10 @@ struct StateHeader {
     handed_epoch: [u8; 16],
     handed_lsn: U64,
     given_up: [u8; 16],
-    reserved: [u8; 8],
+    verified_len: U64,
     undo: [u8; 16],
     readable_from: U64,
-    reserved_too: [u8; 24],
+    reserved: [u8; 24],
     frame_time: U64,
 }
 
@@ -141,8 +143,10 @@ const HEADER: usize = size_of::<StateHeader>();
 const PEER: usize = size_of::<PeerEntry>();
 const _: () = assert!(HEADER == 512);
 const _: () = assert!(PEER == 96);
-const _: () =
-    assert!(HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER + MAX_DIRTY <= SLOT);
+const _: () = assert!(
+    HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER + MAX_DIRTY + VERIFIED_MAX
+        <= SLOT
+);
 
 /// Flag of a peer: it has a set of chunks.
 const DIRTY: u16 = 1;
@@ -241,6 +245,8 @@ pub struct StateRecord {
     pub undo: Uuid,
     /// Whoever lacks something before this LSN cannot be helped with frames: the homes here are not what they say.
     pub readable_from: Lsn,
+    /// What is known of verifications.
+    pub verified: Verified,
 }
 
 /// Why the state file cannot be used.
@@ -360,11 +366,13 @@ impl StateRecord {
         let epochs = self.lineage.epochs();
         let epochs = &epochs[epochs.len().saturating_sub(MAX_EPOCHS)..];
         let dirty = self.dirty_sets();
+        let verified = self.verified.encode();
         let len = HEADER
             + epochs.len() * EPOCH_LEN
             + self.volumes.len() * VOLUME_LEN
             + self.peers.len() * PEER
-            + dirty.iter().map(Vec::len).sum::<usize>();
+            + dirty.iter().map(Vec::len).sum::<usize>()
+            + verified.len();
         assert!(len <= SLOT, "a record of {len} bytes does not fit its slot");
         let mut out = AlignedBuf::zeroed(round_up(len, BLOCK));
         let mut h = StateHeader::new_zeroed();
@@ -434,6 +442,8 @@ impl StateRecord {
         for set in &dirty {
             put(set);
         }
+        put(&verified);
+        h.verified_len = U64::new(verified.len() as u64);
         h.given_up = self.given_up.into_bytes();
         h.undo = self.undo.into_bytes();
         h.readable_from = U64::new(self.readable_from.0);
@@ -517,6 +527,9 @@ impl StateRecord {
                 dirty: (entry.flags.get() & DIRTY != 0).then_some(dirty),
             });
         }
+        let verified_len = usize::try_from(h.verified_len.get()).unwrap_or(usize::MAX);
+        let verified = Verified::decode(take(verified_len)?)
+            .map_err(|_| Bad("what it says of verifications is wrong"))?;
         let flags = h.flags.get();
         let name =
             |len, field: &[u8; NAME_MAX]| name_of(len, field).ok_or(Bad("a name in it is wrong"));
@@ -565,6 +578,7 @@ impl StateRecord {
             given_up: Uuid::from_bytes(h.given_up),
             undo: Uuid::from_bytes(h.undo),
             readable_from: Lsn(h.readable_from.get()),
+            verified,
         })
     }
 
@@ -585,7 +599,7 @@ impl StateRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{ByteRange, CHUNK_BYTES, Epoch, VolumeId};
+    use crate::base::{ByteRange, CHUNK_BYTES, Epoch, VerifyRun, VolumeId};
 
     pub(super) fn record() -> StateRecord {
         let epoch = |number, first| Epoch {
@@ -652,6 +666,14 @@ mod tests {
             given_up: Uuid::from_u128(0x77),
             undo: Uuid::from_u128(0x99),
             readable_from: Lsn(0x88),
+            verified: Verified {
+                last: Some(VerifyRun {
+                    primary: "clichy".into(),
+                    ended_unix_seconds: 0x88,
+                    ..VerifyRun::default()
+                }),
+                under_way: None,
+            },
         }
     }
 
@@ -745,7 +767,7 @@ mod tests {
         let (_, bytes) = state.plan_write(&record());
         assert_eq!(bytes.len(), 4096);
         assert_eq!(&bytes[..16], b"DBLRSTA1\x01\0\x01\x01\0\0\0\0");
-        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 2, 4, 0, 0]);
+        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 242, 4, 0, 0]);
         assert_eq!(bytes[48..56], [31, 0, 0, 0, 6, 0, 8, 0]);
         assert_eq!(&bytes[56..62], b"clichy");
         assert_eq!(&bytes[120..128], b"registry");
@@ -770,9 +792,11 @@ mod tests {
         assert_eq!(&bytes[344..351], b"chelles");
         assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[447], 0x77);
-        assert!(super::super::is_zero(&bytes[448..471]));
+        assert!(super::super::is_zero(&bytes[456..471]));
         assert_eq!(bytes[471..473], [0x99, 0x88]);
         assert!(super::super::is_zero(&bytes[473..504]));
+        assert_eq!(bytes[448..456], [240, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[1026 + 112..][..6], b"clichy");
         assert_eq!(bytes[504..512], [12, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(
             &bytes[512..512 + EPOCH_LEN],

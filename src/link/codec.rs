@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::error::LinkError;
-use super::wire::{ChunkRecord, HEADER, Header, Kind, MAGIC};
+use super::wire::{HEADER, Header, Kind, MAGIC};
 use super::{read, write};
 use crate::base::{AlignedBuf, Message};
 
@@ -186,9 +186,9 @@ impl Decoder {
         verify(&header, &input[HEADER..total])?;
         let mut bytes = input.split_to(total);
         self.wants = HEADER;
-        let message = if header.kind == Kind::Chunk {
-            let content = bytes.split_off(HEADER + size_of::<ChunkRecord>());
-            read::chunk(&bytes[HEADER..], content.freeze())?
+        let message = if matches!(header.kind, Kind::Chunk | Kind::Content) {
+            let content = bytes.split_off(HEADER + header.kind.covered(header.length));
+            read::chunk(header.kind, &bytes[HEADER..], content.freeze())?
         } else {
             read::body(header.kind, &bytes[HEADER..])?
         };

@@ -11,13 +11,14 @@ use super::fields::{
     UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
-    CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
-    GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord,
-    INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
+    COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, CopyRecord,
+    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT,
+    HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES,
+    RefuseRecord, VERSIONS, Versions, VolumeRecord,
 };
 use crate::base::{
-    ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec,
+    ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, Verified, VolumeId, VolumeSpec,
 };
 
 /// A message other than frames and chunks from its body.
@@ -71,22 +72,34 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
         Kind::Compare => {
             let record: CompareRecord = r.record("the record")?;
             r.zero("reserved bytes", &record.reserved)?;
-            r.flags(record.flags, COMPARE_MEDIUM)?;
+            r.flags(record.flags, COMPARE_MEDIUM | COMPARE_CONTENT)?;
             Message::Compare {
                 volume: VolumeId(record.volume.get()),
                 range: r.compared_range(record.offset, record.len)?,
                 lsn: Lsn(r.below_2_63("LSN", record.lsn)?),
                 medium: record.flags & COMPARE_MEDIUM != 0,
+                content: record.flags & COMPARE_CONTENT != 0,
             }
         }
         Kind::Compared => {
             let record: ComparedRecord = r.record("the record")?;
             r.zero("reserved bytes", &record.reserved)?;
+            r.flags(record.flags, COMPARED_UNREADABLE)?;
+            let readable = record.flags & COMPARED_UNREADABLE == 0;
+            if !readable {
+                r.present("the hash", false, record.hash)?;
+            }
             Message::Compared {
                 volume: VolumeId(record.volume.get()),
                 range: r.compared_range(record.offset, record.len)?,
-                hash: record.hash,
+                hash: readable.then_some(record.hash),
             }
+        }
+        Kind::Verified => {
+            let bytes = std::mem::take(&mut r.rest);
+            let verified = Verified::decode(bytes)
+                .map_err(|found| r.error("the verifications", found, "what `encode` writes"))?;
+            Message::Verified(Box::new(verified))
         }
         Kind::CanGrow => {
             let (volume, size) = r.grow()?;
@@ -101,16 +114,18 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
                 refusal,
             }
         }
-        Kind::Frame | Kind::Chunk => unreachable!("the codec keeps their content apart"),
+        Kind::Frame | Kind::Chunk | Kind::Content => {
+            unreachable!("the codec keeps their content apart")
+        }
     };
     r.end()?;
     Ok(message)
 }
 
-/// A chunk from its record and its content (empty for zeroes).
-pub(super) fn chunk(record: &[u8], content: Bytes) -> Result<Message, LinkError> {
+/// A chunk or the content of one from its record and its content (empty for zeroes).
+pub(super) fn chunk(kind: Kind, record: &[u8], content: Bytes) -> Result<Message, LinkError> {
     let mut r = Reader {
-        kind: Kind::Chunk,
+        kind,
         rest: record,
         lenient: false,
     };
@@ -128,15 +143,28 @@ pub(super) fn chunk(record: &[u8], content: Bytes) -> Result<Message, LinkError>
     let crc = record.crc.get();
     if computed != crc {
         return Err(LinkError::Checksum {
-            kind: Kind::Chunk,
+            kind,
             found: crc,
             computed,
         });
     }
-    Ok(Message::Chunk {
-        volume: VolumeId(record.volume.get()),
+    let volume = VolumeId(record.volume.get());
+    let data = has_data.then_some(content);
+    if kind == Kind::Chunk {
+        return Ok(Message::Chunk {
+            volume,
+            range,
+            data,
+            crc,
+        });
+    }
+    r.compared_range(record.offset, record.len)?;
+    let unreadable: U64 = r.record("the unreadable blocks")?;
+    Ok(Message::Content {
+        volume,
         range,
-        data: has_data.then_some(content),
+        data,
+        unreadable: unreadable.get(),
         crc,
     })
 }

@@ -41,6 +41,8 @@
 //! | 20 | compared | [`ComparedRecord`] | all |
 //! | 21 | can grow | [`GrowRecord`] | all |
 //! | 22 | may grow | [`GrowRecord`], text, empty for yes | all |
+//! | 23 | content | [`ContentRecord`], content | the record: the content has a CRC in it |
+//! | 24 | verified | verifications, as `Verified::encode` gives them | all |
 //!
 //! An epoch is an [`EpochRecord`] and the name of its site; a volume is a [`VolumeRecord`] and its name.
 //!
@@ -55,7 +57,7 @@ use std::fmt;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::base::{BLOCK, NAME_MAX};
+use crate::base::{BLOCK, CHUNK_BYTES, NAME_MAX, VERIFIED_MAX};
 
 /// How every message begins.
 pub(super) const MAGIC: [u8; 4] = *b"DBLK";
@@ -171,11 +173,15 @@ pub enum Kind {
     CanGrow,
     /// Whether it can.
     MayGrow,
+    /// The content that was asked for.
+    Content,
+    /// What is known of verifications.
+    Verified,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers, which start at 1.
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 24] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::StartStream,
@@ -198,6 +204,8 @@ impl Kind {
         Kind::Compared,
         Kind::CanGrow,
         Kind::MayGrow,
+        Kind::Content,
+        Kind::Verified,
     ];
 
     /// The message of this number.
@@ -246,6 +254,11 @@ impl Kind {
             Kind::Compared => exactly(size_of::<ComparedRecord>()),
             Kind::CanGrow => exactly(size_of::<GrowRecord>()),
             Kind::MayGrow => between(size_of::<GrowRecord>(), size_of::<GrowRecord>() + MAX_TEXT),
+            Kind::Content => between(
+                size_of::<ContentRecord>(),
+                size_of::<ContentRecord>() + CHUNK_BYTES as usize,
+            ),
+            Kind::Verified => between(0, VERIFIED_MAX),
         }
     }
 
@@ -254,6 +267,7 @@ impl Kind {
         match self {
             Kind::Frame => 0,
             Kind::Chunk => size_of::<ChunkRecord>(),
+            Kind::Content => size_of::<ContentRecord>(),
             _ => body,
         }
     }
@@ -284,6 +298,8 @@ impl fmt::Display for Kind {
             Kind::Compared => "compared",
             Kind::CanGrow => "can grow",
             Kind::MayGrow => "may grow",
+            Kind::Content => "content",
+            Kind::Verified => "verified",
         })
     }
 }
@@ -498,7 +514,7 @@ pub(super) struct CompareRecord {
     pub offset: U64,
     pub len: U64,
     pub volume: U32,
-    /// [`COMPARE_MEDIUM`].
+    /// [`COMPARE_MEDIUM`], [`COMPARE_CONTENT`].
     pub flags: u8,
     pub reserved: [u8; 3],
     pub lsn: U64,
@@ -506,6 +522,8 @@ pub(super) struct CompareRecord {
 
 /// Flag of a comparison: read from the medium.
 pub(super) const COMPARE_MEDIUM: u8 = 1;
+/// Flag of a comparison: answer with the content.
+pub(super) const COMPARE_CONTENT: u8 = 2;
 
 /// The answer to a comparison.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -514,10 +532,29 @@ pub(super) struct ComparedRecord {
     pub offset: U64,
     pub len: U64,
     pub volume: U32,
-    pub reserved: [u8; 4],
+    /// [`COMPARED_UNREADABLE`].
+    pub flags: u8,
+    pub reserved: [u8; 3],
     /// BLAKE3 of the content.
     pub hash: [u8; 32],
 }
+
+/// Flag of an answer: the home could not be read, there is no hash.
+pub(super) const COMPARED_UNREADABLE: u8 = 1;
+
+/// The content of a range, before it.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct ContentRecord {
+    /// As of a chunk.
+    pub chunk: ChunkRecord,
+    /// Blocks of 4 KiB that could not be read, the first in the lowest bit.
+    pub unreadable: U64,
+}
+
+const _: () = assert!(size_of::<ContentRecord>() == 40);
+// Each block of a chunk has its bit.
+const _: () = assert!(CHUNK_BYTES <= 64 * BLOCK as u64);
 
 /// A volume and the size it shall have.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

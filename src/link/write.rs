@@ -12,10 +12,11 @@ use super::fields::{
     UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_MEDIUM, COPY_RESUMES, ChunkRecord,
-    CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord,
-    GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord,
-    INCOMPAT, Kind, MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
+    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
+    COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, ContentRecord,
+    CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, GrowRecord, HELLO_ALONE,
+    HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS,
+    MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
 };
 use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
 
@@ -79,22 +80,8 @@ pub(super) fn body(
             data,
             crc,
         } => {
-            let present = data.as_ref().map(|data| data.len() as u64);
-            let found = || format!("{range:?} with {present:?} bytes of content");
-            w.check(
-                chunk_fits(*range, present),
-                "the range",
-                found,
-                &CHUNK_ALLOWED,
-            )?;
-            w.put(&ChunkRecord {
-                offset: range.offset.into(),
-                len: range.len.into(),
-                volume: volume.0.into(),
-                crc: (*crc).into(),
-                flags: if data.is_some() { CHUNK_DATA } else { 0 },
-                reserved: [0; 7],
-            });
+            let chunk = w.chunk(*volume, *range, data.as_ref(), *crc)?;
+            w.put(&chunk);
             content.clone_from(data);
         }
         Message::Bye { reason } => w.text(reason),
@@ -114,13 +101,15 @@ pub(super) fn body(
             range,
             lsn,
             medium,
+            content: wants_content,
         } => {
             w.compared_range(*range)?;
             w.put(&CompareRecord {
                 offset: range.offset.into(),
                 len: range.len.into(),
                 volume: volume.0.into(),
-                flags: if *medium { COMPARE_MEDIUM } else { 0 },
+                flags: if *medium { COMPARE_MEDIUM } else { 0 }
+                    | if *wants_content { COMPARE_CONTENT } else { 0 },
                 reserved: [0; 3],
                 lsn: w.below_2_63("LSN", lsn.0)?,
             });
@@ -144,10 +133,31 @@ pub(super) fn body(
                 offset: range.offset.into(),
                 len: range.len.into(),
                 volume: volume.0.into(),
-                reserved: [0; 4],
-                hash: *hash,
+                flags: if hash.is_some() {
+                    0
+                } else {
+                    COMPARED_UNREADABLE
+                },
+                reserved: [0; 3],
+                hash: hash.unwrap_or_default(),
             });
         }
+        Message::Content {
+            volume,
+            range,
+            data,
+            unreadable,
+            crc,
+        } => {
+            w.compared_range(*range)?;
+            let chunk = w.chunk(*volume, *range, data.as_ref(), *crc)?;
+            w.put(&ContentRecord {
+                chunk,
+                unreadable: (*unreadable).into(),
+            });
+            content.clone_from(data);
+        }
+        Message::Verified(verified) => w.out.extend_from_slice(&verified.encode()),
     }
     Ok(content)
 }
@@ -177,6 +187,8 @@ pub(super) fn kind_of(message: &Message) -> Kind {
         Message::Touched { .. } => Kind::Touched,
         Message::Compare { .. } => Kind::Compare,
         Message::Compared { .. } => Kind::Compared,
+        Message::Content { .. } => Kind::Content,
+        Message::Verified(_) => Kind::Verified,
         Message::CanGrow { .. } => Kind::CanGrow,
         Message::MayGrow { .. } => Kind::MayGrow,
     }
@@ -250,6 +262,31 @@ impl Writer<'_> {
 
     fn name(&mut self, name: &str) {
         self.out.extend_from_slice(name.as_bytes());
+    }
+
+    fn chunk(
+        &self,
+        volume: VolumeId,
+        range: ByteRange,
+        data: Option<&Bytes>,
+        crc: u32,
+    ) -> Result<ChunkRecord, LinkError> {
+        let present = data.map(|data| data.len() as u64);
+        let found = || format!("{range:?} with {present:?} bytes of content");
+        self.check(
+            chunk_fits(range, present),
+            "the range",
+            found,
+            &CHUNK_ALLOWED,
+        )?;
+        Ok(ChunkRecord {
+            offset: range.offset.into(),
+            len: range.len.into(),
+            volume: volume.0.into(),
+            crc: crc.into(),
+            flags: if data.is_some() { CHUNK_DATA } else { 0 },
+            reserved: [0; 7],
+        })
     }
 
     fn grow(&mut self, volume: VolumeId, size: u64) -> Result<(), LinkError> {

@@ -47,6 +47,55 @@ fn every_state_is_explained_and_whatever_is_wrong_has_a_way_out() {
 }
 
 #[test]
+fn what_a_verification_found_is_explained_with_what_to_do() {
+    use crate::status::{DifferingRange, VerifyState, VerifyStatus};
+    let verify = VerifyStatus {
+        state: VerifyState::Differs,
+        primary: "clichy".into(),
+        peer: "chelles".into(),
+        repair: false,
+        keep: None,
+        scrub: true,
+        began_unix_seconds: NOW - 60,
+        ended_unix_seconds: Some(NOW - 30),
+        lsn: Some(Lsn(77)),
+        seconds: 30.0,
+        eta_seconds: None,
+        done_bytes: 1 << 30,
+        total_bytes: 1 << 30,
+        differing_bytes: 4096,
+        wrong_on_primary_bytes: 0,
+        wrong_on_peer_bytes: 0,
+        undecided_bytes: 4096,
+        unreadable_bytes: 0,
+        repaired_bytes: 0,
+        differing: vec![DifferingRange {
+            volume: "registry-data".into(),
+            offset: 8192,
+            bytes: 4096,
+            wrong_on: Vec::new(),
+            unreadable_on: Vec::new(),
+            repaired: false,
+        }],
+    };
+    let group = GroupStatus {
+        verify: Some(verify.clone()),
+        last_verify: Some(verify),
+        unrepaired_bytes: 4096,
+        ..in_state(GroupState::Serving)
+    };
+    let text = explain("clichy", &group, NOW);
+    for part in [
+        "registry-data at byte 8,192, 4.0 KiB: undecided",
+        "doublure verify registry --repair   (on the primary)",
+        "--keep clichy",
+        "--keep chelles",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
 fn what_is_on_one_site_only_is_counted() {
     let mut group = in_state(GroupState::Alone);
     group.alone = Some(AloneStatus {

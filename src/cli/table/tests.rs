@@ -72,6 +72,9 @@ pub fn in_sync() -> GroupStatus {
         fork: None,
         undo: None,
         verify: None,
+        last_verify: None,
+        next_scrub_unix_seconds: None,
+        unrepaired_bytes: 0,
         volumes: vec![
             VolumeStatus {
                 name: "registry-data".to_owned(),

@@ -61,6 +61,9 @@ pub fn group_status(name: &str) -> GroupStatus {
         fork: None,
         undo: None,
         verify: None,
+        last_verify: None,
+        next_scrub_unix_seconds: None,
+        unrepaired_bytes: 0,
         volumes: vec![VolumeStatus {
             name: format!("{name}-data"),
             uuid: uuid::Uuid::from_u128(8).to_string(),
@@ -102,6 +105,7 @@ pub fn member(name: &str, shard: usize) -> Member {
             journal_bytes: 1 << 30,
             resync_rate: 0,
             resync_undo: true,
+            scrub: Duration::ZERO,
             peers: vec!["chelles".to_owned()],
             volumes: vec![(format!("{name}-data"), 10 << 30)],
         },

@@ -1,6 +1,6 @@
 //! A disk on which a power cut shows: what was not written durably or synced survives sector by sector, or not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -114,6 +114,8 @@ pub struct SimDisk {
     pub fail_next_home_write: bool,
     /// Homes have no room for anything.
     pub homes_full: bool,
+    /// Blocks of homes that cannot be read until they are written again.
+    pub unreadable: BTreeSet<(File, u64)>,
     /// What the file system of the homes has left, if that is bounded.
     pub free_bytes: Option<u64>,
     /// The file system shares blocks between files.
@@ -158,6 +160,7 @@ impl Default for SimDisk {
             fail_next_home_sync: false,
             fail_next_home_write: false,
             homes_full: false,
+            unreadable: BTreeSet::new(),
             free_bytes: None,
             can_clone: false,
             clones: BTreeMap::new(),
@@ -300,6 +303,10 @@ impl SimDisk {
             DiskOp::Read {
                 file, offset, len, ..
             } => {
+                let mut blocks = runs(offset, len as usize).map(|(at, _)| at / BLOCK as u64);
+                if blocks.any(|block| self.unreadable.contains(&(file, block))) {
+                    return Err(io::Error::from_raw_os_error(5));
+                }
                 let mut buf = vec![0; len as usize];
                 Disk::read(self, file, offset, &mut buf)?;
                 DiskResult::Data(Bytes::from(buf))
@@ -494,6 +501,11 @@ impl Disk for SimDisk {
                 "direct IO of {} at {offset}",
                 data.len()
             );
+        }
+        for (at, len) in runs(offset, data.len()) {
+            if len == BLOCK {
+                self.unreadable.remove(&(file, at / BLOCK as u64));
+            }
         }
         let f = self.file(file)?;
         if offset + data.len() as u64 > f.len {

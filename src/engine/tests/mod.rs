@@ -7,6 +7,7 @@ mod rules;
 mod sim;
 mod storm;
 mod undo;
+mod verify;
 
 use super::{DiskOp, DiskResult, Pending};
 use crate::base::sabotage::{Sabotage, sabotaged};

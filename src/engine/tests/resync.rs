@@ -1,15 +1,15 @@
-//! Copies of what differs, forks that are given up, and verification.
+//! Copies of what differs, forks that are given up, and growing volumes.
 
 use std::time::Duration;
 
 use super::sim::{Sim, VOLUME};
 use crate::base::{AckMode, ByteRange, CHUNK_BYTES, OnPeerLoss, VolumeId};
 use crate::engine::{Command, File, Force};
-use crate::status::{GroupState, PeerState, VerifyState};
+use crate::status::{GroupState, PeerState};
 
 const HOME: File = File::Home(VolumeId(0));
 
-fn pair(seed: u64) -> Sim {
+pub(super) fn pair(seed: u64) -> Sim {
     let mut sim = Sim::new(seed, AckMode::Sync, OnPeerLoss::Continue);
     for at in [1, 0] {
         sim.start(at).expect("a first start");
@@ -30,7 +30,7 @@ fn pair(seed: u64) -> Sim {
 }
 
 /// Writes to one chunk until the journal no longer holds what is before.
-fn forget_the_journal_writing_chunk(sim: &mut Sim, at: usize, chunk: u64) {
+pub(super) fn forget_the_journal_writing_chunk(sim: &mut Sim, at: usize, chunk: u64) {
     let first = sim.status(at).tail_lsn;
     let mut writes = 0;
     while sim.status(at).journal.first_lsn <= first {
@@ -44,7 +44,7 @@ fn forget_the_journal_writing_chunk(sim: &mut Sim, at: usize, chunk: u64) {
     }
 }
 
-fn assert_same(sim: &mut Sim) {
+pub(super) fn assert_same(sim: &mut Sim) {
     sim.heal();
     let [a, b] = sim.homes();
     let differs = a.iter().zip(&b).position(|(x, y)| x != y);
@@ -266,83 +266,6 @@ fn a_crash_at_any_step_of_giving_up_a_fork_leaves_it_to_be_gone_on_with() {
         sim.attach(1);
         assert_same(&mut sim);
     }
-}
-
-fn verify(sim: &mut Sim, repair: bool) -> VerifyState {
-    let id = sim.command(0, Command::Verify { repair });
-    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
-    sim.pass_until(Duration::from_secs(20), |sim| {
-        sim.status(0)
-            .verify
-            .is_some_and(|v| v.state != VerifyState::Running)
-    });
-    sim.status(0).verify.unwrap().state
-}
-
-#[test]
-fn a_verification_under_load_raises_no_false_alarm() {
-    let mut sim = pair(8);
-    for round in 0..20 {
-        let id = sim.command(0, Command::Verify { repair: false });
-        assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
-        let mut turns = 0;
-        while sim.status(0).verify.unwrap().state == VerifyState::Running {
-            if sim.outstanding() < 32 {
-                sim.random_request();
-            }
-            for _ in 0..sim.rng.below(8) {
-                sim.step();
-            }
-            turns += 1;
-            assert!(turns < 20_000, "round {round}: it never ends");
-        }
-        let found = sim.status(0).verify.unwrap();
-        assert_eq!(found.state, VerifyState::Equal, "round {round}: {found:?}");
-        assert_eq!(found.done_bytes, VOLUME);
-    }
-    assert!(sim.acked > 100);
-    assert_same(&mut sim);
-}
-
-#[test]
-fn rot_on_the_mirror_is_found_and_mended() {
-    let mut sim = pair(9);
-    sim.homes();
-    sim.sites[1].disk.rot(HOME, 3 * CHUNK_BYTES + 77);
-    assert_eq!(verify(&mut sim, false), VerifyState::Differs);
-    let found = sim.status(0).verify.unwrap();
-    assert_eq!(found.differing_bytes, CHUNK_BYTES);
-    assert_eq!(
-        (
-            found.differing[0].volume.as_str(),
-            found.differing[0].offset
-        ),
-        ("v", 3 * CHUNK_BYTES)
-    );
-    assert!(sim.status(0).healthy, "it still follows");
-    assert_eq!(verify(&mut sim, true), VerifyState::Repaired);
-    assert_eq!(verify(&mut sim, false), VerifyState::Equal);
-    assert_same(&mut sim);
-}
-
-#[test]
-fn a_verification_needs_a_mirror_in_sync_and_ends_with_its_link() {
-    let mut sim = pair(10);
-    let id = sim.command(1, Command::Verify { repair: false });
-    assert!(sim.answers[&id].clone().unwrap_err().contains("primary"));
-    sim.hold_disk(1, true);
-    sim.command(0, Command::Verify { repair: false });
-    let id = sim.command(0, Command::Verify { repair: false });
-    assert!(sim.answers[&id].clone().unwrap_err().contains("already"));
-    sim.kill(1);
-    sim.pass(Duration::from_secs(1));
-    let found = sim.status(0).verify.unwrap();
-    assert_eq!(found.state, VerifyState::Interrupted);
-    let id = sim.command(0, Command::Verify { repair: false });
-    assert!(sim.answers[&id].clone().unwrap_err().contains("in sync"));
-    sim.hold_disk(1, false);
-    sim.start(1).unwrap();
-    assert_same(&mut sim);
 }
 
 #[test]

@@ -791,3 +791,16 @@ fn a_copy_without_space_breaks_off_and_is_made_later() {
     sim.sites[1].disk.homes_full = false;
     check_both_sides(&mut sim);
 }
+
+#[test]
+fn a_mirror_that_comes_back_at_once_and_lacks_nothing_owes_nothing() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(20));
+    sim.kill(1);
+    sim.start(1).unwrap();
+    sim.heal();
+    let epoch = sim.status(0).epoch.unwrap().number;
+    sim.pass(Duration::from_secs(20));
+    assert_eq!(sim.status(0).epoch.unwrap().number, epoch, "{}", sim.logs());
+}

@@ -201,6 +201,7 @@ pub fn config(
         journal_bytes: JOURNAL,
         resync_rate: 0,
         resync_undo: true,
+        scrub: Duration::ZERO,
         peers: peer.map(str::to_owned).into_iter().collect(),
         volumes: if role == Role::Primary {
             vec![("v".into(), VOLUME)]

@@ -1,6 +1,7 @@
 //! Messages of every kind.
 
 use super::*;
+use crate::base::{FINDINGS_MAX, Finding, Remedy, Sides, Verified, VerifyRun};
 
 fn lsn() -> impl Strategy<Value = Lsn> {
     prop_oneof![0..1000u64, 0..=u64::MAX >> 1].prop_map(Lsn)
@@ -213,20 +214,96 @@ fn comparison() -> impl Strategy<Value = Message> {
     let range = (0..1u64 << 62, 1..=CHUNK_BYTES).prop_map(|(at, len)| ByteRange::new(at, len));
     let volume = any::<u32>().prop_map(VolumeId);
     let hash = any::<Option<[u8; 32]>>();
-    (volume, range, hash, lsn(), any::<bool>()).prop_map(|(volume, range, hash, lsn, medium)| {
-        match hash {
-            None => Message::Compare {
-                volume,
-                range,
-                lsn,
-                medium,
-            },
-            Some(hash) => Message::Compared {
-                volume,
-                range,
-                hash,
-            },
+    let flags = any::<(bool, bool, bool)>();
+    (volume, range, hash, lsn(), flags).prop_map(|(volume, range, hash, lsn, flags)| match flags {
+        (true, medium, content) => Message::Compare {
+            volume,
+            range,
+            lsn,
+            medium,
+            content,
+        },
+        _ => Message::Compared {
+            volume,
+            range,
+            hash,
+        },
+    })
+}
+
+fn content() -> impl Strategy<Value = Message> {
+    let data = prop::collection::vec(any::<u8>(), 1..9000);
+    let place = (any::<u32>(), 0..1u64 << 62, any::<u64>());
+    (place, data, any::<bool>()).prop_map(|((volume, at, unreadable), data, zero)| {
+        let data = bytes::Bytes::from(data);
+        Message::Content {
+            volume: VolumeId(volume),
+            range: ByteRange::new(at, data.len() as u64),
+            crc: if zero { 0 } else { crc32fast::hash(&data) },
+            data: (!zero).then_some(data),
+            unreadable,
         }
+    })
+}
+
+fn finding() -> impl Strategy<Value = Finding> {
+    let sides = || {
+        prop::sample::select(vec![
+            Sides::NONE,
+            Sides::PRIMARY,
+            Sides::MIRROR,
+            Sides::BOTH,
+        ])
+    };
+    let place = (any::<u32>(), 0..1u64 << 62, 0..1u64 << 20);
+    (place, sides(), sides(), any::<bool>()).prop_map(|(place, wrong, unreadable, repaired)| {
+        Finding {
+            volume: VolumeId(place.0),
+            range: ByteRange::new(place.1, place.2),
+            wrong,
+            unreadable,
+            repaired,
+        }
+    })
+}
+
+fn run() -> impl Strategy<Value = VerifyRun> {
+    let keep = prop::sample::select(vec![Sides::NONE, Sides::PRIMARY, Sides::MIRROR]);
+    let findings = prop::collection::vec(finding(), 0..=FINDINGS_MAX);
+    let numbers = prop::collection::vec(0..1u64 << 63, 5);
+    (
+        name(),
+        name(),
+        keep,
+        any::<(bool, bool)>(),
+        numbers,
+        findings,
+    )
+        .prop_map(
+            |(primary, mirror, keep, (repair, scrub), numbers, findings)| VerifyRun {
+                primary,
+                mirror,
+                remedy: Remedy { repair, keep },
+                scrub,
+                began_unix_seconds: numbers[0],
+                took_ms: numbers[1],
+                lsn: Lsn(numbers[2]),
+                next: (VolumeId(7), numbers[3]),
+                done_bytes: numbers[4],
+                findings,
+                ..VerifyRun::default()
+            },
+        )
+}
+
+fn verified() -> impl Strategy<Value = Message> {
+    let runs = (prop::option::of(run()), prop::option::of(run()));
+    (runs, 1..u64::MAX).prop_map(|((last, under_way), ended_unix_seconds)| {
+        let last = last.map(|run| VerifyRun {
+            ended_unix_seconds,
+            ..run
+        });
+        Message::Verified(Box::new(Verified { last, under_way }))
     })
 }
 
@@ -264,6 +341,8 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
             size,
         }),
         comparison(),
+        content(),
+        verified(),
     ]
 }
 
@@ -323,11 +402,12 @@ pub(super) fn one_of_each() -> Vec<Message> {
             range: ByteRange::new(0x40000, 0x40000),
             lsn: Lsn(0x701),
             medium: true,
+            content: true,
         },
         Message::Compared {
             volume: VolumeId(3),
             range: ByteRange::new(0x40000, 0x40000),
-            hash: [0xB3; 32],
+            hash: Some([0xB3; 32]),
         },
         Message::CanGrow {
             volume: VolumeId(3),
@@ -338,5 +418,21 @@ pub(super) fn one_of_each() -> Vec<Message> {
             size: 0x8_0000,
             refusal: "too small".into(),
         },
+        Message::Content {
+            volume: VolumeId(3),
+            range: ByteRange::new(0x40000, 12),
+            data: Some(bytes::Bytes::from_static(b"some content")),
+            unreadable: 0x0102_0304_0506_0708,
+            crc: crc32fast::hash(b"some content"),
+        },
+        Message::Verified(Box::new(Verified {
+            last: Some(VerifyRun {
+                primary: "clichy".into(),
+                mirror: "chelles".into(),
+                ended_unix_seconds: 0x901,
+                ..VerifyRun::default()
+            }),
+            under_way: None,
+        })),
     ]
 }

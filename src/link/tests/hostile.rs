@@ -113,8 +113,8 @@ fn a_peer_that_speaks_something_else_is_told_apart_by_its_first_bytes() {
         LinkError::Kind { found: 0 }
     ));
     assert!(matches!(
-        error(&sealed(23, b"")),
-        LinkError::Kind { found: 23 }
+        error(&sealed(25, b"")),
+        LinkError::Kind { found: 25 }
     ));
     let mut bytes = encoded(&Message::Started);
     bytes[7] = 0x80;

@@ -79,6 +79,7 @@ fn what_came_with_the_greeting_is_read_first() {
         journal_bytes: 0,
         resync_rate: 0,
         resync_undo: true,
+        scrub: Duration::ZERO,
         peers: vec![],
         volumes: vec![],
     };

@@ -412,6 +412,7 @@ impl Shard {
             journal_bytes: FRAMES * FRAME as u64,
             resync_rate: 0,
             resync_undo: true,
+            scrub: Duration::ZERO,
             peers: Vec::new(),
             volumes: vec![("v".into(), SIZE)],
         };

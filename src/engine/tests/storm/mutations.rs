@@ -17,7 +17,7 @@ const TABLE: [(Sabotage, u64); 28] = [
     (ConfirmBeforeDurable, 0),
     (ReceivedIsDurable, 0),
     (SkipPayloadChecksums, 77),
-    (ForgetForks, 1409),
+    (ForgetForks, 2309),
     (CompareEpochNumbers, 99),
     (ReuseLsns, 4),
     (ApplyUncommitted, 0),

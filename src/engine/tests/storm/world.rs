@@ -156,6 +156,7 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         journal_bytes: plan.journal_bytes,
         resync_rate: 0,
         resync_undo: true,
+        scrub: Duration::ZERO,
         peers: vec![NAMES[1 - at].into()],
         volumes: if role == Role::Primary {
             (0..plan.volumes.len())
