@@ -6,6 +6,7 @@ use super::sim::{SECTOR, Sim, VOLUME, config};
 use crate::base::{AckMode, AlignedBuf, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, Disk, File, Input};
 use crate::journal::STATE_FILE_BYTES;
+use crate::nbd::Errno;
 use crate::status::{GroupState, PeerState};
 
 fn pair(ack: AckMode, policy: OnPeerLoss) -> Sim {
@@ -665,6 +666,70 @@ fn a_failed_journal_write_fences_the_group_and_closes_its_clients() {
     assert_eq!(sim.acked, before);
     assert_eq!(sim.status(0).state, GroupState::Fenced);
     assert!(!sim.attach(0));
+}
+
+#[test]
+fn a_failed_sync_of_a_home_fences_and_is_never_tried_again() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let checkpoint = sim.status(0).checkpoint_lsn;
+    sim.sites[0].disk.fail_next_home_sync = true;
+    for n in 0..4 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.pass(Duration::from_secs(30));
+    assert_eq!(sim.status(0).state, GroupState::Fenced, "{}", sim.logs());
+    assert_eq!(sim.status(0).checkpoint_lsn, checkpoint);
+    assert!(!sim.attach(0));
+    // Recovery writes from the journal what the sync dropped.
+    sim.kill(0);
+    sim.start(0).unwrap();
+    check_both_sides(&mut sim);
+}
+
+#[test]
+fn a_read_error_is_answered_and_nothing_else_suffers() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let home = File::Home(VolumeId(0));
+    sim.write(0, ByteRange::new(0, 8192), false);
+    sim.pass(Duration::from_secs(20));
+    sim.sites[0].disk.unreadable.insert((home, 0));
+    sim.errors_expected = true;
+    sim.read(0, ByteRange::new(0, 4096));
+    sim.settle();
+    assert_eq!(sim.refused, [Errno::Io], "{}", sim.logs());
+    sim.read(0, ByteRange::new(4096, 4096));
+    sim.settle();
+    assert_eq!(sim.refused.len(), 1, "the block beside it is there");
+    assert_eq!(sim.status(0).state, GroupState::Serving);
+    // Written again, it can be read.
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(20));
+    sim.read(0, ByteRange::new(0, 4096));
+    sim.settle();
+    assert_eq!(sim.refused.len(), 1);
+    check_both_sides(&mut sim);
+}
+
+/// On either site: nothing is promised that has no place in the home.
+#[test]
+fn a_write_without_space_is_refused_before_anything_happened() {
+    for at in 0..2 {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.sites[at].disk.free_bytes = Some(64 << 20);
+        sim.pass(Duration::from_secs(20));
+        // What is known of the mirror's space comes with its answers.
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.pass(Duration::from_secs(2));
+        sim.errors_expected = true;
+        let tail = sim.status(0).tail_lsn;
+        sim.write(0, ByteRange::new(8192, 4096), false);
+        sim.settle();
+        assert_eq!(sim.refused, [Errno::NoSpc], "{}", sim.logs());
+        assert_eq!(sim.status(0).tail_lsn, tail);
+        assert_eq!(sim.status(0).state, GroupState::Serving);
+    }
 }
 
 #[test]

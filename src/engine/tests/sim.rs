@@ -175,6 +175,9 @@ pub struct Sim {
     asked: BTreeMap<u64, Asked>,
     next_cookie: u64,
     pub acked: u64,
+    /// Errors that clients got. Nobody may get one unless a test says that it is to be.
+    pub refused: Vec<nbd::Errno>,
+    pub errors_expected: bool,
     pub reads: Vec<(u64, Vec<u8>)>,
     pub answers: BTreeMap<u64, Result<String, String>>,
     next_command: u64,
@@ -248,6 +251,8 @@ impl Sim {
             asked: BTreeMap::new(),
             next_cookie: 1,
             acked: 0,
+            refused: Vec::new(),
+            errors_expected: false,
             reads: Vec::new(),
             answers: BTreeMap::new(),
             next_command: 1,
@@ -610,6 +615,7 @@ impl Sim {
                 self.reads.push((offset, content));
             }
             (Asked::Other, ReplyBody::Done) => {}
+            (_, ReplyBody::Error { errno, .. }) if self.errors_expected => self.refused.push(errno),
             (_, body) => self
                 .violations
                 .push(format!("an unexpected answer: {body:?}")),
