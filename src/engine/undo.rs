@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::open::OpenError;
 use super::{Disk, DiskOp, DiskResult, File, Group, Pending};
-use crate::base::{ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec};
+use crate::base::{BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, Severity, UndoPoint, WentBack};
 use crate::journal::{
     self, Cursor, Frame, Next, UNDO_ENTRY_BYTES, UNDO_HEAD_BYTES, UndoEntry, UndoHead, UndoPlace,
@@ -1001,31 +1001,53 @@ impl FoundUndo {
         Ok(found.scan(len, disk)?.map(|()| found))
     }
 
+    /// Follows the entries. What a later one calls durable need not be read; of the others only those count that are whole.
     fn scan(&mut self, len: u64, disk: &mut dyn Disk) -> Result<Result<(), String>, OpenError> {
-        while self.end < len {
-            let most = UNDO_ENTRY_BYTES.min(len - self.end);
-            let mut bytes = vec![0; most as usize];
-            disk.read(File::Undo, self.end, &mut bytes)?;
-            let UndoRead::Entry(entry, bytes) =
-                UndoEntry::decode(self.head.id, self.entries, &bytes.into())
+        let mut block = vec![0; BLOCK];
+        let mut doubtful = VecDeque::new();
+        let (mut number, mut at) = (0, self.end);
+        while at + BLOCK as u64 <= len {
+            disk.read(File::Undo, at, &mut block)?;
+            let Some((volume, range, bytes, durable)) =
+                UndoEntry::peek(self.head.id, number, &block)
             else {
                 break;
             };
-            self.saved.insert(entry.volume, entry.range);
-            self.entries += 1;
-            self.end += bytes;
+            doubtful.push_back((number, at, bytes, volume, range));
+            while let Some((_, at, bytes, volume, range)) =
+                doubtful.pop_front_if(|(number, ..)| *number < durable)
+            {
+                self.take(at + bytes, volume, range);
+            }
+            (number, at) = (number + 1, at + bytes);
+        }
+        for (number, at, bytes, volume, range) in doubtful {
+            let mut entry = vec![0; bytes.min(len - at) as usize];
+            disk.read(File::Undo, at, &mut entry)?;
+            if !matches!(
+                UndoEntry::decode(self.head.id, number, &entry.into()),
+                UndoRead::Entry(..)
+            ) {
+                break;
+            }
+            self.take(at + bytes, volume, range);
         }
         let mut at = self.end;
-        let mut block = vec![0; crate::base::BLOCK];
-        while at + block.len() as u64 <= len {
+        while at + BLOCK as u64 <= len {
             disk.read(File::Undo, at, &mut block)?;
             if UndoEntry::vouches_for(self.head.id, self.entries, &block) {
                 let text = format!("the undo file is damaged at byte {}", self.end);
                 return Ok(Err(text));
             }
-            at += block.len() as u64;
+            at += BLOCK as u64;
         }
         Ok(Ok(()))
+    }
+
+    fn take(&mut self, end: u64, volume: VolumeId, range: ByteRange) {
+        self.saved.insert(volume, range);
+        self.entries += 1;
+        self.end = end;
     }
 
     /// Before replay writes to a home: keeps what is there.

@@ -597,11 +597,11 @@ impl StateRecord {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::base::{ByteRange, CHUNK_BYTES, Epoch, VerifyRun, VolumeId};
 
-    pub(super) fn record() -> StateRecord {
+    pub fn record() -> StateRecord {
         let epoch = |number, first| Epoch {
             number,
             id: Uuid::from_u128(u128::from(number)),

@@ -294,6 +294,27 @@ impl UndoEntry {
         UndoRead::Entry(entry, (BLOCK + padded) as u64)
     }
 
+    /// What the first block of entry `number` says: volume, range, the length of the entry in the file, and how many entries
+    /// were durable when it was written. Whether its content is whole is not looked at.
+    pub fn peek(id: Uuid, number: u64, block: &[u8]) -> Option<(VolumeId, ByteRange, u64, u64)> {
+        let entry = Entry::of(id, block).filter(|e| e.number.get() == number)?;
+        let len = entry.len.get() & !ZERO;
+        if len > CHUNK_BYTES {
+            return None;
+        }
+        let stored = if entry.len.get() & ZERO == 0 {
+            round_up(len as usize, BLOCK)
+        } else {
+            0
+        };
+        Some((
+            VolumeId(entry.volume.get()),
+            ByteRange::new(entry.offset.get(), len),
+            (BLOCK + stored) as u64,
+            entry.durable.get(),
+        ))
+    }
+
     /// Whether an entry of the file `id` begins here that says that entry `number` was durable.
     pub fn vouches_for(id: Uuid, number: u64, block: &[u8]) -> bool {
         Entry::of(id, block).is_some_and(|e| e.durable.get() > number)
@@ -311,5 +332,100 @@ impl Entry {
             && entry.id == id.into_bytes()
             && entry.crc.get() == crc32fast::hash(blank.as_bytes());
         valid.then_some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::state::tests::record;
+
+    const ID: Uuid = Uuid::from_u128(0x11);
+
+    fn head() -> UndoHead {
+        UndoHead {
+            id: ID,
+            clones: true,
+            point: Lsn(7),
+            homes: Lsn(5),
+            time_ns: 9,
+            chain: 0xabcd,
+            frames_len: 8192,
+            record: record(),
+        }
+    }
+
+    fn entry(number: u64, content: &[u8]) -> Bytes {
+        let place = UndoPlace {
+            id: ID,
+            number,
+            durable: number,
+        };
+        let range = ByteRange::new(CHUNK_BYTES, content.len() as u64);
+        let mut out = Vec::new();
+        UndoEntry::encode(place, VolumeId(2), range, content, &mut out);
+        out.into()
+    }
+
+    #[test]
+    fn the_head_comes_back_as_it_was_and_any_damage_is_seen() {
+        let bytes = head().encode();
+        assert_eq!(UndoHead::decode(&bytes), Ok(head()));
+        for at in [0, 9, 20, 33, 57, 61, 70, 4096, 5000, bytes.len() - 1] {
+            let mut bad = bytes.to_vec();
+            bad[at] ^= 1;
+            assert!(UndoHead::decode(&bad).is_err(), "byte {at}");
+        }
+        assert!(UndoHead::decode(&bytes[1..]).is_err());
+    }
+
+    #[test]
+    fn the_bytes_of_the_head_are_these() {
+        let bytes = head().encode();
+        assert_eq!(&bytes[..8], b"DBLRUND1");
+        assert_eq!(bytes[8..16], [1, 0, 1, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[31], 0x11);
+        assert_eq!(bytes[32], 7);
+        assert_eq!(bytes[40], 5);
+        assert_eq!(bytes[48], 9);
+        assert_eq!(bytes[56..58], [0xcd, 0xab]);
+        assert_eq!(bytes[64..72], [0, 32, 0, 0, 0, 0, 0, 0]);
+        assert!(is_zero(&bytes[72..4096]));
+    }
+
+    #[test]
+    fn an_entry_comes_back_as_it_was_and_any_damage_is_seen() {
+        for content in [vec![7; 262_144], vec![7; 5000], vec![0; 262_144]] {
+            let bytes = entry(4, &content);
+            let UndoRead::Entry(found, len) = UndoEntry::decode(ID, 4, &bytes) else {
+                panic!("not an entry")
+            };
+            assert_eq!(len, bytes.len() as u64);
+            let expected = (!is_zero(&content)).then(|| Bytes::from(content.clone()));
+            assert_eq!(found.content, expected);
+            assert_eq!(
+                found.range,
+                ByteRange::new(CHUNK_BYTES, content.len() as u64)
+            );
+            let peeked = UndoEntry::peek(ID, 4, &bytes[..BLOCK]);
+            assert_eq!(peeked, Some((VolumeId(2), found.range, len, 4)));
+            assert!(UndoEntry::vouches_for(ID, 3, &bytes));
+            assert!(!UndoEntry::vouches_for(ID, 4, &bytes));
+            assert_eq!(UndoEntry::decode(ID, 5, &bytes), UndoRead::Nothing);
+            let other = Uuid::from_u128(0x12);
+            assert_eq!(UndoEntry::decode(other, 4, &bytes), UndoRead::Nothing);
+            for at in [0, 10, 25, 33, 37, 41, 50, 57, 65] {
+                let mut bad = bytes.to_vec();
+                bad[at] ^= 1;
+                assert_eq!(UndoEntry::decode(ID, 4, &bad.into()), UndoRead::Nothing);
+            }
+            if expected.is_some() {
+                let mut bad = bytes.to_vec();
+                bad[BLOCK + 100] ^= 1;
+                assert_eq!(UndoEntry::decode(ID, 4, &bad.into()), UndoRead::Broken);
+                let short = bytes.slice(..BLOCK + 4096 - 1);
+                assert_eq!(UndoEntry::decode(ID, 4, &short), UndoRead::Broken);
+            }
+        }
     }
 }

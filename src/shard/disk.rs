@@ -185,7 +185,7 @@ impl Files {
 
     /// Removes what was kept for going back.
     pub fn remove_undo(&mut self) -> Result<()> {
-        self.undo = None;
+        let mut open: Vec<Arc<Handle>> = self.undo.take().into_iter().collect();
         let mut places: Vec<PathBuf> = self.homes.values().map(|h| clone_path(h.path())).collect();
         places.push(self.path_of(File::Undo));
         for entry in std::fs::read_dir(&self.paths.dir)
@@ -201,6 +201,7 @@ impl Files {
             }
         }
         for place in places {
+            open.extend(open_buffered(&place)?);
             match std::fs::remove_file(&place) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(fail(&place, "remove", error));
@@ -208,6 +209,8 @@ impl Files {
                 _ => {}
             }
         }
+        // The blocks of a large file are given back when it is closed, and that can take its time.
+        std::thread::spawn(move || drop(open));
         rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))
     }
 
