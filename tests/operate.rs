@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Stdio};
@@ -785,4 +785,61 @@ fn the_control_api_answers_in_json_also_when_it_refuses() {
         !answer.ok && answer.message.contains("clichy"),
         "{answer:?}"
     );
+}
+
+/// Other bytes at this place of a home, on its medium.
+fn rot(home: &Path, offset: u64) {
+    let mut file = fs::OpenOptions::new().write(true).open(home).unwrap();
+    file.seek(SeekFrom::Start(offset)).unwrap();
+    file.write_all(b"rotten").unwrap();
+    file.sync_all().unwrap();
+}
+
+#[test]
+fn rot_in_a_home_is_shown_to_be_wrong_and_mended_on_either_site() {
+    let mut pair = pair();
+    let mut client = attach(&pair.clichy).unwrap();
+    client.write(0, 0, &[7; 1 << 20]).unwrap();
+    client.flush().unwrap();
+    for at_primary in [false, true] {
+        for site in [&pair.clichy, &pair.chelles] {
+            site.wait_until("all is applied", |g| g.applied_lsn == g.tail_lsn);
+        }
+        let (site, other) = if at_primary {
+            (&pair.clichy, &pair.chelles)
+        } else {
+            (&pair.chelles, &pair.clichy)
+        };
+        rot(&site.home(), 300 << 10);
+        let found = pair.clichy.cli(&["verify", "demo"]);
+        assert_eq!(found.status.code(), Some(1));
+        let text = said(&found);
+        let wrong = format!("at byte 307,200, 4.0 KiB: wrong on {}", site.name);
+        assert!(text.contains(&wrong), "{text}");
+        assert_eq!(pair.clichy.cli(&["status"]).status.code(), Some(3));
+        other.wait_until("both know of it", |g| !g.healthy);
+        let text = pair.clichy.order(&["explain", "demo"]);
+        assert!(text.contains("verify demo --repair"), "{text}");
+
+        let text = pair.clichy.order(&["verify", "demo", "--repair"]);
+        assert!(text.contains("are the same now"), "{text}");
+        assert_eq!(pair.clichy.cli(&["status"]).status.code(), Some(0));
+        assert_eq!(client.read(300 << 10, 4096).unwrap(), [7; 4096]);
+    }
+    let refused = pair
+        .clichy
+        .refused(&["verify", "demo", "--repair", "--keep", "paris"]);
+    assert!(refused.contains("clichy, chelles"), "{refused}");
+    // The result outlives a restart, on both sites.
+    let ended = pair.clichy.group().last_verify.unwrap().ended_unix_seconds;
+    pair.stop_both();
+    pair.start_both();
+    for site in [&pair.clichy, &pair.chelles] {
+        let last = site.group().last_verify.unwrap();
+        assert_eq!(
+            (last.ended_unix_seconds, last.repaired_bytes),
+            (ended, 4096)
+        );
+    }
+    pair.stop_and_compare();
 }

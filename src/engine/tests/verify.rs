@@ -461,3 +461,49 @@ fn a_new_volume_is_zeroes_by_the_journal() {
     assert_eq!(found.differing, one_block(&["a"], &[], true));
     assert_same(&mut sim);
 }
+
+#[test]
+fn restarts_and_lost_links_make_no_difference_to_what_is_found() {
+    for seed in 0..10 {
+        let mut sim = pair(200 + seed);
+        sim.homes();
+        if seed % 2 == 1 {
+            sim.sites[1].disk.rot(HOME, PLACE + 1);
+        }
+        for turn in 1..=300 {
+            // Whoever reads what rotted sees it.
+            let at = sim.attached();
+            if let Some(at) = at.filter(|_| sim.outstanding() < 16) {
+                let range = sim.random_range();
+                sim.write(at, range, false);
+            }
+            for _ in 0..sim.rng.below(12) {
+                sim.step();
+            }
+            if turn % 20 == 0 {
+                let _ = command(&mut sim, true, None);
+            }
+            if turn % 50 == 0 {
+                match sim.rng.below(3) {
+                    0 => sim.break_links(),
+                    at => {
+                        let at = at as usize - 1;
+                        sim.kill(at);
+                        sim.start(at).unwrap();
+                    }
+                }
+                sim.pass(Duration::from_millis(300));
+            }
+        }
+        sim.pass(Duration::from_secs(60));
+        let rotten = |sim: &mut Sim| sim.status(0).last_verify.map(|v| v.differing_bytes);
+        let found = rotten(&mut sim);
+        if seed % 2 == 0 {
+            assert!(found.is_none_or(|bytes| bytes == 0), "{}", sim.logs());
+        }
+        assert!(found.is_none_or(|bytes| bytes <= BLOCK_BYTES));
+        verify(&mut sim, true, None);
+        assert_eq!(verify(&mut sim, true, None).state, VerifyState::Equal);
+        assert_same(&mut sim);
+    }
+}
