@@ -310,17 +310,6 @@ impl Group {
         self.homes.space.credit_bytes(self.store.allocating_total())
     }
 
-    /// The core allows the homes to hold everything up to here.
-    pub(super) fn allow(&mut self, lsn: Lsn) {
-        #[cfg(test)]
-        let lsn = if sabotaged(Sabotage::ApplyUncommitted) {
-            self.frames.sealed()
-        } else {
-            lsn
-        };
-        self.store.allow(lsn);
-    }
-
     /// Starts what may be applied.
     pub(super) fn apply(&mut self) {
         while let Some(Apply { lsn, op, content }) = self.store.next_apply() {

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use super::blocks::ChunkRead;
 use super::questions::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
@@ -20,6 +22,8 @@ pub(super) struct Receive {
     /// Homes with chunks that were written and may not be on stable storage.
     unsynced: BTreeMap<VolumeId, u64>,
     written: u64,
+    /// What the core allows the homes to hold.
+    allowed: Lsn,
     ended: bool,
     /// Homes still to be created before a reset is put on record.
     homes_missing: usize,
@@ -44,10 +48,21 @@ pub(super) struct Reset {
 }
 
 struct Chunk {
+    link: LinkId,
     volume: VolumeId,
     range: ByteRange,
     data: Option<Bytes>,
-    hold: HoldId,
+    place: Place,
+}
+
+/// When a chunk may be written.
+#[derive(Clone, Copy)]
+enum Place {
+    /// Once no apply is touching its range, which is held.
+    Held(HoldId),
+    /// Of a repair, and with it everything up to this LSN: once all of that is committed and durable here. A home that is a
+    /// prefix of the history stays one. Nothing later is applied before.
+    AsOf(Lsn),
 }
 
 impl Receive {
@@ -59,6 +74,16 @@ impl Receive {
     /// A copy came to its end, and all of it was written.
     pub fn chunks_done(&self) -> bool {
         self.ended && self.waiting.is_empty() && self.writing.is_empty()
+    }
+
+    /// Nothing after this LSN may be applied before the repairs that came are written.
+    fn cap(&self) -> Lsn {
+        let as_of = |chunk: &Chunk| match chunk.place {
+            Place::AsOf(lsn) => Some(lsn),
+            Place::Held(_) => None,
+        };
+        let all = self.waiting.iter().filter_map(as_of);
+        all.min().unwrap_or(Lsn(u64::MAX))
     }
 
     /// No chunk is on its way into a home.
@@ -280,27 +305,65 @@ impl Group {
         {
             return Err(format!("a chunk beyond the end of volume '{}'", spec.name));
         }
-        let hold = self.store.hold(volume, range);
+        let place = if self.core.facts().inconsistent_until.is_some() {
+            Place::Held(self.store.hold(volume, range))
+        } else {
+            Place::AsOf(self.frames.sealed())
+        };
         self.receive.waiting.push_back(Chunk {
+            link,
             volume,
             range,
             data,
-            hold,
+            place,
         });
         Ok(())
     }
 
+    /// The core allows the homes to hold everything up to here.
+    pub(super) fn allow(&mut self, lsn: Lsn) {
+        #[cfg(test)]
+        let lsn = if sabotaged(Sabotage::ApplyUncommitted) {
+            self.frames.sealed()
+        } else {
+            lsn
+        };
+        self.receive.allowed = self.receive.allowed.max(lsn);
+        self.store.allow(lsn.min(self.receive.cap()));
+    }
+
+    /// Repairs whose place in the history is reached, and durable, hold their ranges from now on.
+    fn place_repairs(&mut self) {
+        let reached = self.receive.allowed.min(self.frames.durable());
+        for chunk in &mut self.receive.waiting {
+            if matches!(chunk.place, Place::AsOf(lsn) if lsn <= reached) {
+                chunk.place = Place::Held(self.store.hold(chunk.volume, chunk.range));
+            }
+        }
+        self.store
+            .allow(self.receive.allowed.min(self.receive.cap()));
+    }
+
+    /// Repairs that came on this link, and whose place in the history may now never come.
+    pub(super) fn drop_repairs(&mut self, link: LinkId) {
+        let waits = |chunk: &Chunk| chunk.link == link && matches!(chunk.place, Place::AsOf(_));
+        self.receive.waiting.retain(|chunk| !waits(chunk));
+        self.place_repairs();
+    }
+
     /// Writes the chunks whose ranges no apply is touching.
     pub(super) fn write_chunks(&mut self) {
+        self.place_repairs();
         for _ in 0..self.receive.waiting.len() {
             let chunk = self.receive.waiting.pop_front().expect("counted");
-            if !self.store.quiet(chunk.volume, chunk.range) {
-                self.receive.waiting.push_back(chunk);
-                continue;
-            }
-            self.receive
-                .writing
-                .push((chunk.hold, chunk.volume, chunk.range));
+            let hold = match chunk.place {
+                Place::Held(hold) if self.store.quiet(chunk.volume, chunk.range) => hold,
+                _ => {
+                    self.receive.waiting.push_back(chunk);
+                    continue;
+                }
+            };
+            self.receive.writing.push((hold, chunk.volume, chunk.range));
             let file = File::Home(chunk.volume);
             let op = match chunk.data {
                 Some(data) => {
@@ -319,7 +382,7 @@ impl Group {
                 },
             };
             let pending = Pending::ChunkWrite {
-                hold: chunk.hold,
+                hold,
                 volume: chunk.volume,
             };
             self.submit_home(pending, chunk.volume, chunk.range, op);

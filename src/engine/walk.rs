@@ -418,12 +418,14 @@ impl Group {
     fn read_quiet_parts(&mut self, link: LinkId) {
         let mut reads = Vec::new();
         let mut medium = false;
+        let behind = self.is_behind(link);
         if let Some(walk) = self.streams.get_mut(&link).and_then(|s| s.walk.as_mut()) {
             // What was found to be right was read there.
             medium = walk.verifying().is_some();
             for part in &mut walk.parts {
                 if let Job::Send { reading } = &mut part.job
                     && !*reading
+                    && !(medium && behind)
                     && self.store.quiet(part.volume, part.range)
                 {
                     *reading = true;
@@ -446,6 +448,7 @@ impl Group {
 
     /// A part's home was read.
     pub(super) fn walk_read(&mut self, link: LinkId, id: u64, result: DiskResult) {
+        let behind = self.is_behind(link);
         let Some(walk) = self.walk(link) else { return };
         let Some(at) = walk.parts.iter().position(|p| p.id == id) else {
             return;
@@ -454,6 +457,8 @@ impl Group {
         let part = &mut walk.parts[at];
         let (volume, range) = (part.volume, part.range);
         match (&mut part.job, result) {
+            // What is closed and not sent is in the chunk, and a consistent mirror could not tell as of when it is.
+            (Job::Send { reading }, DiskResult::Data(_)) if verifies && behind => *reading = false,
             (Job::Send { .. }, DiskResult::Data(home)) => {
                 let hold = part.hold.take().expect("held while it is read");
                 walk.parts.swap_remove(at);
@@ -511,6 +516,12 @@ impl Group {
             self.store.release(hold);
             self.judge(link);
         }
+    }
+
+    /// Frames are closed that were not sent on this link.
+    fn is_behind(&self, link: LinkId) -> bool {
+        let sealed = self.frames.sealed();
+        self.streams.get(&link).is_some_and(|s| s.next() <= sealed)
     }
 
     /// A range as of now: the home, with what is closed and not applied yet laid over it.
@@ -673,6 +684,7 @@ impl Group {
     pub(super) fn drop_stream(&mut self, link: LinkId) {
         self.questions.drop_link(link);
         self.resize_lost(link);
+        self.drop_repairs(link);
         let Some(stream) = self.streams.remove(&link) else {
             return;
         };

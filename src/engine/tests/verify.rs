@@ -246,6 +246,30 @@ fn rot_is_mended_while_clients_write_all_around_it() {
     }
 }
 
+/// The mirror is consistent: a repair must not bring what may still be dropped into its home.
+#[test]
+fn a_repair_brings_nothing_into_a_home_that_is_not_committed_and_durable_there() {
+    let mut sim = pair(77);
+    rot(&mut sim, 1, PLACE + 77);
+    sim.hold_journal(1, true);
+    let before = sim.homes()[1].clone();
+    let written = PLACE as usize + 512..PLACE as usize + 1024;
+    let range = crate::base::ByteRange::new(written.start as u64, 512);
+    sim.write(0, range, false);
+    let sent = sim.chunk_bytes;
+    command(&mut sim, true, None).unwrap();
+    sim.pass_until(Duration::from_secs(4), |sim| sim.chunk_bytes > sent);
+    sim.pass(Duration::from_millis(100));
+    let home = sim.sites[1].disk.content(HOME, 0, VOLUME as usize);
+    assert_eq!(home[written.clone()], before[written.clone()]);
+    assert_eq!(sim.outstanding(), 1, "it is not acknowledged either");
+    sim.hold_journal(1, false);
+    let found = verified(&mut sim, 0);
+    assert_eq!(found.state, VerifyState::Repaired, "{}", sim.logs());
+    assert_same(&mut sim);
+    assert_ne!(sim.homes()[1][written.clone()], before[written]);
+}
+
 #[test]
 fn a_damaged_journal_proves_nothing_about_what_is_before_the_damage() {
     let mut sim = pair(20);
