@@ -26,13 +26,24 @@ fuzz_target!(|data: &[u8]| {
     if record.sequence >= u64::MAX - 1 {
         return;
     }
-    // What was read can be written, and is then what counts.
-    let (offset, bytes) = state.plan_write(&record);
-    file[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-    let (_, again) = StateFile::load(&file)
-        .expect("it was just written")
-        .expect("a record");
-    assert_eq!(again.sequence, record.sequence + 1);
+    // What was read can be written, and is then what counts: as soon as one slot holds it, and whichever is lost later.
+    let (offsets, bytes) = state.plan_write(&record);
+    let load = |file: &[u8]| {
+        StateFile::load(file)
+            .expect("it was just written")
+            .expect("a record")
+    };
+    for offset in offsets {
+        file[offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        assert_eq!(load(&file).1.sequence, record.sequence + 1);
+    }
+    for offset in offsets {
+        let mut lost = file.clone();
+        lost[offset as usize] ^= 1;
+        assert_eq!(load(&lost).1.sequence, record.sequence + 1);
+    }
+    let (written, again) = load(&file);
+    assert!(!written.is_at_risk());
     assert_eq!(
         (again.lineage, again.volumes, again.peers),
         (record.lineage, record.volumes, record.peers)

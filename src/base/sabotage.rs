@@ -46,6 +46,8 @@ pub enum Sabotage {
     NoDsync,
     /// The record of state is not durable when its write completes.
     RecordNotDurable,
+    /// The record of state counts as saved once one slot holds it.
+    SaveInOneSlot,
     /// A promoted mirror drops what it does not know to be committed.
     PromoteWithoutTail,
     /// A mirror in the middle of a copy is promoted without a word.

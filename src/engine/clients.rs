@@ -122,6 +122,7 @@ impl Group {
     }
 
     pub(super) fn close_clients(&mut self) {
+        self.resize_abandoned();
         self.clients.stalled.clear();
         self.clients.unplanned.clear();
         // What has an LSN keeps it, also if nobody is told.

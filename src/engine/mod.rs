@@ -191,6 +191,14 @@ enum Pending {
         lsn: Lsn,
         volume: VolumeSpec,
     },
+    ClearGrown {
+        lsn: Lsn,
+        volume: VolumeSpec,
+    },
+    SyncGrown {
+        lsn: Lsn,
+        volume: VolumeSpec,
+    },
     /// The old content of a chunk that is to be written to.
     UndoRead {
         generation: u64,
@@ -566,7 +574,13 @@ impl Group {
             (Pending::CheckGrow { link, volume, size }, result) => {
                 self.grow_checked(link, volume, size, result);
             }
-            (Pending::GrowHome { lsn, volume }, DiskResult::Done) => self.home_grown(lsn, &volume),
+            (Pending::GrowHome { lsn, volume }, DiskResult::Done) => self.clear_grown(lsn, volume),
+            (Pending::ClearGrown { lsn, volume }, DiskResult::Done) => {
+                self.sync_grown(lsn, volume);
+            }
+            (Pending::SyncGrown { lsn, volume }, DiskResult::Done) => {
+                self.home_grown(lsn, &volume);
+            }
             (
                 Pending::UndoRead {
                     generation,

@@ -190,8 +190,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         verified: Verified::default(),
     };
     let mut state_file = StateFile::new();
-    let (offset, data) = state_file.plan_write(&record);
-    disk.write(File::State, offset, &data, true)?;
+    write_record(&mut state_file, &record, disk)?;
     let note = format!("group {} created as {}", config.group, config.role);
     let changes = Changes::new(config.journal_bytes, BTreeMap::new());
     Ok(Opened {
@@ -211,6 +210,14 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
     })
 }
 
+fn write_record(file: &mut StateFile, record: &StateRecord, disk: &mut dyn Disk) -> io::Result<()> {
+    let (offsets, data) = file.plan_write(record);
+    for offset in offsets {
+        disk.write(File::State, offset, &data, true)?;
+    }
+    Ok(())
+}
+
 struct JournalReader<'a>(&'a mut dyn Disk);
 
 impl ReadJournal for JournalReader<'_> {
@@ -221,7 +228,7 @@ impl ReadJournal for JournalReader<'_> {
 
 /// Every later start.
 fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
-    let Some((state_file, mut record)) = load_state(disk)? else {
+    let Some((mut state_file, mut record)) = load_state(disk)? else {
         // Created, but never completely written: the first start did not get as far as serving anybody.
         check_blank_journal(disk)?;
         return create(config, disk, seed);
@@ -249,7 +256,22 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Open
         }
     }
     check_homes(&record, disk)?;
-    replay(&mut record, state_file, disk)
+    let lost = state_file.lost_slot();
+    if state_file.is_at_risk() {
+        // Before anything is done that follows from it.
+        write_record(&mut state_file, &record, disk)?;
+    }
+    let mut opened = replay(&mut record, state_file, disk)?;
+    opened.notes.extend(lost.map(lost_slot));
+    Ok(opened)
+}
+
+fn lost_slot(slot: usize) -> (core::Severity, String) {
+    let text = format!(
+        "slot {slot} of the state file held no valid record: a write was cut off, or the disk has damaged it. The other \
+         one counts, and both were written again"
+    );
+    (core::Severity::Warn, text)
 }
 
 fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, OpenError> {
@@ -366,6 +388,12 @@ impl Replay<'_> {
                     let volume = journal::decode_volume(&content)
                         .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
                     self.disk.grow_home(&volume)?;
+                    let known = self.volumes.iter().find(|v| v.id == volume.id);
+                    let size = known.map_or(0, |v| v.size);
+                    if size < volume.size {
+                        let grown = ByteRange::new(size, volume.size - size);
+                        self.disk.zero(file, grown, false)?;
+                    }
                     self.volumes.retain(|v| v.id != volume.id);
                     self.volumes.push(volume);
                     self.volumes.sort_by_key(|v| v.id);

@@ -439,11 +439,19 @@ impl Group {
         let tail = self.log.tail();
         let sound = self.store.applied_lsn().min(shared);
         // What an interrupted copy was to bring only its primary knew, and that may have forgotten, or be another one.
-        let touched = if interrupted {
+        let mut touched = if interrupted {
             ChunkSet::everything()
         } else {
             self.changes.after(sound, tail)
         };
+        // No operation touches what a volume grew by.
+        for volume in &volumes {
+            let known = self.volumes.iter().find(|v| v.id == volume.id);
+            if let Some(known) = known.filter(|v| v.size < volume.size) {
+                let grown = ByteRange::new(known.size, volume.size - known.size);
+                touched.insert(volume.id, grown);
+            }
+        }
         self.changes.put(&from, base, &touched);
         self.changes.restart();
         let under_way = self.forget_home_requests();
@@ -519,6 +527,9 @@ impl Group {
                     | Pending::ChunkWrite { .. }
                     | Pending::CreateHome { .. }
                     | Pending::ClearHome { .. }
+                    | Pending::GrowHome { .. }
+                    | Pending::ClearGrown { .. }
+                    | Pending::SyncGrown { .. }
                     | Pending::ResetHome
                     | Pending::OldHistory
                     | Pending::HomeSync

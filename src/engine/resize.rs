@@ -3,7 +3,7 @@
 //! Every site is asked first whether its home can have the new size; nothing is changed before all have said yes. The
 //! operation then goes through the journal like a write, so that all sites grow at the same place of the history.
 
-use super::{DiskOp, DiskResult, Group, LinkId, Output, Pending};
+use super::{DiskOp, DiskResult, File, Group, LinkId, Output, Pending};
 use crate::base::{ByteRange, Lsn, Message, Op, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, Peer, Severity};
 use crate::journal;
@@ -241,6 +241,40 @@ impl Group {
                 );
             }
             Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
+        }
+    }
+
+    /// What a volume grows by reads as zeroes on every site, whatever its device held there.
+    pub(super) fn clear_grown(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        let known = self.volumes.iter().find(|v| v.id == volume.id);
+        let size = known.map_or(0, |v| v.size);
+        if volume.size <= size {
+            self.home_grown(lsn, &volume);
+            return;
+        }
+        let file = File::Home(volume.id);
+        let range = ByteRange::new(size, volume.size - size);
+        self.submit(
+            Pending::ClearGrown { lsn, volume },
+            DiskOp::Zero {
+                file,
+                range,
+                keep: false,
+            },
+        );
+    }
+
+    /// The record may hold the new size before the next checkpoint, and a recovery would not clear it again.
+    pub(super) fn sync_grown(&mut self, lsn: Lsn, volume: VolumeSpec) {
+        let file = File::Home(volume.id);
+        self.submit(Pending::SyncGrown { lsn, volume }, DiskOp::Sync { file });
+    }
+
+    /// This site serves no more: what comes of the operation is decided by whoever does.
+    pub(super) fn resize_abandoned(&mut self) {
+        if let Some(resizing) = self.resizing.take() {
+            let text = "this site stopped serving before the volume had grown; `doublure status` at the primary shows its size";
+            self.answer(resizing.command, Err(text.into()));
         }
     }
 

@@ -1,13 +1,15 @@
-//! The durable facts: one write of the whole record at a time, into alternating slots.
+//! The durable facts: one record at a time, written as a whole into both slots, one after the other. It counts as saved
+//! once both hold it.
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{DiskOp, File, Group, Pending};
 use crate::base::Lsn;
 #[cfg(test)]
-use crate::base::sabotage::Sabotage;
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::core::{Alone, Event, Facts, Handed};
 use crate::journal::{self, Position, StateFile, StateRecord};
 
@@ -39,6 +41,8 @@ struct Writing {
     release: Option<Lsn>,
     /// The undo file it names.
     undo: Uuid,
+    /// What goes into the second slot, until it is under way.
+    second: Option<(u64, Bytes)>,
 }
 
 impl State {
@@ -138,14 +142,19 @@ impl Group {
         self.state.verified_wanted = false;
         self.forget_what_is_in_sync();
         let record = self.record();
-        let (offset, data) = self.state.file.plan_write(&record);
+        let ([first, second], data) = self.state.file.plan_write(&record);
         self.state.writing = Some(Writing {
             seq,
             checkpoint,
             reset,
             release: self.state.release.take(),
             undo: record.undo,
+            second: Some((second, data.clone())),
         });
+        self.write_slot(first, data);
+    }
+
+    fn write_slot(&mut self, offset: u64, data: Bytes) {
         let op = DiskOp::Write {
             file: File::State,
             offset,
@@ -157,7 +166,14 @@ impl Group {
         self.submit(Pending::StateWrite, op);
     }
 
+    /// A slot holds the record.
     pub(super) fn state_written(&mut self) {
+        let second = self.state.writing.as_mut().and_then(|w| w.second.take());
+        #[cfg(test)]
+        let second = second.filter(|_| !sabotaged(Sabotage::SaveInOneSlot));
+        if let Some((offset, data)) = second {
+            return self.write_slot(offset, data);
+        }
         let writing = self
             .state
             .writing

@@ -1,7 +1,9 @@
-//! The record of state: two slots in a file of their own, written in turn, each with one durable write.
+//! The record of state: the same in both slots of a file of their own, written to one after the other, each with one
+//! durable write.
 //!
-//! Slot 0 begins at byte 0, slot 1 at 1 MiB. The valid one with the higher sequence number counts; a torn write spoils
-//! the older one only. All numbers little endian:
+//! Slot 0 begins at byte 0, slot 1 at 1 MiB. The valid one with the higher sequence number counts. A record is saved once
+//! it is durable in both: then a slot that rots or a write that is torn never brings an older one back, with promises
+//! forgotten. All numbers little endian; length and checksum stay where they are in every version:
 //!
 //! ```text
 //! offset size  header
@@ -257,7 +259,7 @@ pub enum StateError {
         "both slots of the state file are damaged ({0}; {1}): restore the file, or empty this site and let its peer copy everything"
     )]
     Damaged(String, String),
-    /// The very first write of the file was cut off: the second slot was never used.
+    /// The very first write of the file was cut off: nothing was written to the second slot yet.
     #[error("the first record of the state file was never finished ({0})")]
     Unfinished(String),
     /// Made by a program that knows more than this one.
@@ -272,11 +274,23 @@ pub enum StateError {
     },
 }
 
-/// Which slot comes next.
+/// What the two slots hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StateFile {
     sequence: u64,
-    slot: usize,
+    /// Written before the other one: a slot that the last record is missing from, if there is one.
+    first: usize,
+    found: Found,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// The last record, both of them.
+    Both,
+    /// One of them the last record, the other one an older one.
+    Older,
+    /// One of them the last record, the other one nothing valid.
+    One,
 }
 
 impl Default for StateFile {
@@ -290,7 +304,8 @@ impl StateFile {
     pub fn new() -> StateFile {
         StateFile {
             sequence: 0,
-            slot: 0,
+            first: 0,
+            found: Found::Both,
         }
     }
 
@@ -299,59 +314,93 @@ impl StateFile {
     /// # Errors
     /// If there is something, but nothing valid.
     pub fn load(file: &[u8]) -> Result<Option<(StateFile, StateRecord)>, StateError> {
-        let mut found: Option<(StateFile, StateRecord)> = None;
+        let mut records = Vec::new();
         let mut bad = Vec::new();
+        let mut unknown = None;
         for slot in 0..2 {
             let bytes = file.get(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
             if super::is_zero(&bytes[..bytes.len().min(HEADER)]) {
                 continue;
             }
             match StateRecord::decode(bytes) {
-                Ok(record)
-                    if found
-                        .as_ref()
-                        .is_none_or(|(_, f)| f.sequence < record.sequence) =>
-                {
-                    found = Some((
-                        StateFile {
-                            sequence: record.sequence,
-                            slot: 1 - slot,
-                        },
-                        record,
-                    ));
-                }
-                Ok(_) => {}
+                Ok(record) => records.push((slot, record)),
                 Err(DecodeError::Unknown { version, incompat }) => {
-                    return Err(StateError::Unknown { version, incompat });
+                    let error = StateError::Unknown { version, incompat };
+                    // Else it may be rot that looks like a later version, and the other slot tells.
+                    if sum_is_right(bytes) {
+                        return Err(error);
+                    }
+                    unknown = Some(error);
                 }
                 Err(DecodeError::Bad(why)) => bad.push(format!("slot {slot}: {why}")),
             }
         }
-        match (found, bad.len()) {
-            (None, 2) => Err(StateError::Damaged(bad[0].clone(), bad[1].clone())),
-            (None, 1) if bad[0].starts_with("slot 0") => {
-                Err(StateError::Unfinished(bad[0].clone()))
-            }
-            (None, 1) => Err(StateError::Damaged(
-                bad[0].clone(),
-                "the other is empty".into(),
-            )),
-            (found, _) => Ok(found),
-        }
+        records.sort_by_key(|(_, record)| record.sequence);
+        let Some((slot, record)) = records.pop() else {
+            return match (unknown, bad.as_slice()) {
+                (Some(unknown), _) => Err(unknown),
+                (_, [one, two]) => Err(StateError::Damaged(one.clone(), two.clone())),
+                (_, [one]) if one.starts_with("slot 0") => Err(StateError::Unfinished(one.clone())),
+                (_, [one]) => Err(StateError::Damaged(
+                    one.clone(),
+                    "the other is empty".into(),
+                )),
+                (_, _) => Ok(None),
+            };
+        };
+        let found = match records.pop() {
+            Some((_, other)) if other.sequence == record.sequence => Found::Both,
+            Some(_) => Found::Older,
+            None => Found::One,
+        };
+        let first = if found == Found::Both { 0 } else { 1 - slot };
+        let file = StateFile {
+            sequence: record.sequence,
+            first,
+            found,
+        };
+        Ok(Some((file, record)))
     }
 
-    /// The next write: where, and the encoded record with its new sequence number.
-    pub fn plan_write(&mut self, record: &StateRecord) -> (u64, Bytes) {
+    /// One slot only holds the record that counts: until it is written again, a single fault brings an older one back.
+    pub fn is_at_risk(&self) -> bool {
+        self.found != Found::Both
+    }
+
+    /// The slot that held nothing valid.
+    pub fn lost_slot(&self) -> Option<usize> {
+        (self.found == Found::One).then_some(self.first)
+    }
+
+    /// The next write: the places where, one after the other, and the encoded record with its new sequence number.
+    pub fn plan_write(&mut self, record: &StateRecord) -> ([u64; 2], Bytes) {
         // `decode` refuses the last number there is.
         self.sequence += 1;
-        let offset = (self.slot * SLOT) as u64;
-        self.slot = 1 - self.slot;
+        let first = std::mem::take(&mut self.first);
+        self.found = Found::Both;
         let record = StateRecord {
             sequence: self.sequence,
             ..record.clone()
         };
-        (offset, Bytes::from_owner(record.encode()))
+        let offsets = [first, 1 - first].map(|slot| (slot * SLOT) as u64);
+        (offsets, Bytes::from_owner(record.encode()))
     }
+}
+
+/// Whether the checksum of what lies in a slot is right, whatever its version.
+fn sum_is_right(slot: &[u8]) -> bool {
+    let Ok((h, _)) = StateHeader::read_from_prefix(slot) else {
+        return false;
+    };
+    let len = h.len.get() as usize;
+    if !(HEADER..=slot.len()).contains(&len) {
+        return false;
+    }
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&slot[..28]);
+    crc.update(&[0; 4]);
+    crc.update(&slot[32..len]);
+    crc.finalize() == h.crc.get()
 }
 
 enum DecodeError {
@@ -479,11 +528,7 @@ impl StateRecord {
         if len < HEADER || len > slot.len() {
             return Err(Bad("its length is wrong"));
         }
-        let mut crc = crc32fast::Hasher::new();
-        crc.update(&slot[..28]);
-        crc.update(&[0; 4]);
-        crc.update(&slot[32..len]);
-        if crc.finalize() != h.crc.get() {
+        if !sum_is_right(slot) {
             return Err(Bad("its checksum is wrong"));
         }
         if h.sequence.get() == u64::MAX {
@@ -677,7 +722,7 @@ pub(super) mod tests {
         }
     }
 
-    fn file_with(writes: &[(u64, Bytes)]) -> Vec<u8> {
+    fn file_with(writes: &[(u64, &[u8])]) -> Vec<u8> {
         let mut file = vec![0; STATE_FILE_BYTES as usize];
         for (offset, bytes) in writes {
             file[*offset as usize..*offset as usize + bytes.len()].copy_from_slice(bytes);
@@ -685,11 +730,23 @@ pub(super) mod tests {
         file
     }
 
+    /// With a right checksum.
+    fn changed(bytes: &[u8], at: usize, value: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        let len = u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
+        bytes[at..at + value.len()].copy_from_slice(value);
+        bytes[28..32].fill(0);
+        let crc = crc32fast::hash(&bytes[..len]);
+        bytes[28..32].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
     #[test]
     fn a_record_comes_back_as_it_was() {
         let mut state = StateFile::new();
-        let write = state.plan_write(&record());
-        let (next, found) = StateFile::load(&file_with(&[write])).unwrap().unwrap();
+        let ([one, two], bytes) = state.plan_write(&record());
+        let file = file_with(&[(one, &bytes), (two, &bytes)]);
+        let (next, found) = StateFile::load(&file).unwrap().unwrap();
         assert_eq!(
             found,
             StateRecord {
@@ -698,66 +755,79 @@ pub(super) mod tests {
             }
         );
         assert_eq!(next, state);
+        assert!(!next.is_at_risk());
     }
 
     #[test]
-    fn slots_alternate_and_a_torn_write_leaves_the_one_before() {
+    fn one_bad_slot_never_brings_a_record_back_that_was_superseded() {
         let mut state = StateFile::new();
-        let first = state.plan_write(&record());
-        let second = state.plan_write(&StateRecord {
-            commit: Lsn(20),
-            ..record()
-        });
-        assert_ne!(first.0, second.0);
-        let torn = (second.0, second.1.slice(..512));
-        let (mut next, found) = StateFile::load(&file_with(&[first.clone(), torn]))
-            .unwrap()
-            .unwrap();
-        assert_eq!(found.commit, Lsn(10));
-        assert_eq!(
-            next.plan_write(&record()).0,
-            second.0,
-            "the torn slot is written next"
-        );
-        let (_, found) = StateFile::load(&file_with(&[first, second]))
-            .unwrap()
-            .unwrap();
-        assert_eq!(found.commit, Lsn(20));
+        let ([one, two], old) = state.plan_write(&record());
+        let commit = Lsn(20);
+        let (offsets, new) = state.plan_write(&StateRecord { commit, ..record() });
+        assert_eq!(offsets, [one, two]);
+        let torn = &new[..512];
+        // What the slots hold, the commit LSN that counts, which slot is noted, and which is written first then.
+        for (slots, commit, lost, first) in [
+            ([&old[..], &old[..]], 10, None, one),
+            ([torn, &old], 10, Some(0), one),
+            ([&new, &old], 20, None, two),
+            ([&new, torn], 20, Some(1), two),
+            ([&new, &new], 20, None, one),
+            ([torn, &new], 20, Some(0), one),
+            ([&[], &new], 20, Some(0), one),
+        ] {
+            let file = file_with(&[(one, slots[0]), (two, slots[1])]);
+            let (mut next, found) = StateFile::load(&file).unwrap().unwrap();
+            assert_eq!(found.commit, Lsn(commit));
+            assert_eq!(next.lost_slot(), lost);
+            assert_eq!(next.is_at_risk(), slots[0] != slots[1]);
+            // Never the only slot that holds the record.
+            assert_eq!(next.plan_write(&record()).0[0], first);
+            assert_eq!(next.plan_write(&record()).0, [one, two]);
+        }
     }
 
     #[test]
     fn an_unwritten_file_is_told_from_a_damaged_one() {
         assert_eq!(StateFile::load(&file_with(&[])), Ok(None));
-        let mut state = StateFile::new();
-        let (offset, bytes) = state.plan_write(&record());
+        let ([one, two], bytes) = StateFile::new().plan_write(&record());
         let mut bad = bytes.to_vec();
         bad[600] ^= 1;
-        let bad = Bytes::from(bad);
-        let error = StateFile::load(&file_with(&[(offset, bad.clone())])).unwrap_err();
+        let error = StateFile::load(&file_with(&[(one, &bad)])).unwrap_err();
         assert!(matches!(error, StateError::Unfinished(_)), "{error}");
-        let (second, _) = state.plan_write(&record());
-        let error = StateFile::load(&file_with(&[(second, bad.clone())])).unwrap_err();
+        let error = StateFile::load(&file_with(&[(two, &bad)])).unwrap_err();
         assert!(matches!(error, StateError::Damaged(..)), "{error}");
-        let error = StateFile::load(&file_with(&[(offset, bad.clone()), (second, bad)]));
+        let error = StateFile::load(&file_with(&[(one, &bad), (two, &bad)]));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("checksum"), "{error}");
-        let mut newer = bytes.to_vec();
-        newer[8] = 2;
-        let error = StateFile::load(&file_with(&[(offset, Bytes::from(newer))])).unwrap_err();
-        assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+
+    #[test]
+    fn a_later_version_is_refused_by_name_and_rot_that_looks_like_one_is_not() {
+        let ([one, two], bytes) = StateFile::new().plan_write(&record());
+        let newer = changed(&bytes, 8, &[2]);
+        let mut rotten = bytes.to_vec();
+        rotten[8] = 2;
+        for slots in [
+            [&bytes[..], &newer],
+            [&newer, &bytes],
+            [&newer, &newer],
+            [&rotten, &rotten],
+        ] {
+            let file = file_with(&[(one, slots[0]), (two, slots[1])]);
+            let error = StateFile::load(&file).unwrap_err().to_string();
+            assert!(error.contains("upgrade"), "{error}");
+        }
+        let file = file_with(&[(one, &rotten), (two, &bytes)]);
+        let (state, _) = StateFile::load(&file).unwrap().unwrap();
+        assert_eq!(state.lost_slot(), Some(0));
     }
 
     #[test]
     fn a_record_after_which_none_can_come_is_refused() {
-        let mut state = StateFile::new();
-        let (offset, bytes) = state.plan_write(&record());
-        let mut last = bytes.to_vec();
-        let len = u32::from_le_bytes(last[24..28].try_into().unwrap()) as usize;
-        last[16..24].fill(0xff);
-        last[28..32].fill(0);
-        let crc = crc32fast::hash(&last[..len]);
-        last[28..32].copy_from_slice(&crc.to_le_bytes());
-        let error = StateFile::load(&file_with(&[(offset, Bytes::from(last))])).unwrap_err();
+        let ([one, _], bytes) = StateFile::new().plan_write(&record());
+        let last = changed(&bytes, 16, &[0xff; 8]);
+        let error = StateFile::load(&file_with(&[(one, &last)])).unwrap_err();
         assert!(error.to_string().contains("follow"), "{error}");
     }
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::Rng;
 use crate::base::{BLOCK, ByteRange, VolumeId, VolumeSpec};
 use crate::engine::{Disk, DiskId, DiskOp, DiskResult, File};
+use crate::journal::STATE_FILE_BYTES;
 
 /// What survives or not, as a whole.
 const SECTOR: usize = 512;
@@ -451,6 +452,28 @@ impl SimDisk {
         byte[0] ^= 0x40;
         file.stable.write(offset, &byte);
         file.current.write(offset, &byte);
+    }
+
+    /// What lies in both slots of the state file.
+    pub fn slots(&mut self) -> [Vec<u8>; 2] {
+        [0, STATE_FILE_BYTES / 2].map(|at| {
+            let head = self.content(File::State, at, BLOCK);
+            let len = u32::from_le_bytes([head[24], head[25], head[26], head[27]]) as usize;
+            let len = len.clamp(BLOCK, STATE_FILE_BYTES as usize / 2);
+            self.content(File::State, at, len)
+        })
+    }
+
+    /// Damages a byte of this slot.
+    pub fn rot_slot(&mut self, slot: u64, rng: &mut Rng) {
+        let at = rng.below(512) + slot * STATE_FILE_BYTES / 2;
+        self.rot(File::State, at);
+    }
+
+    /// A request on this file is under way.
+    pub fn is_busy(&self, wanted: File) -> bool {
+        let of = |op: &DiskOp| matches!(op, DiskOp::Write { file, .. } if *file == wanted);
+        self.in_flight.iter().any(|(_, op)| of(op))
     }
 
     /// All files there are.

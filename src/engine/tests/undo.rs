@@ -178,6 +178,9 @@ fn there_is_a_way_back_from_every_step_of_a_copy() {
                 sim.start(1).unwrap();
             }
             sim.pass(Duration::from_secs(8));
+            if sim.status(1).state != GroupState::Inconsistent {
+                continue; // all of it was on its way already
+            }
             // Gone down in the middle of going back: begun again.
             let force = BOTH.to_vec();
             sim.command(1, Command::Promote { force });

@@ -37,11 +37,14 @@ const FLYING: u64 = (8 << 20) + (5 << 20);
 /// Disk requests of a site under way: applies, chunks, reads of clients.
 const DISK_REQUESTS: usize = 512;
 
-/// Whether the record that is being written says that the site acknowledges alone.
-pub fn says_alone(record: &[u8]) -> bool {
+/// Sequence number of the record in a slot, and whether it says that the site acknowledges alone.
+pub fn record_in(slot: &[u8]) -> (u64, bool) {
     let mut file = vec![0; STATE_FILE_BYTES as usize / 2];
-    file[..record.len()].copy_from_slice(record);
-    matches!(StateFile::load(&file), Ok(Some((_, record))) if record.alone.is_some())
+    file[..slot.len()].copy_from_slice(slot);
+    match StateFile::load(&file) {
+        Ok(Some((_, record))) => (record.sequence, record.alone.is_some()),
+        _ => (0, false),
+    }
 }
 
 impl World {

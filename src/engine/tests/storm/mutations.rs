@@ -10,7 +10,7 @@ use crate::base::sabotage::Sabotage::{self, *};
 const SEEDS: u64 = 400;
 
 /// The mistake, and the seed to begin with.
-const TABLE: [(Sabotage, u64); 28] = [
+const TABLE: [(Sabotage, u64); 29] = [
     (AcknowledgeBeforeDurable, 2),
     (AcknowledgeBeforePeer, 0),
     (FlushBeforePeer, 0),
@@ -31,6 +31,7 @@ const TABLE: [(Sabotage, u64); 28] = [
     (IgnoreFailedJournalWrite, 25),
     (NoDsync, 0),
     (RecordNotDurable, 2),
+    (SaveInOneSlot, 0),
     (PromoteWithoutTail, 6),
     (PromoteInconsistent, 6),
     (ServeWithoutAsking, 1),

@@ -113,6 +113,10 @@ pub enum Fault {
         free_bytes: u64,
         lasting: Duration,
     },
+    /// A slot of the state file rots.
+    RotState {
+        site: usize,
+    },
     /// The wall clock jumps.
     ClockJump {
         site: usize,
@@ -177,6 +181,17 @@ impl Plan {
             for _ in 0..=rng.below(7) {
                 let at = Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1));
                 let fault = Fault::draw(rng);
+                events.push(Event { phase, at, fault });
+            }
+        }
+        // Drawn last, so that what they were before them stays.
+        let more = &mut Rng::new(seed ^ 0x000b_ad0d_15c5);
+        for (phase, lasting) in phases.iter().enumerate() {
+            if more.below(3) == 0 {
+                let at = Duration::from_micros(more.below(lasting.as_micros() as u64 + 1));
+                let fault = Fault::RotState {
+                    site: more.below(2) as usize,
+                };
                 events.push(Event { phase, at, fault });
             }
         }

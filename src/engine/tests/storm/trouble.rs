@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::checks::record_in;
 use super::plan::{Fault, Order};
 use super::world::{Happening, NAMES, World};
 use crate::base::AckMode;
 use crate::engine::tests::disk::Damage;
-use crate::engine::{Command, Force};
+use crate::engine::{Command, File, Force};
 
 impl World {
     /// A fault of the plan.
@@ -111,6 +112,10 @@ impl World {
                 self.sites[*site].disk.free_bytes = Some(*free_bytes);
                 Some(*lasting)
             }
+            Fault::RotState { site } => {
+                self.rot_state(*site);
+                None
+            }
             Fault::ClockJump { site, by_ms } => {
                 self.sites[*site].skew_ms += by_ms;
                 None
@@ -185,8 +190,29 @@ impl World {
             self.fragile = Some(at);
             self.sites[at].robbed_until = self.sites[at].chain.head().0;
         }
+        if self.decay.below(4) == 0 {
+            self.rot_state(at);
+        }
         let life = self.sites[at].life;
         self.later(down, Happening::Start { site: at, life });
+    }
+
+    /// One slot of the state file rots; never both, and never one while the other one may be torn.
+    fn rot_state(&mut self, at: usize) {
+        let disk = &mut self.sites[at].disk;
+        let [one, two] = disk.slots().map(|slot| record_in(&slot).0);
+        let slot = if self.sites[at].group.is_none() {
+            self.decay.below(2)
+        } else if one == two && !self.sites[at].disk.is_busy(File::State) {
+            // The one that is written first: the other one is whole until then.
+            0
+        } else {
+            return;
+        };
+        if one > 0 && two > 0 {
+            self.note(|| format!("slot {slot} of the state file of {} rots", NAMES[at]));
+            self.sites[at].disk.rot_slot(slot, &mut self.decay);
+        }
     }
 
     /// Whether the other site has on its disk whatever this one may have promised or told anybody, and would be asked

@@ -52,8 +52,10 @@ pub struct Site {
     pub silent: bool,
     /// Frames on their way to its journal.
     writing: BTreeMap<DiskId, Place>,
-    /// State records on their way: whether they say that the site is alone.
-    recording: BTreeMap<DiskId, bool>,
+    /// State records on their way: their sequence number, and whether they say that the site is alone.
+    recording: BTreeMap<DiskId, (u64, bool)>,
+    /// Sequence number of the record that a slot was given last: the second slot makes it durable.
+    recorded: u64,
     /// Its durable record says that it acknowledges alone.
     pub alone: bool,
     /// Frames that its disk confirmed.
@@ -116,6 +118,8 @@ pub enum Happening {
 pub struct World {
     pub plan: Plan,
     pub rng: Rng,
+    /// For what rots when.
+    pub decay: Rng,
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     order: u64,
@@ -188,6 +192,7 @@ impl World {
             silent: false,
             writing: BTreeMap::new(),
             recording: BTreeMap::new(),
+            recorded: 0,
             alone: false,
             durable: BTreeSet::new(),
             received: BTreeSet::new(),
@@ -201,6 +206,7 @@ impl World {
         let clients = (0..plan.clients).map(|n| Client::new(n, &plan)).collect();
         World {
             rng: Rng::new(plan.seed ^ 0x005e_ed0f_7075),
+            decay: Rng::new(plan.seed ^ 0x00de_ca1e_d000),
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
@@ -535,8 +541,8 @@ impl World {
             match file {
                 File::Journal => self.journal_written(at, id, data),
                 File::State => {
-                    let alone = super::checks::says_alone(data);
-                    self.sites[at].recording.insert(id, alone);
+                    let said = super::checks::record_in(data);
+                    self.sites[at].recording.insert(id, said);
                 }
                 File::Home(_) => {
                     let result = self.home_write(at, &op);
@@ -585,7 +591,9 @@ impl World {
             if let Some(place) = frame {
                 site.durable.insert(place);
             }
-            if let Some(alone) = record {
+            if let Some((sequence, alone)) = record
+                && std::mem::replace(&mut site.recorded, sequence) == sequence
+            {
                 site.alone = alone;
             }
         }
