@@ -193,7 +193,8 @@ impl World {
         };
         let head = (group.frames.sealed(), group.frames.chain());
         let inconsistent = group.core.facts().inconsistent_until.is_some();
-        if inconsistent || site.chain.head() != head || head.0 < site.robbed_until {
+        let betrayed = self.examined == Some(at);
+        if betrayed || inconsistent || site.chain.head() != head || head.0 < site.robbed_until {
             return Ok(());
         }
         for (volume, sectors) in site.chain.volumes() {
@@ -255,7 +256,10 @@ impl World {
         let Some(group) = site.group.as_ref() else {
             return Ok(());
         };
-        // A copy brings content without its history.
+        // A copy, or a repair, brings content without its history.
+        if self.examined == Some(at) {
+            return Ok(());
+        }
         if group.core.facts().inconsistent_until.is_some() {
             return Ok(());
         }

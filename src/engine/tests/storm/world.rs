@@ -9,7 +9,7 @@ use super::history::{Chain, History, Place, frame_of, place_of};
 use super::ledger::Ledger;
 use super::plan::{Fault, Order, Plan};
 use super::wires::{Arrival, Wire};
-use crate::base::{Lsn, Message, Role};
+use crate::base::{ByteRange, Lsn, Message, Role, VolumeId};
 use crate::engine::tests::Rng;
 use crate::engine::tests::disk::SimDisk;
 use crate::engine::{
@@ -145,6 +145,10 @@ pub struct World {
     pub fragile: Option<usize>,
     /// An operator promoted a site by force; both may acknowledge until all is in sync again.
     pub overridden: bool,
+    /// This mirror's homes have betrayed it, and that is not mended yet.
+    pub examined: Option<usize>,
+    /// What is damaged in them.
+    pub damaged: Vec<(VolumeId, ByteRange)>,
     pub events: u64,
 }
 
@@ -226,6 +230,8 @@ impl World {
             resting: false,
             fragile: None,
             overridden: false,
+            examined: None,
+            damaged: Vec::new(),
             events: 0,
             plan,
         }
