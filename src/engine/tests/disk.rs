@@ -481,6 +481,13 @@ impl SimDisk {
         self.in_flight.iter().any(|(_, op)| of(op))
     }
 
+    /// Nothing in the homes is lost if the power goes.
+    pub fn homes_are_synced(&self) -> bool {
+        let home = |(file, _): &(&File, _)| matches!(file, File::Home(_));
+        let mut homes = self.files.iter().filter(home);
+        homes.all(|(_, home)| home.unsynced.is_empty())
+    }
+
     /// All files there are.
     pub fn files(&self) -> impl Iterator<Item = File> + '_ {
         self.files.keys().copied()

@@ -326,6 +326,22 @@ fn rot_on_the_mirror_is_found_and_mended() {
 }
 
 #[test]
+fn what_a_repair_has_mended_stays_mended_when_the_power_goes() {
+    for seed in 0..8 {
+        let mut sim = pair(seed);
+        sim.pass(Duration::from_secs(15));
+        sim.sites[1].disk.rot(HOME, 3 * CHUNK_BYTES + 77);
+        assert_eq!(verify(&mut sim, true), VerifyState::Repaired);
+        // Nobody writes anything after it.
+        sim.pass(Duration::from_secs(1));
+        sim.kill(1);
+        sim.start(1).unwrap();
+        sim.heal();
+        assert_eq!(verify(&mut sim, false), VerifyState::Equal, "seed {seed}");
+    }
+}
+
+#[test]
 fn a_verification_needs_a_mirror_in_sync_and_ends_with_its_link() {
     let mut sim = pair(10);
     let id = sim.command(1, Command::Verify { repair: false });

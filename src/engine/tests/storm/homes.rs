@@ -14,6 +14,9 @@ use crate::status::{DifferingRange, GroupState, VerifyState, VerifyStatus};
 /// A walk over all chunks must have ended by then.
 const VERIFIED_WITHIN: Duration = Duration::from_secs(60);
 
+/// What was repaired must be safe from power cuts by then.
+const SYNCED_WITHIN: Duration = Duration::from_secs(30);
+
 /// The blocks that a verification of the whole group names must be those that are damaged.
 fn names_what_is_damaged(
     named: &[DifferingRange],
@@ -39,6 +42,8 @@ impl World {
         let mirror = 1 - primary;
         self.examined = Some(mirror);
         self.damage_homes(mirror);
+        let until = self.now + Duration::from_millis(200);
+        while self.step(until) {}
         self.rest();
         self.sites[mirror].disk.betrayals.clear();
         self.damaged = self.differing_blocks();
@@ -63,6 +68,14 @@ impl World {
             }
         }
         self.rest();
+        let deadline = self.now + SYNCED_WITHIN;
+        while self.violation.is_none() && !self.sites[mirror].disk.homes_are_synced() {
+            if self.now >= deadline {
+                self.violate("what was repaired would be lost with the power".into());
+            }
+            let until = self.now + Duration::from_millis(20);
+            while self.step(until) {}
+        }
         self.examined = None;
         for at in 0..2 {
             let result = self.compare(at);
