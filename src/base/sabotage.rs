@@ -30,6 +30,20 @@ pub enum Sabotage {
     ApplyBeforeDurable,
     /// Applies to the same place run beside each other.
     ApplyOutOfOrder,
+    /// Applies touch what a copy is reading or writing.
+    IgnoreHolds,
+    /// A copy leaves out what is not applied yet.
+    CopyWithoutOverlay,
+    /// A copy counts as complete while chunks are still being written.
+    CopyEndsEarly,
+    /// A home is written to in the middle of a copy before its old content is kept.
+    WriteBeforeKept,
+    /// A site whose disk lost history goes on as if nothing had happened.
+    IgnoreFloor,
+    /// Frames need not follow the one before.
+    SkipChecksumChain,
+    /// A mirror takes frames of any epoch that it knows.
+    AcceptOldEpochs,
     /// Reads do not look at the overlay.
     ReadWithoutOverlay,
     /// Reads are not held until what they show is committed.

@@ -419,6 +419,10 @@ impl Core {
     /// Begins: a mirror waits for its primary, a primary asks its peers whether it still may serve.
     pub fn start(&mut self, now: Duration, view: &View) {
         (self.now, self.now_ns) = (now, view.time_ns);
+        #[cfg(test)]
+        if crate::base::sabotage::sabotaged(crate::base::sabotage::Sabotage::IgnoreFloor) {
+            self.facts.floor = Lsn::ZERO;
+        }
         self.mode_since_ns = view.time_ns;
         if self.facts.handed.is_some() {
             self.set_mode(Mode::HandedOver);

@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use super::open::OpenError;
 use super::{Disk, DiskOp, DiskResult, File, Group, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec};
 use crate::core::{Event, Severity, UndoPoint, WentBack};
 use crate::journal::{
@@ -347,6 +349,11 @@ impl Group {
         range: ByteRange,
         op: DiskOp,
     ) {
+        #[cfg(test)]
+        if sabotaged(Sabotage::WriteBeforeKept) {
+            self.submit(pending, op);
+            return;
+        }
         match &mut self.undo.phase {
             Phase::InForce(kept) if !kept.covers(volume, range) => {
                 kept.want(volume, range);

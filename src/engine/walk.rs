@@ -19,6 +19,8 @@ use super::blocks::{ChunkRead, Reader, laid_over};
 use super::mend::{Doubt, differing_blocks};
 use super::verify::Verifying;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, ChunkSet, Lsn, Message, VolumeId};
 use crate::core::{Event, Link, Severity};
 use crate::journal::is_zero;
@@ -406,8 +408,13 @@ impl Group {
         range: ByteRange,
     ) -> Option<Vec<(ByteRange, Content)>> {
         let mut overlay = Vec::new();
+        let sealed = self.frames.sealed();
         for piece in self.store.read_plan(volume, range).pieces {
             if let Source::Overlay(lsn) = piece.source {
+                // Of zeroes the content is known also before their frame is closed.
+                if lsn > sealed {
+                    return None;
+                }
                 overlay.push((piece.range, self.store.content(lsn, piece.range)?));
             }
         }
@@ -529,7 +536,12 @@ impl Group {
         let mut overlay = Vec::new();
         for piece in self.store.read_plan(volume, range).pieces {
             // What is in the open frame follows in the stream.
+            #[cfg(test)]
+            if sabotaged(Sabotage::CopyWithoutOverlay) {
+                continue;
+            }
             if let Source::Overlay(lsn) = piece.source
+                && lsn <= self.frames.sealed()
                 && let Some(content) = self.store.content(lsn, piece.range)
             {
                 overlay.push((piece.range, content));

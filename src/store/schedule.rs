@@ -105,6 +105,10 @@ impl Schedule {
     }
 
     fn must_wait(&self, span: &Span, earlier: &[Span]) -> bool {
+        #[cfg(test)]
+        if sabotaged(Sabotage::IgnoreHolds) {
+            return self.running.iter().chain(earlier).any(|s| s.collides(span));
+        }
         self.running.iter().any(|s| s.collides(span))
             || earlier.iter().any(|s| s.collides(span))
             || self

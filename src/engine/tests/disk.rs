@@ -122,6 +122,10 @@ pub struct SimDisk {
     /// The file system shares blocks between files.
     pub can_clone: bool,
     clones: BTreeMap<VolumeId, Medium>,
+    /// Writes to homes so far.
+    pub home_writes: u64,
+    /// Which of those to come are lost, or go to about this place.
+    pub betrayals: BTreeMap<u64, (Damage, u64)>,
     /// The last writes to the journal, with what was there before: one of them may turn out to be lost.
     recent: VecDeque<Recent>,
 }
@@ -165,6 +169,8 @@ impl Default for SimDisk {
             free_bytes: None,
             can_clone: false,
             clones: BTreeMap::new(),
+            home_writes: 0,
+            betrayals: BTreeMap::new(),
             recent: VecDeque::new(),
         }
     }
@@ -298,6 +304,19 @@ impl SimDisk {
                 if file == File::Journal {
                     self.remember(offset, &data)?;
                 }
+                let offset = if matches!(file, File::Home(_)) {
+                    self.home_writes += 1;
+                    match self.betrayals.remove(&(self.home_writes - 1)) {
+                        Some((Damage::Misdirected, place)) => {
+                            let last = self.file(file)?.len - data.len() as u64;
+                            place.min(last) / BLOCK as u64 * BLOCK as u64
+                        }
+                        Some(_) => return Ok(DiskResult::Done),
+                        None => offset,
+                    }
+                } else {
+                    offset
+                };
                 Disk::write(self, file, offset, &data, durable)?;
                 DiskResult::Done
             }
@@ -474,6 +493,13 @@ impl SimDisk {
     pub fn is_busy(&self, wanted: File) -> bool {
         let of = |op: &DiskOp| matches!(op, DiskOp::Write { file, .. } if *file == wanted);
         self.in_flight.iter().any(|(_, op)| of(op))
+    }
+
+    /// Nothing in the homes is lost if the power goes.
+    pub fn homes_are_synced(&self) -> bool {
+        let home = |(file, _): &(&File, _)| matches!(file, File::Home(_));
+        let mut homes = self.files.iter().filter(home);
+        homes.all(|(_, home)| home.unsynced.is_empty())
     }
 
     /// All files there are.

@@ -869,3 +869,25 @@ fn a_mirror_that_comes_back_at_once_and_lacks_nothing_owes_nothing() {
     sim.pass(Duration::from_secs(20));
     assert_eq!(sim.status(0).epoch.unwrap().number, epoch, "{}", sim.logs());
 }
+
+/// Under `freeze`, with a mirror that is new: the copy is what it waits for, and it is made.
+#[test]
+fn a_mirror_promoted_beside_a_replaced_primary_copies_to_it_under_freeze() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Freeze);
+    for n in 0..4 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.kill(0);
+    sim.wipe(0);
+    sim.sites[0].config.role = Role::Mirror;
+    sim.sites[0].config.volumes.clear();
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(10));
+    let force = Vec::new();
+    sim.command(1, Command::Promote { force });
+    sim.heal();
+    assert!(sim.attach(1), "{}", sim.logs());
+    let [a, b] = sim.homes();
+    assert!(a == b, "the homes differ");
+}

@@ -10,7 +10,7 @@
 //! - *WAL rule*: a home never receives what is not committed and durable in the site's own journal.
 //! - *Bounds*: memory, queues and journal.
 
-use super::history::{Place, reads_as};
+use super::history::{Place, ROOT, reads_as};
 use super::ledger::{Asked, Promise, Waiver, readable};
 use super::world::{NAMES, World};
 use crate::base::{AckMode, ByteRange, Compress, Lsn, VolumeId};
@@ -63,6 +63,7 @@ impl World {
     /// A site has finished a batch.
     pub fn turned(&mut self, at: usize) {
         self.follow(at);
+        self.copy_can_be_undone(at);
         self.sites[at].turns += 1;
         if self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
             let result = self
@@ -84,6 +85,8 @@ impl World {
         if head == self.sites[at].chain.head() {
             return;
         }
+        let site = &mut self.sites[at];
+        site.heads.push(site.chain.head());
         let mut chain = std::mem::take(&mut self.sites[at].chain);
         let change = chain.move_to(head, &self.history);
         self.sites[at].chain = chain;
@@ -91,6 +94,40 @@ impl World {
             self.dropped(at, &dropped);
             self.copy_begins(at);
         }
+    }
+
+    /// What can be undone is remembered when it begins.
+    fn copy_can_be_undone(&mut self, at: usize) {
+        let site = &mut self.sites[at];
+        let undo = site.group.as_ref().and_then(|g| g.undo.status());
+        let Some(undo) = undo else {
+            if site.going_back.is_none() {
+                site.held = None;
+            }
+            return;
+        };
+        if site.held.is_none() {
+            let ends = site.heads.iter().rev().chain([&ROOT]);
+            site.held = ends.copied().find(|place| place.0 == undo.lsn);
+        }
+    }
+
+    /// An operator took what a site held before a copy: it must be just that.
+    fn is_what_it_held(&mut self, at: usize, parent: Place) -> Result<(), String> {
+        let site = &mut self.sites[at];
+        let Some(command) = site.going_back.take() else {
+            return Ok(());
+        };
+        let refused =
+            |(id, result): &(u64, Result<String, String>)| *id == command && result.is_err();
+        let held = site.held.take();
+        if held == Some(parent) || self.answers.iter().any(refused) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} goes back to {parent:?}, but held {held:?} before the copy",
+            NAMES[at]
+        ))
     }
 
     /// A full copy stands for all of the history before it.
@@ -125,6 +162,10 @@ impl World {
             if elsewhere {
                 continue;
             }
+            if self.sites[at].going_back.is_some() {
+                self.ledger.waive(&promise, Waiver::Discarded);
+                continue;
+            }
             if self.may_have_been_in_memory_only(&promise) {
                 self.ledger.waive(&promise, Waiver::Memory);
                 continue;
@@ -154,6 +195,8 @@ impl World {
         if let Some(dropped) = known {
             self.dropped(at, &dropped);
         }
+        let result = self.is_what_it_held(at, parent);
+        self.check(result);
         if self.sites[at].forced {
             self.overridden = true;
         }
@@ -193,7 +236,8 @@ impl World {
         };
         let head = (group.frames.sealed(), group.frames.chain());
         let inconsistent = group.core.facts().inconsistent_until.is_some();
-        if inconsistent || site.chain.head() != head || head.0 < site.robbed_until {
+        let betrayed = self.examined == Some(at);
+        if betrayed || inconsistent || site.chain.head() != head || head.0 < site.robbed_until {
             return Ok(());
         }
         for (volume, sectors) in site.chain.volumes() {
@@ -255,7 +299,10 @@ impl World {
         let Some(group) = site.group.as_ref() else {
             return Ok(());
         };
-        // A copy brings content without its history.
+        // A copy, or a repair, brings content without its history.
+        if self.examined == Some(at) {
+            return Ok(());
+        }
         if group.core.facts().inconsistent_until.is_some() {
             return Ok(());
         }

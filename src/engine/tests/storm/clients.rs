@@ -172,7 +172,10 @@ impl World {
             return;
         };
         let range = self.range(client);
-        let kind = self.rng.below(20);
+        let kind = match self.rng.below(20) {
+            _ if self.is_spared(self.clients[client].volume, range) => 0,
+            kind => kind,
+        };
         let fua = self.rng.below(8) == 0;
         let number = self.ledger.number();
         let (what, command) = match kind {

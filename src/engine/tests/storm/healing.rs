@@ -77,10 +77,13 @@ impl World {
             while self.step(until) {}
         }
         self.come_to_rest();
+        if self.violation.is_none() && self.decay.below(3) == 0 {
+            self.examine();
+        }
     }
 
-    /// No more requests; what was asked is answered, applied, and the same on both sides.
-    fn come_to_rest(&mut self) {
+    /// No more requests; what was asked is answered and applied on both sides.
+    pub fn rest(&mut self) {
         self.resting = true;
         for client in &mut self.clients {
             client.left = 0;
@@ -98,6 +101,11 @@ impl World {
             let until = self.now + Duration::from_millis(500);
             while self.step(until) {}
         }
+    }
+
+    /// What was promised is there, and the same on both sides.
+    fn come_to_rest(&mut self) {
+        self.rest();
         if self.violation.is_some() {
             return;
         }

@@ -7,6 +7,7 @@ mod checks;
 mod clients;
 mod healing;
 mod history;
+mod homes;
 mod hunt;
 mod ledger;
 mod mutations;

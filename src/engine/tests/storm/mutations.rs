@@ -10,14 +10,17 @@ use crate::base::sabotage::Sabotage::{self, *};
 const SEEDS: u64 = 400;
 
 /// The mistake, and the seed to begin with.
-const TABLE: [(Sabotage, u64); 29] = [
+///
+/// Not in it, because no seed is known that notices: `ForgetForks` (none of 2,800 since records of state are written twice),
+/// `WriteBeforeKept` (the copies that were looked at end before the one who copies dies), `IgnoreHolds`,
+/// `CopyWithoutOverlay`, `CopyEndsEarly`, `IgnoreFloor`, `SkipChecksumChain` and `AcceptOldEpochs` (not looked for long).
+const TABLE: [(Sabotage, u64); 28] = [
     (AcknowledgeBeforeDurable, 2),
     (AcknowledgeBeforePeer, 0),
     (FlushBeforePeer, 0),
     (ConfirmBeforeDurable, 0),
     (ReceivedIsDurable, 0),
-    (SkipPayloadChecksums, 77),
-    (ForgetForks, 2309),
+    (SkipPayloadChecksums, 137),
     (CompareEpochNumbers, 99),
     (ReuseLsns, 4),
     (ApplyUncommitted, 0),
@@ -25,13 +28,13 @@ const TABLE: [(Sabotage, u64); 29] = [
     (ApplyOutOfOrder, 0),
     (ReadWithoutOverlay, 1),
     (ReadUncommitted, 0),
-    (ReleaseBeforeCheckpoint, 52),
+    (ReleaseBeforeCheckpoint, 157),
     (CheckpointBeforeSync, 3),
     (IgnoreFailedSync, 151),
     (IgnoreFailedJournalWrite, 25),
     (NoDsync, 0),
     (RecordNotDurable, 2),
-    (SaveInOneSlot, 0),
+    (SaveInOneSlot, 2),
     (PromoteWithoutTail, 6),
     (PromoteInconsistent, 6),
     (ServeWithoutAsking, 1),

@@ -21,6 +21,10 @@ pub struct Plan {
     pub clients: usize,
     /// Requests are large, so that the journal goes round.
     pub large: bool,
+    /// Whose file system clones files.
+    pub clones: [bool; 2],
+    /// Who keeps what it holds while it is copied to.
+    pub undo: [bool; 2],
     /// Times of trouble; the world heals after each.
     pub phases: Vec<Duration>,
     pub events: Vec<Event>,
@@ -113,6 +117,13 @@ pub enum Fault {
         free_bytes: u64,
         lasting: Duration,
     },
+    /// The site is away while clients write so much that it must be copied to; in the middle of that, after this long, its
+    /// peer dies, and an operator takes what the site held before.
+    Behind {
+        site: usize,
+        away: Duration,
+        within: Duration,
+    },
     /// A slot of the state file rots.
     RotState {
         site: usize,
@@ -194,7 +205,18 @@ impl Plan {
                 };
                 events.push(Event { phase, at, fault });
             }
+            if large && more.below(2) == 0 {
+                let at = Duration::from_micros(more.below(lasting.as_micros() as u64 / 2 + 1));
+                let fault = Fault::Behind {
+                    site: more.below(2) as usize,
+                    away: millis(more, 6_000, 12_000),
+                    within: millis(more, 0, 300),
+                };
+                events.push(Event { phase, at, fault });
+            }
         }
+        let clones = [more.below(2) == 0, more.below(2) == 0];
+        let undo = [more.below(4) > 0, more.below(4) > 0];
         events.sort_by_key(|e| (e.phase, e.at));
         Plan {
             seed,
@@ -206,6 +228,8 @@ impl Plan {
             volumes,
             clients: 2 + rng.below(2) as usize,
             large,
+            clones,
+            undo,
             phases,
             events,
         }

@@ -8,6 +8,7 @@ use super::world::{Happening, NAMES, World};
 use crate::base::AckMode;
 use crate::engine::tests::disk::Damage;
 use crate::engine::{Command, File, Force};
+use crate::status::GroupState;
 
 impl World {
     /// A fault of the plan.
@@ -93,7 +94,14 @@ impl World {
                 Some(*lasting)
             }
             Fault::FailJournalWrite { site } => {
-                self.sites[*site].disk.fail_next_journal_write = self.alive(*site);
+                // Not both at once: what is in the memory of both would be lost with two disks.
+                let other = 1 - *site;
+                let fails = self.sites[other].disk.fail_next_journal_write;
+                let fenced = self
+                    .status(other)
+                    .is_some_and(|s| s.state == GroupState::Fenced);
+                self.sites[*site].disk.fail_next_journal_write =
+                    self.alive(*site) && !fails && !fenced;
                 None
             }
             Fault::FailHomeSync { site } => {
@@ -111,6 +119,10 @@ impl World {
             } => {
                 self.sites[*site].disk.free_bytes = Some(*free_bytes);
                 Some(*lasting)
+            }
+            Fault::Behind { site, away, within } => {
+                self.fall_behind(*site, *away, *within);
+                None
             }
             Fault::RotState { site } => {
                 self.rot_state(*site);
@@ -144,6 +156,60 @@ impl World {
     fn promote_later(&mut self, site: usize, after: Duration) {
         let order = Order::Promote(vec![Force::PeerUnreachable]);
         self.later(after, Happening::Order(site, order));
+    }
+
+    /// Clients write while the site is away, and it is copied to when it comes back.
+    fn fall_behind(&mut self, site: usize, away: Duration, within: Duration) {
+        self.crash(site, away, false, None);
+        for n in 0..30 {
+            for client in 0..self.clients.len() {
+                let after = Duration::from_millis(n * 150) + Duration::from_secs(1);
+                self.later(after, Happening::Burst(client));
+            }
+        }
+        let tries = 2000;
+        let watch = Happening::Watch {
+            site,
+            within,
+            tries,
+        };
+        self.later(away, watch);
+    }
+
+    /// Waits for a copy that can be undone; then the one who copies dies.
+    pub fn watch(&mut self, site: usize, within: Duration, tries: u32) {
+        if self.healing || tries == 0 {
+            return;
+        }
+        if !self.can_go_back(site) {
+            let tries = tries - 1;
+            let watch = Happening::Watch {
+                site,
+                within,
+                tries,
+            };
+            self.later(Duration::from_millis(2), watch);
+            return;
+        }
+        let lasting = within + Duration::from_secs(4);
+        let slow = Fault::SlowDisk {
+            site,
+            factor: 100,
+            lasting,
+        };
+        self.sites[site].slow = 100;
+        self.later(lasting, Happening::Over(Box::new(slow)));
+        self.later(within, Happening::Die(1 - site, Duration::from_secs(6)));
+        let order = Order::Promote(vec![Force::Inconsistent, Force::PeerUnreachable]);
+        for retry in 1..4 {
+            let after = within + Duration::from_millis(900) * retry;
+            self.later(after, Happening::Order(site, order.clone()));
+        }
+    }
+
+    fn can_go_back(&self, at: usize) -> bool {
+        let group = self.sites[at].group.as_ref();
+        group.is_some_and(|g| g.undo.status().is_some())
     }
 
     /// All clients ask a lot at once.
@@ -256,6 +322,10 @@ impl World {
                     if !known {
                         return;
                     }
+                }
+                // Nobody takes a mix of old and new content.
+                if force.contains(&Force::Inconsistent) && !self.can_go_back(site) {
+                    return;
                 }
                 Command::Promote {
                     force: force.clone(),

@@ -9,11 +9,11 @@ use super::history::{Chain, History, Place, frame_of, place_of};
 use super::ledger::Ledger;
 use super::plan::{Fault, Order, Plan};
 use super::wires::{Arrival, Wire};
-use crate::base::{Lsn, Message, Role};
+use crate::base::{ByteRange, Lsn, Message, Role, VolumeId};
 use crate::engine::tests::Rng;
 use crate::engine::tests::disk::SimDisk;
 use crate::engine::{
-    ClientId, Command, DiskId, DiskOp, DiskResult, Exports, File, Group, GroupConfig, Input,
+    ClientId, Command, DiskId, DiskOp, DiskResult, Exports, File, Force, Group, GroupConfig, Input,
     LinkId, Now, Output,
 };
 use crate::status::GroupStatus;
@@ -66,6 +66,12 @@ pub struct Site {
     pub followed: bool,
     pub chain: Chain,
     pub turns: u64,
+    /// Ends of its history, as it has come to them.
+    pub heads: Vec<Place>,
+    /// A copy can be undone: the end of the history that the site held before.
+    pub held: Option<Place>,
+    /// The command of an operator who takes that.
+    pub going_back: Option<u64>,
     /// The operator ordered it to become primary whatever the peer says.
     pub forced: bool,
     /// Its disk lost frames that it had confirmed: its home may be ahead of its journal up to here.
@@ -112,6 +118,12 @@ pub enum Happening {
         life: u64,
     },
     Order(usize, Order),
+    /// Is the site being copied to? Asked so many times more.
+    Watch {
+        site: usize,
+        within: Duration,
+        tries: u32,
+    },
     Die(usize, Duration),
 }
 
@@ -145,7 +157,17 @@ pub struct World {
     pub fragile: Option<usize>,
     /// An operator promoted a site by force; both may acknowledge until all is in sync again.
     pub overridden: bool,
+    /// This mirror's homes have betrayed it, and that is not mended yet.
+    pub examined: Option<usize>,
+    /// What is damaged in them.
+    pub damaged: Vec<(VolumeId, ByteRange)>,
     pub events: u64,
+}
+
+fn disk(plan: &Plan, at: usize) -> SimDisk {
+    let mut disk = SimDisk::default();
+    disk.can_clone = plan.clones[at];
+    disk
 }
 
 fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
@@ -159,7 +181,7 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         timeout: plan.timeout,
         journal_bytes: plan.journal_bytes,
         resync_rate: 0,
-        resync_undo: true,
+        resync_undo: plan.undo[at],
         scrub: Duration::ZERO,
         peers: vec![NAMES[1 - at].into()],
         volumes: if role == Role::Primary {
@@ -176,7 +198,7 @@ impl World {
     pub fn new(plan: Plan) -> World {
         let site = |at: usize, role| Site {
             config: config(&plan, at, role),
-            disk: SimDisk::default(),
+            disk: disk(&plan, at),
             group: None,
             life: 0,
             exports: None,
@@ -199,6 +221,9 @@ impl World {
             followed: false,
             chain: Chain::default(),
             turns: 0,
+            heads: Vec::new(),
+            held: None,
+            going_back: None,
             forced: false,
             robbed_until: Lsn::ZERO,
         };
@@ -227,6 +252,8 @@ impl World {
             resting: false,
             fragile: None,
             overridden: false,
+            examined: None,
+            damaged: Vec::new(),
             events: 0,
             plan,
         }
@@ -328,6 +355,11 @@ impl World {
             Happening::Burst(_) => {}
             Happening::Fault(index) => self.strike(index),
             Happening::Over(fault) => self.relieve(&fault),
+            Happening::Watch {
+                site,
+                within,
+                tries,
+            } => self.watch(site, within, tries),
             Happening::Order(site, order) => self.order(site, &order),
             Happening::Die(site, down) if !self.healing => self.crash(site, down, false, None),
             Happening::Die(..) => {}
@@ -394,6 +426,7 @@ impl World {
         site.writing.clear();
         site.recording.clear();
         site.forced = false;
+        site.going_back = None;
         site.disk.power_cut(&mut self.rng);
         for client in 0..self.clients.len() {
             if self.clients[client].at == Some(at) {
@@ -753,6 +786,9 @@ impl World {
             && !force.is_empty()
         {
             self.sites[at].forced = true;
+            if force.contains(&Force::Inconsistent) {
+                self.sites[at].going_back = Some(id);
+            }
         }
         let life = self.sites[at].life;
         self.happen(Happening::Input {
@@ -767,7 +803,8 @@ impl World {
     pub fn empty(&mut self, at: usize) {
         self.note(|| format!("operator empties {}", NAMES[at]));
         let site = &mut self.sites[at];
-        site.disk = SimDisk::default();
+        site.disk = disk(&self.plan, at);
+        (site.heads, site.held) = (Vec::new(), None);
         site.config = config(&self.plan, at, Role::Mirror);
         site.alone = false;
         site.chain = Chain::default();
