@@ -503,7 +503,12 @@ fn extended_headers_echo_offsets_and_speak_64_bits() {
         panic!("{whole:?}")
     };
     assert_eq!(Some(*context), client.allocation);
-    assert_eq!(extents[0], (5 * MIB, 3), "a hole up to what was written");
+    // To the byte until it is in the home, whose file system knows blocks.
+    let hole = [(5 * MIB, 3), (5 * MIB + 3, 3)];
+    assert!(
+        hole.contains(&extents[0]),
+        "a hole up to what was written: {extents:?}"
+    );
     assert!(extents.iter().all(|(len, _)| *len > 0), "{extents:?}");
     let one = client
         .call(CMD_BLOCK_STATUS, FLAG_REQ_ONE, MIB, MIB)
