@@ -192,7 +192,9 @@ impl Core {
 
     /// The lineage with this epoch is durable: append the operation that opens it, and serve.
     pub(super) fn facts_hold_epoch(&mut self, epoch: Epoch) {
-        let replaced = self.facts.lineage.last().map(|e| e.id) != Some(epoch.id);
+        // On its way to the record when this site began to step down.
+        let gives_way = self.facts.role != Role::Primary;
+        let replaced = self.facts.lineage.last().map(|e| e.id) != Some(epoch.id) || gives_way;
         if self.mode != Mode::Opening || epoch.first_lsn != self.tail.next() || replaced {
             return;
         }

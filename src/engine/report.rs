@@ -78,7 +78,10 @@ impl Group {
 
     fn state_and_reason(&self) -> (GroupState, String) {
         let site = &self.config.site;
-        if let Some(peer) = self.core.peers().iter().find(|p| p.conflict.is_some()) {
+        // A site that is fenced takes part in nothing until it is started again.
+        let fenced = matches!(self.core.mode(), Mode::Fenced(_));
+        let conflict = self.core.peers().iter().find(|p| p.conflict.is_some());
+        if let Some(peer) = conflict.filter(|_| !fenced) {
             let state = match peer.conflict.expect("just seen") {
                 Conflict::BothPrimary => GroupState::BothPrimary,
                 Conflict::Forked => GroupState::Forked,
