@@ -275,10 +275,11 @@ impl World {
             self.command(other, Command::Demote);
             return;
         }
-        let force = if attempt > 6 {
-            vec![Force::PeerUnreachable]
-        } else {
-            Vec::new()
+        // Two mirrors that forked have each more than the other: only the operator can say whose surplus goes.
+        let force = match attempt {
+            0..=6 => Vec::new(),
+            7..=9 => vec![Force::PeerUnreachable],
+            _ => vec![Force::PeerUnreachable, Force::Behind],
         };
         self.command(chosen, Command::Promote { force });
         self.note(|| format!("{} is to become primary", NAMES[chosen]));
