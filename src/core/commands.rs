@@ -523,14 +523,27 @@ impl Core {
             self.done(id, Err(text));
             return;
         }
-        if self.tail < self.facts.floor && !overrides.behind {
-            let why = if let Mode::Waiting(why) = &self.mode {
-                why.clone()
-            } else {
-                "starting".into()
-            };
-            self.done(id, Err(why));
-            return;
+        if self.tail < self.facts.floor {
+            if !overrides.behind {
+                let why = if let Mode::Waiting(why) = &self.mode {
+                    why.clone()
+                } else {
+                    "starting".into()
+                };
+                self.done(id, Err(why));
+                return;
+            }
+            // Everybody was asked, and nobody has what is missing.
+            if self
+                .peers
+                .iter()
+                .all(|p| matches!(p.phase, PeerPhase::Agreed { .. }))
+            {
+                self.facts.floor = self.tail;
+                self.promised_command = Some(id);
+                self.try_to_open(view);
+                return;
+            }
         }
         if !overrides.peer_unreachable {
             let why = match &self.mode {

@@ -308,7 +308,17 @@ impl Core {
     }
 
     /// The other side knows that this one once held more than it has: its disk lost history.
+    ///
+    /// Unless this side has gone on in an epoch that the other does not know: that was opened by a decision which gave up
+    /// what lay beyond, and what the other was told belongs to its own branch.
     fn note_floor(&mut self, theirs: &Hello) {
+        let mine = &self.facts.lineage;
+        let went_on = mine
+            .common(self.tail, &theirs.lineage, theirs.tail)
+            .is_none_or(|common| common.i_went_on);
+        if went_on {
+            return;
+        }
         if theirs.told_durable > self.facts.floor && theirs.told_durable > self.tail {
             let text = format!(
                 "{} was told that LSN {} is durable here, but the journal ends at LSN {}: this site's disk lost history",

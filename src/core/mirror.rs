@@ -298,6 +298,8 @@ impl Core {
             );
             self.actions.push(Action::Truncate(keep));
             (self.tail, self.durable) = (keep, self.durable.min(keep));
+            // What is dropped by rule was not lost by the disk.
+            self.facts.floor = self.facts.floor.min(keep);
         }
         // A new mirror learns which group it is of; its journal is found again by that.
         if self.facts.group_id.is_nil() {

@@ -65,10 +65,19 @@ impl Core {
             return;
         }
         if self.tail < self.facts.floor {
+            let nobody = self
+                .peers
+                .iter()
+                .all(|p| matches!(p.phase, PeerPhase::Agreed { .. }));
+            let (who, force) = if nobody {
+                ("that no peer has either", "behind")
+            } else {
+                ("that only a peer can give back", "behind,peer-unreachable")
+            };
             let text = format!(
-                "its journal ends at LSN {}, but it once held LSN {}: its disk lost history that only a peer can \
-                 give back (or `promote --force behind`, which gives it up)",
-                self.tail, self.facts.floor
+                "its journal ends at LSN {}, but it once held LSN {}: its disk lost history {who}; \
+                 `doublure promote {} --force {force}` gives it up",
+                self.tail, self.facts.floor, self.config.group
             );
             self.wait(text);
             return;

@@ -1090,6 +1090,61 @@ fn a_mirror_whose_disk_lost_history_is_not_promoted_and_refetches() {
 }
 
 #[test]
+fn history_that_nobody_has_any_more_can_be_given_up_while_the_peer_answers() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    (pair.kill(0), pair.kill(1));
+    // A damaged journal ends before the damage, and its site remembers what it held.
+    pair.sites[0].saved.floor = Lsn(50);
+    (pair.restart(1), pair.restart(0));
+    pair.pass(TIMEOUT * 2);
+    let Mode::Waiting(why) = pair.mode(0) else {
+        panic!("{:?}", pair.mode(0));
+    };
+    assert!(
+        why.contains("that no peer has either; `doublure promote g --force behind` gives it up"),
+        "{why}"
+    );
+    let behind = Overrides {
+        behind: true,
+        ..Overrides::default()
+    };
+    let id = pair.command(0, Command::Promote(behind));
+    pair.pass(TIMEOUT * 2);
+    assert!(pair.result(0, id).unwrap().is_ok());
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+}
+
+/// What the other side was told is durable here concerns its branch: the operator gave it up when this site was promoted
+/// without it.
+#[test]
+fn what_an_operator_gave_up_is_not_missed_when_the_other_branch_comes_back() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    for _ in 0..20 {
+        pair.write(0);
+    }
+    pair.settle();
+    pair.kill(0);
+    pair.kill(1);
+    let site = &mut pair.sites[1];
+    site.journal.truncate(3);
+    (site.durable, site.allowed) = (Lsn(3), Lsn(3));
+    pair.restart(1);
+    pair.command(1, Command::Promote(FORCE));
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    pair.sites[0].saved.note_told_durable("b", Lsn(20));
+    pair.restart(0);
+    pair.pass(TIMEOUT * 2);
+    let tail = pair.sites[1].tail();
+    assert!(pair.sites[0].core.facts().told_durable("b") > tail);
+    assert_eq!(
+        pair.sites[0].core.peers()[0].conflict,
+        Some(Conflict::Forked)
+    );
+    assert!(pair.sites[1].core.facts().floor <= tail);
+}
+
+#[test]
 fn frames_that_do_not_follow_are_refused() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     let link = *pair.sites[0].streams.keys().next().unwrap();
