@@ -238,7 +238,7 @@ impl Core {
         true
     }
 
-    fn is_probe(&self, link: Link) -> bool {
+    pub(super) fn is_probe(&self, link: Link) -> bool {
         self.probe
             .as_ref()
             .is_some_and(|p| p.asked.iter().any(|a| a.link == Some(link)))

@@ -170,7 +170,9 @@ impl Core {
         }
         self.heard(link);
         self.upstream_spoke(link, view);
-        if let Message::Ping { token } = message {
+        if let Message::Ping { token } = message
+            && self.knows(link)
+        {
             self.actions
                 .push(Action::Send(link, Message::Pong { token }));
             return;
@@ -184,7 +186,18 @@ impl Core {
             self.upstream_message(message, view);
         } else if let Some(at) = self.peer_on(link) {
             self.peer_message(at, message, view);
+        } else {
+            // Nobody here waits for anything on it: the other side shall not wait either.
+            self.actions.push(Action::Close(link));
         }
+    }
+
+    /// Whether this link has a purpose here.
+    fn knows(&self, link: Link) -> bool {
+        self.handshakes.iter().any(|h| h.link == link)
+            || self.upstream.as_ref().is_some_and(|u| u.link == link)
+            || self.peer_on(link).is_some()
+            || self.is_probe(link)
     }
 
     /// On a link that a peer opened and whose purpose is not settled.
@@ -250,12 +263,16 @@ impl Core {
         }
         if theirs.stance != Stance::Probe {
             self.forget_upstream("its primary connected anew");
-            self.handshakes.retain(|h| {
-                h.link == link
-                    || h.agreed
-                        .as_ref()
-                        .is_none_or(|agreed| agreed.site != theirs.site)
-            });
+            // Greetings on several connections may come in any order: whose handshake ends here must learn it.
+            let (old, fine): (Vec<_>, Vec<_>) = std::mem::take(&mut self.handshakes)
+                .into_iter()
+                .partition(|h| {
+                    let with = h.agreed.as_ref().map(|agreed| &agreed.site);
+                    h.link != link && with == Some(&theirs.site)
+                });
+            self.handshakes = fine;
+            self.actions
+                .extend(old.into_iter().map(|h| Action::Close(h.link)));
         }
         let mine = self.hello(&theirs.site, view);
         let outcome = decide(theirs, &mine);

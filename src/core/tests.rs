@@ -736,6 +736,38 @@ fn a_restarted_primary_adopts_the_longer_tail_of_its_mirror() {
     assert!(pair.sites[0].core.peers()[0].in_sync);
 }
 
+/// Connections are independent of each other: a greeting on one that was given up may be read after that on a newer one.
+#[test]
+fn a_greeting_that_comes_late_does_not_leave_the_newer_connection_without_an_answer() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.sites[0].disk_runs = false;
+    pair.write(0);
+    pair.settle();
+    pair.kill(0);
+    pair.restart(0);
+    while !pair.wires.values().any(|w| {
+        w[1].iter()
+            .any(|wire| matches!(wire, Wire::Message(Message::Hello(_))))
+    }) {
+        assert!(pair.step(), "it greets its mirror");
+    }
+    let greeting = pair
+        .wires
+        .values()
+        .flat_map(|w| &w[1])
+        .find_map(|wire| match wire {
+            Wire::Message(hello @ Message::Hello(_)) => Some(hello.clone()),
+            _ => None,
+        });
+    assert!(pair.deliver(1), "the mirror answers");
+    let old = Link(900);
+    pair.handle(1, Event::Accepted(old));
+    pair.handle(1, Event::Message(old, greeting.expect("just seen")));
+    pair.pass(TIMEOUT * 3);
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    assert!(pair.sites[0].core.peers()[0].in_sync);
+}
+
 #[test]
 fn a_restarted_primary_without_its_peer_waits_unless_it_was_alone() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);

@@ -20,7 +20,6 @@ const WINDOW_BYTES: u64 = 32 << 20;
 pub(super) struct Stream {
     next: Lsn,
     end: Option<Lsn>,
-    ended: bool,
     /// Handed to the socket, by its last report.
     pub queued_bytes: u64,
     /// Sent and not acknowledged as durable.
@@ -47,7 +46,6 @@ impl Stream {
         Stream {
             next,
             end,
-            ended: false,
             queued_bytes: 0,
             unacked: VecDeque::new(),
             unacked_bytes: 0,
@@ -171,7 +169,7 @@ impl Group {
     fn pump(&mut self, link: LinkId) {
         let sealed = self.frames.sealed();
         while let Some(stream) = self.streams.get_mut(&link) {
-            if stream.proposed.is_some() || stream.ended {
+            if stream.proposed.is_some() {
                 return;
             }
             if !stream.has_room() {
@@ -181,7 +179,8 @@ impl Group {
             let end = stream.end.unwrap_or(sealed);
             if stream.next > end {
                 if stream.end.is_some() {
-                    stream.ended = true;
+                    // All of it is sent; it keeps nothing of the journal any more.
+                    self.streams.remove(&link);
                     self.send(link, Message::FetchEnd { tail: end });
                 }
                 return;

@@ -595,6 +595,28 @@ fn a_mirror_that_comes_back_empty_is_still_waited_for_unless_a_record_says_other
 }
 
 #[test]
+fn a_mirror_whose_tail_was_taken_over_keeps_no_journal_for_that() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.hold_journal(0, true);
+    // So large that the power cut tears it.
+    sim.write(0, ByteRange::new(0, VOLUME / 4), false);
+    sim.settle();
+    sim.kill(0);
+    sim.hold_journal(0, false);
+    let tail = sim.status(1).tail_lsn;
+    sim.start(0).expect("it starts again");
+    sim.heal();
+    assert!(sim.logs().contains("taking over LSN"), "{}", sim.logs());
+    assert!(sim.attach(0));
+    while sim.status(0).journal.first_lsn <= tail {
+        sim.write(0, ByteRange::new(0, VOLUME / 4), false);
+        sim.settle();
+    }
+    sim.pass(Duration::from_secs(15));
+    assert!(sim.status(1).journal.first_lsn > tail);
+}
+
+#[test]
 fn a_mirror_that_was_primary_keeps_no_journal_for_its_primary() {
     let journal = |mut config: crate::engine::GroupConfig| {
         config.journal_bytes = 13 << 20;
