@@ -241,10 +241,12 @@ impl World {
             return Ok(());
         }
         for (volume, sectors) in site.chain.volumes() {
-            if !group.volumes.iter().any(|v| v.id == *volume) {
+            let Some(known) = group.volumes.iter().find(|v| v.id == *volume) else {
                 continue;
-            }
-            let bytes = sectors.len() as u64 * SECTOR;
+            };
+            // It grows in the home only once that is committed.
+            let bytes = (sectors.len() as u64 * SECTOR).min(known.size);
+            let sectors = &sectors[..(bytes / SECTOR) as usize];
             let mut content = site.disk.content(File::Home(*volume), 0, bytes as usize);
             let all = ByteRange::new(0, bytes);
             let mut unknown = Vec::new();
@@ -547,9 +549,21 @@ impl World {
         Ok(())
     }
 
+    /// How long the volumes of a site are, bytes.
+    pub fn sizes(&self, at: usize) -> Vec<u64> {
+        let group = self.sites[at].group.as_ref();
+        group.map_or_else(Vec::new, |g| g.volumes.iter().map(|v| v.size).collect())
+    }
+
     /// Both say in sync, and nothing is under way: the homes are the same, byte for byte.
     pub fn homes_are_equal(&mut self) -> Result<(), String> {
-        for (n, size) in self.plan.volumes.clone().into_iter().enumerate() {
+        let [a, b] = [0, 1].map(|at| self.sizes(at));
+        if a != b {
+            return Err(format!(
+                "the volumes are {a:?} and {b:?} bytes long although both are in sync"
+            ));
+        }
+        for (n, size) in a.into_iter().enumerate() {
             let file = File::Home(VolumeId(n as u32));
             let [a, b] = [0, 1].map(|at| self.sites[at].disk.content(file, 0, size as usize));
             if let Some(byte) = a.iter().zip(&b).position(|(a, b)| a != b) {

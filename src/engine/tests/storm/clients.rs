@@ -20,6 +20,8 @@ pub struct Client {
     pub id: ClientId,
     pub volume: usize,
     pub at: Option<usize>,
+    /// Of the volume, bytes, as it was told when it attached.
+    pub size: u64,
     /// Requests that are left to it in this phase.
     pub left: u64,
 }
@@ -31,6 +33,7 @@ impl Client {
             // The first two share a volume, so that their ranges overlap.
             volume: number.saturating_sub(1) % plan.volumes.len(),
             at: None,
+            size: 0,
             left: 0,
         }
     }
@@ -55,12 +58,15 @@ impl World {
         let id = self.fresh_client();
         for at in [first, 1 - first] {
             let volume = VolumeId(self.clients[client].volume as u32);
-            let open = self.sites[at].exports.as_ref().is_some_and(|exports| {
-                exports.open.is_ok() && exports.volumes.iter().any(|v| v.id == volume)
-            });
-            if open && self.alive(at) {
+            let exports = self.sites[at].exports.as_ref();
+            let exports = exports.filter(|exports| exports.open.is_ok());
+            let known = exports.and_then(|e| e.volumes.iter().find(|v| v.id == volume));
+            if let Some(size) = known.map(|v| v.size)
+                && self.alive(at)
+            {
                 self.note(|| format!("client {client} attaches to {}", NAMES[at]));
                 self.clients[client].at = Some(at);
+                self.clients[client].size = size;
                 self.clients[client].id = id;
                 let (site, life) = (at, self.sites[at].life);
                 let input = Input::ClientOpened { client: id, volume };
@@ -150,7 +156,7 @@ impl World {
     }
 
     fn range(&mut self, client: usize) -> ByteRange {
-        let size = self.plan.volumes[self.clients[client].volume];
+        let size = self.clients[client].size;
         let sectors = if self.plan.large {
             [8, 256, 1024, 2048][self.rng.below(4) as usize]
         } else {

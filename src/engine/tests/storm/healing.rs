@@ -46,6 +46,12 @@ impl World {
         self.healing = true;
         self.latency = Duration::from_micros(50);
         self.unreachable_until = [self.now; 2];
+        // What was held back arrives now, the end of a connection, too.
+        for link in self.wires.keys().copied().collect::<Vec<_>>() {
+            for to in 0..2 {
+                self.later(Duration::ZERO, Happening::Arrive { link, to });
+            }
+        }
         for at in 0..2 {
             let site = &mut self.sites[at];
             (site.slow, site.slow_sync) = (1, 1);

@@ -41,8 +41,8 @@ pub struct Node {
     pub writer: usize,
     pub time_ns: u64,
     pub entries: Vec<Entry>,
-    /// Volumes it creates, with their sizes.
-    pub created: Vec<(VolumeId, u64)>,
+    /// Volumes it creates or grows, with their sizes.
+    pub sized: Vec<(VolumeId, u64)>,
 }
 
 /// All frames of a run.
@@ -107,7 +107,7 @@ impl History {
         {
             return Err(format!("the frame clock stands at LSN {}", place.0));
         }
-        let (mut entries, mut created, mut opens) = (Vec::new(), Vec::new(), false);
+        let (mut entries, mut sized, mut opens) = (Vec::new(), Vec::new(), false);
         for (lsn, op, payload) in frame.ops() {
             let content = payload.content().map_err(|e| e.to_string())?;
             let mut number = 0;
@@ -119,9 +119,9 @@ impl History {
                         return Err(format!("{} opens an epoch of {}", names[site], opened.site));
                     }
                 }
-                OpKind::CreateVolume => {
+                OpKind::CreateVolume | OpKind::ResizeVolume => {
                     let volume = decode_volume(&content).map_err(|e| e.to_string())?;
-                    created.push((volume.id, volume.size));
+                    sized.push((volume.id, volume.size));
                 }
                 _ => number = request(op.kind, op.volume, op.range, &content)?,
             }
@@ -145,7 +145,7 @@ impl History {
             writer,
             time_ns: frame.time_ns(),
             entries,
-            created,
+            sized,
         };
         self.nodes.insert(place, node);
         Ok(true)
@@ -221,9 +221,9 @@ impl Chain {
     fn extend(&mut self, place: Place, history: &History) {
         self.places.push(place);
         let node = history.get(place).expect("known");
-        for (volume, size) in &node.created {
-            let sectors = vec![Vec::new(); (size / SECTOR) as usize];
-            self.volumes.insert(*volume, sectors);
+        for (volume, size) in &node.sized {
+            let sectors = self.volumes.entry(*volume).or_default();
+            sectors.resize((size / SECTOR) as usize, Vec::new());
         }
         for entry in node.entries.iter().filter(|e| !e.kind.is_control()) {
             let sectors = self.volumes.get_mut(&entry.volume).expect("created before");

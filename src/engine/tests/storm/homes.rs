@@ -116,7 +116,7 @@ impl World {
 
     fn differing_blocks(&mut self) -> Vec<(VolumeId, ByteRange)> {
         let mut found = Vec::new();
-        for (n, size) in self.plan.volumes.clone().into_iter().enumerate() {
+        for (n, size) in self.sizes(0).into_iter().enumerate() {
             let volume = VolumeId(n as u32);
             let file = File::Home(volume);
             let [a, b] = [0, 1].map(|at| self.sites[at].disk.content(file, 0, size as usize));

@@ -148,6 +148,11 @@ pub enum Order {
     Disconnect,
     Connect,
     Stop,
+    /// A volume grows by so many bytes.
+    Grow {
+        volume: usize,
+        by: u64,
+    },
 }
 
 fn millis(rng: &mut Rng, from: u64, to: u64) -> Duration {
@@ -217,6 +222,7 @@ impl Plan {
         }
         let clones = [more.below(2) == 0, more.below(2) == 0];
         let undo = [more.below(4) > 0, more.below(4) > 0];
+        Plan::draw_growth(seed, &phases, volumes.len(), &mut events);
         events.sort_by_key(|e| (e.phase, e.at));
         Plan {
             seed,
@@ -232,6 +238,41 @@ impl Plan {
             undo,
             phases,
             events,
+        }
+    }
+}
+
+impl Plan {
+    /// In every fourth plan volumes grow while things go wrong.
+    fn draw_growth(seed: u64, phases: &[Duration], volumes: usize, events: &mut Vec<Event>) {
+        let rng = &mut Rng::new(seed ^ 0x0000_96ec_0457_ab1e);
+        if rng.below(4) > 0 {
+            return;
+        }
+        for (phase, lasting) in phases.iter().enumerate() {
+            // Where something else happens is where it hurts.
+            let near: Vec<Duration> = events
+                .iter()
+                .filter(|e| e.phase == phase)
+                .map(|e| e.at)
+                .collect();
+            for _ in 0..rng.below(3) {
+                let at = if rng.below(2) == 0 {
+                    let at = near[rng.below(near.len() as u64) as usize];
+                    at.saturating_sub(Duration::from_micros(rng.below(3000)))
+                } else {
+                    Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1))
+                };
+                let order = Order::Grow {
+                    volume: rng.below(volumes as u64) as usize,
+                    by: (1 + rng.below(128)) * 512,
+                };
+                for site in 0..2 {
+                    let order = order.clone();
+                    let fault = Fault::Order { site, order };
+                    events.push(Event { phase, at, fault });
+                }
+            }
         }
     }
 }

@@ -336,6 +336,15 @@ impl World {
             Order::Disconnect => Command::Disconnect,
             Order::Connect => Command::Connect,
             Order::Stop => Command::Shutdown,
+            Order::Grow { volume, by } => {
+                let group = self.sites[site].group.as_ref().expect("alive");
+                let name = format!("v{volume}");
+                let Some(known) = group.volumes.iter().find(|v| v.name == name) else {
+                    return;
+                };
+                let size = known.size + by;
+                Command::Resize { volume: name, size }
+            }
         };
         self.command(site, command);
     }

@@ -639,6 +639,10 @@ impl World {
     }
 
     fn send(&mut self, at: usize, link: LinkId, message: &Message) {
+        self.note(|| {
+            let text: String = format!("{message:?}").chars().take(150).collect();
+            format!("{} sends on link {}: {text}", NAMES[at], link.0)
+        });
         let latency = self.latency + Duration::from_micros(self.rng.below(50));
         let arrives = self.now + latency;
         let Some(wire) = self.wires.get_mut(&link) else {
