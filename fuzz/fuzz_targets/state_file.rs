@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
         (record.lineage, record.volumes, record.peers)
     );
     assert_eq!(
-        (again.alone, again.handed, again.checkpoint, again.verified),
-        (record.alone, record.handed, record.checkpoint, record.verified)
+        (again.handed, again.checkpoint, again.verified),
+        (record.handed, record.checkpoint, record.verified)
     );
 });

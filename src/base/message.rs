@@ -78,6 +78,8 @@ pub enum Refusal {
     Disagree,
     /// Not now: busy or starting; try again.
     Busy,
+    /// This side follows another site, of which it has heard a moment ago; try again.
+    Following,
 }
 
 /// What the connecting side proposes after both greetings.

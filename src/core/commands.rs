@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Question,
-    Severity, Then, View,
+    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity,
+    Then, View,
 };
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -107,9 +107,22 @@ impl Core {
 
     /// The policy lets a frozen primary wait; the operator may decide otherwise.
     fn promote_frozen(&mut self, id: u64, overrides: Overrides, view: &View) {
-        let dead = self.peers.iter().find(|p| p.gated && p.dead);
-        let name = dead.map(|p| p.name.clone()).expect("what it is frozen for");
+        let dead = |p: &super::Peer| p.gated && p.dead;
+        // Going on beside a peer that serves, or has gone on by itself, would only make a fork.
+        let conflict = |p: &&super::Peer| dead(p) && p.conflict.is_some();
+        if let Some(peer) = self.peers.iter().find(conflict) {
+            let text = peer.refused.clone().unwrap_or_default();
+            self.done(id, Err(text));
+            return;
+        }
         if !overrides.peer_unreachable {
+            let names: Vec<&str> = self
+                .peers
+                .iter()
+                .filter(|p| dead(p))
+                .map(|p| p.name.as_str())
+                .collect();
+            let name = names.join(" and ");
             let text = format!(
                 "{} is primary of {} and acknowledges nothing without {name}; `--force peer-unreachable` lets it go on \
                  alone",
@@ -119,13 +132,12 @@ impl Core {
             return;
         }
         self.promised_command = Some(id);
-        self.granted(
-            &Question::GoAlone {
-                peer: name,
-                first: false,
-            },
-            view,
-        );
+        for at in 0..self.peers.len() {
+            if dead(&self.peers[at]) {
+                self.leave_behind(at, view);
+            }
+        }
+        self.open_epoch(view);
     }
 
     /// What this site knows by itself that speaks against a promotion.
@@ -499,17 +511,20 @@ impl Core {
         if self.facts.inconsistent_until.take().is_some() {
             self.actions.push(Action::Distrust);
         }
-        self.facts.alone = unreachable.first().map(|peer| Alone {
+        let alone = |peer: &String| Alone {
             peer: peer.clone(),
             since_ns,
             from_lsn,
-        });
+        };
+        self.facts.alone = unreachable.iter().map(alone).collect();
         self.facts.told_durable.clear();
         self.promised_command = Some(command);
         self.set_mode(Mode::Returning);
         for peer in &mut self.peers {
             peer.asked = unreachable.contains(&peer.name);
-            peer.gated = false;
+            peer.let_go();
+            peer.dead = false;
+            peer.follows_since = None;
             // What it confirmed, if ever, it confirmed to another history's end.
             (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
         }
@@ -560,13 +575,18 @@ impl Core {
             );
             return;
         }
-        let answers = |p: &super::Peer| {
+        if self.facts.role != Role::Primary {
+            let text = format!("{} is becoming a mirror", self.config.site);
+            self.done(id, Err(text));
+            return;
+        }
+        let settling = |p: &super::Peer| {
             matches!(
                 p.phase,
-                PeerPhase::Agreed { .. } | PeerPhase::Greeting { .. }
+                PeerPhase::Longer { .. } | PeerPhase::Greeting { .. }
             )
         };
-        if let Some(peer) = self.peers.iter().find(|p| answers(p)) {
+        if let Some(peer) = self.peers.iter().find(|p| settling(p)) {
             let text = format!(
                 "{} answers; this site will serve as soon as the two have agreed",
                 peer.name
@@ -576,14 +596,15 @@ impl Core {
         }
         self.facts.floor = self.facts.floor.min(self.tail);
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
-        if self.facts.alone.is_none() {
-            self.facts.alone = self.peers.first().map(|p| Alone {
-                peer: p.name.clone(),
-                since_ns,
-                from_lsn,
-            });
-        }
         for peer in &mut self.peers {
+            let agreed = matches!(peer.phase, PeerPhase::Agreed { copy: false, .. });
+            if !agreed && !self.facts.without(&peer.name) {
+                self.facts.go_without(Alone {
+                    peer: peer.name.clone(),
+                    since_ns,
+                    from_lsn,
+                });
+            }
             peer.asked = true;
         }
         self.promised_command = Some(id);
@@ -722,10 +743,7 @@ impl Core {
     pub(super) fn demoted(&mut self, id: u64) {
         self.drop_all_links("demoted");
         self.set_mode(Mode::Mirror);
-        for peer in &mut self.peers {
-            peer.gated = false;
-            peer.owes_since = None;
-        }
+        self.peers.iter_mut().for_each(super::Peer::let_go);
         self.claimed = self.commit;
         self.close_clients();
         self.done(
@@ -745,8 +763,7 @@ impl Core {
         self.close_clients();
         for at in 0..self.peers.len() {
             self.peer_link_down(at, Some("switchover"));
-            self.peers[at].gated = false;
-            self.peers[at].owes_since = None;
+            self.peers[at].let_go();
         }
         self.connect_all();
     }
@@ -782,20 +799,23 @@ impl Core {
     /// Whether this site may give up what a side wrote, and what happens then.
     fn give_up(&self, discard: &str) -> Result<String, String> {
         let (me, group) = (&self.config.site, &self.config.group);
-        let Some((peer, fork)) = self
+        let forks: Vec<_> = self
             .peers
             .iter()
-            .find_map(|p| Some((&p.name, p.fork.as_ref()?)))
-        else {
+            .filter_map(|p| Some((&p.name, p.fork.as_ref()?)))
+            .collect();
+        let Some(&first) = forks.first() else {
             return Err(format!(
                 "no fork of {group} is known here: there is nothing to resolve"
             ));
         };
-        if discard != me && discard != peer {
+        let named = forks.iter().find(|(name, _)| *name == discard);
+        let Some(&(peer, fork)) = named.or(forks.first().filter(|_| discard == me)) else {
             return Err(format!(
-                "'{discard}' is neither of the two sites, {me} and {peer}"
+                "'{discard}' is neither of the two sites, {me} and {}",
+                first.0
             ));
-        }
+        };
         if discard == me && self.serving() {
             return Err(format!(
                 "{me} serves clients with what is to be given up: run `doublure demote {group}` here first"

@@ -37,8 +37,8 @@ pub struct Facts {
     pub ack: AckMode,
     /// The epochs. May name one more than the journal holds operations of.
     pub lineage: Lineage,
-    /// Set before the first acknowledgement without a peer, cleared before that peer counts as in sync.
-    pub alone: Option<Alone>,
+    /// Per peer, set before the first acknowledgement without it, cleared before it counts as in sync.
+    pub alone: Vec<Alone>,
     /// Set before the role is handed over, cleared once it was taken.
     pub handed: Option<Handed>,
     /// Highest LSN that this site was told it held durable. Above the journal's tail after a disk lost history.
@@ -61,7 +61,7 @@ impl Facts {
             role,
             ack,
             lineage: Lineage::default(),
-            alone: None,
+            alone: Vec::new(),
             handed: None,
             floor: Lsn::ZERO,
             ever_in_sync: false,
@@ -69,6 +69,17 @@ impl Facts {
             told_durable: Vec::new(),
             given_up: Uuid::nil(),
         }
+    }
+
+    /// Whether this site acknowledges, or is about to, without this peer.
+    pub fn without(&self, peer: &str) -> bool {
+        self.alone.iter().any(|a| a.peer == peer)
+    }
+
+    /// From here on this site acknowledges without this peer.
+    pub fn go_without(&mut self, alone: Alone) {
+        self.alone.retain(|a| a.peer != alone.peer);
+        self.alone.push(alone);
     }
 
     /// Highest LSN that this peer confirmed durable.

@@ -10,10 +10,15 @@
 //! | handed over | handover | initiator steps down, forked | initiator steps down, forked | disagree |
 //! | probe | probe | probe | probe | probe |
 //! | mirror | disagree | disagree | disagree | disagree |
+//!
+//! With more than two sites the same table holds for each pair. Mirrors never greet each other, except to ask (probe) before
+//! a promotion: only who is or wants to be primary opens links. A mirror has one primary at a time: while it follows one, it
+//! answers the greeting of another with 'not now' (`Refusal::Following`), which is no outcome of this table. What a third
+//! site wrote is judged by its epochs: whether acknowledgements waited for the one that goes on.
 
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{AckMode, Common, Hello, Lsn, Stance};
+use crate::base::{AckMode, Common, Epoch, Hello, Lsn, Stance};
 
 /// What follows from two greetings.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -163,17 +168,46 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if side.tail <= keep {
         return true;
     }
-    let peer_had_all = match side.ack {
+    if side.commit > keep {
+        return false;
+    }
+    if side.stance == Stance::Mirror {
+        return true;
+    }
+    // A third site took over first, and `alone` speaks of the winner only: then the epoch tells of anybody.
+    let third = next_epoch(side, winner).is_some_and(|next| is_third(next, side, winner));
+    let alone = side.alone || third && side.lineage.last().is_some_and(|last| last.alone);
+    !alone && winner_had_all(side.ack, side, winner)
+}
+
+/// Whether the one that went on held everything that can have been acknowledged while acknowledgements waited for it.
+fn winner_had_all(ack: AckMode, side: &Hello, winner: &Hello) -> bool {
+    match ack {
         AckMode::Sync => true,
-        AckMode::Memsync => side
-            .lineage
-            .last()
-            .and_then(|last| winner.lineage.after(last.id))
-            .is_some_and(|next| next.complete),
+        AckMode::Memsync => next_epoch(side, winner).is_some_and(|next| next.complete),
         AckMode::Async => false,
-    };
-    let wrote_it = side.stance != Stance::Mirror;
-    side.commit <= keep && (!wrote_it || (peer_had_all && !side.alone))
+    }
+}
+
+/// The epoch in which the winner's history left this side's last one.
+fn next_epoch<'a>(side: &Hello, winner: &'a Hello) -> Option<&'a Epoch> {
+    winner.lineage.after(side.lineage.last()?.id)
+}
+
+fn is_third(epoch: &Epoch, one: &Hello, other: &Hello) -> bool {
+    epoch.site != one.site && epoch.site != other.site
+}
+
+/// Whether what a mirror holds after `keep`, and the primary does not, may have been acknowledged although the mirror was
+/// not told that it is committed: written by a third site that did not wait for this primary.
+fn acknowledged_by_a_third(mirror: &Hello, primary: &Hello, keep: Lsn) -> bool {
+    let epochs = mirror.lineage.epochs();
+    let ends = |at: usize| epochs.get(at + 1).map_or(mirror.tail, |e| e.first_lsn.prev());
+    epochs
+        .iter()
+        .enumerate()
+        .filter(|(at, epoch)| ends(*at) > keep && is_third(epoch, mirror, primary))
+        .any(|(_, epoch)| epoch.alone || !winner_had_all(epoch.ack, mirror, primary))
 }
 
 /// Whether an operator gave up what this side wrote in its last epoch. Said on either side.
@@ -224,7 +258,8 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     }
     if common.i_went_on || init.stance == Stance::Serving {
         // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
-        return if acc.commit <= common.lsn() {
+        let keep = common.lsn();
+        return if acc.commit <= keep && !acknowledged_by_a_third(acc, init, keep) {
             stream_or_copy(init, common.lsn())
         } else if given_up(acc, init) {
             Outcome::Copy {
@@ -273,7 +308,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::base::{Epoch, Lineage};
+    use crate::base::Lineage;
 
     fn hello(stance: Stance, epochs: &[(u128, u64)], tail: u64, commit: u64) -> Hello {
         let (site, to) = ("a", "b");

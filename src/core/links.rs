@@ -55,7 +55,9 @@ impl Core {
             Mode::Opening | Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => {
                 Stance::Returning
             }
-            Mode::HandedOver => Stance::HandedOver,
+            // To anybody else it is still the one by whose record the group is led: nobody else may take it.
+            Mode::HandedOver if self.opens_link_to(to) => Stance::HandedOver,
+            Mode::HandedOver => Stance::Returning,
             Mode::Probing => Stance::Probe,
             Mode::Mirror | Mode::GoingBack | Mode::Fenced(_) | Mode::Stopped => Stance::Mirror,
         };
@@ -72,7 +74,7 @@ impl Core {
             told_durable: self.facts.told_durable(to),
             floor: self.facts.floor,
             inconsistent_until: self.facts.inconsistent_until,
-            alone: self.facts.alone.is_some(),
+            alone: self.facts.without(to),
             ack: self.facts.ack,
             volumes: view.volumes.to_vec(),
             journal_first: view.journal_first,
@@ -94,14 +96,21 @@ impl Core {
         match self.peers.iter().position(|p| p.name == name) {
             Some(at)
                 if matches!(self.peers[at].phase, PeerPhase::Connecting { .. })
-                    && self.opens_links() =>
+                    && self.opens_link_to(name) =>
             {
                 self.peers[at].phase = PeerPhase::Greeting { link, since };
                 let hello = self.hello(name, view);
                 self.actions
                     .push(Action::Send(link, Message::Hello(Box::new(hello))));
             }
-            _ => self.actions.push(Action::Close(link)),
+            at => {
+                self.actions.push(Action::Close(link));
+                let now = self.now;
+                let came_late = |p: &&mut super::Peer| matches!(p.phase, PeerPhase::Connecting { .. });
+                if let Some(peer) = at.map(|at| &mut self.peers[at]).filter(came_late) {
+                    peer.link_lost(now);
+                }
+            }
         }
     }
 
@@ -261,7 +270,12 @@ impl Core {
             self.refuse(link, Refusal::WrongGroup, text);
             return;
         }
-        if theirs.stance != Stance::Probe {
+        if !asks && let Some(text) = self.follows_another(&theirs.site) {
+            self.handshakes.swap_remove(at);
+            self.refuse(link, Refusal::Following, text);
+            return;
+        }
+        if !asks {
             self.forget_upstream("its primary connected anew");
             // Greetings on several connections may come in any order: whose handshake ends here must learn it.
             let (old, fine): (Vec<_>, Vec<_>) = std::mem::take(&mut self.handshakes)
@@ -322,6 +336,17 @@ impl Core {
         });
         self.actions
             .push(Action::Send(link, Message::Hello(Box::new(mine))));
+    }
+
+    /// A mirror has one primary at a time. Who else wants to be its primary has to come to terms with that one, or wait until
+    /// it is silent.
+    fn follows_another(&self, site: &str) -> Option<String> {
+        let upstream = self.upstream.as_ref().filter(|u| u.site != site)?;
+        let heard = self.now.saturating_sub(upstream.last_heard);
+        Some(format!(
+            "{} follows {}, of which it heard {heard:?} ago",
+            self.config.site, upstream.site
+        ))
     }
 
     /// The other side knows that this one once held more than it has: its disk lost history.
@@ -434,10 +459,14 @@ impl Core {
             (_, Message::Pong { .. }) => {}
             (_, Message::Refuse { refusal, text }) => {
                 let now = self.now;
-                self.peers[at].asked = true;
                 let link = self.peers[at].link();
                 self.peers[at].link_lost(now);
                 self.actions.extend(link.map(Action::Close));
+                if refusal == Refusal::Following {
+                    self.follows_somebody_else(at, text);
+                    return;
+                }
+                self.peers[at].asked = true;
                 if refusal != Refusal::Busy {
                     self.log(
                         Severity::Error,
@@ -465,30 +494,44 @@ impl Core {
         }
     }
 
+    /// The peer has another primary, or did not notice yet that it is gone. It counts as asked once it is free.
+    fn follows_somebody_else(&mut self, at: usize, text: String) {
+        let (now, timeout) = (self.now, self.config.timeout);
+        let peer = &mut self.peers[at];
+        let since = *peer.follows_since.get_or_insert(now);
+        peer.trouble = Some(text.clone());
+        if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
+            return;
+        }
+        peer.asked = false;
+        if now >= since + timeout {
+            self.wait(text);
+        }
+    }
+
     /// The peer answered our greeting.
     fn answered(&mut self, at: usize, link: Link, theirs: &Hello, view: &View) {
         let name = self.peers[at].name.clone();
         let mine = self.hello(&name, view);
         let outcome = decide(&mine, theirs);
         self.peers[at].asked = true;
+        self.peers[at].follows_since = None;
         self.note_floor(theirs);
         match outcome {
             Outcome::Stream { from } => self.agreed(at, link, from.prev(), false, view),
             Outcome::Copy { shared } => self.agreed(at, link, shared, true, view),
-            Outcome::Fetch { from } => {
-                self.log(
-                    Severity::Info,
-                    format!(
-                        "{name} has history up to LSN {}; taking over LSN {from} and after",
-                        theirs.tail
-                    ),
-                );
-                self.peers[at].phase = PeerPhase::Fetching { link };
-                self.actions.push(Action::Send(
+            Outcome::Fetch { .. } if matches!(self.mode, Mode::Fetching(_)) => {
+                self.peer_link_down(at, Some("not now"));
+            }
+            Outcome::Fetch { .. } => {
+                let (tail, lineage) = (theirs.tail, Box::new(theirs.lineage.clone()));
+                self.peers[at].phase = PeerPhase::Longer {
                     link,
-                    Message::Start(Box::new(Start::Fetch { from })),
-                ));
-                self.begin_fetch(link, name);
+                    tail,
+                    lineage,
+                };
+                self.set_mode(Mode::Returning);
+                self.try_to_open(view);
             }
             Outcome::Handover => {
                 let handed = self
@@ -627,6 +670,11 @@ impl Core {
         let was = self.peers[at].phase.clone();
         self.actions.push(Action::StopStream(link));
         self.peers[at].link_lost(now);
+        // A mirror does not wait for ever until this site has heard of its other peers; it is greeted anew.
+        let expired = matches!(
+            was,
+            PeerPhase::Agreed { .. } | PeerPhase::Longer { .. }
+        ) && matches!(self.mode, Mode::Returning | Mode::Waiting(_));
         // Whether it is gone or only the connection is will show at the next attempt, which comes at once.
         if matches!(was, PeerPhase::Streaming { .. }) {
             let name = self.peers[at].name.clone();
@@ -636,7 +684,7 @@ impl Core {
             );
             self.peers[at].retry_now(now);
         }
-        self.peers[at].asked = true;
+        self.peers[at].asked = !expired;
         if matches!(self.mode, Mode::Fetching(l) if l == link) {
             self.set_mode(Mode::Returning);
         }
@@ -659,8 +707,11 @@ impl Core {
         {
             let site = self.primary_name();
             self.forget_upstream(&format!("{site} was silent for {timeout:?}"));
-            if let Mode::Fetching(_) = self.mode {
+            if let Mode::Fetching(link) = self.mode {
                 self.set_mode(Mode::Returning);
+                if let Some(at) = self.peer_on(link) {
+                    self.peer_link_down(at, None);
+                }
             }
         }
         self.ping_while_fetching();
@@ -748,7 +799,9 @@ impl Core {
         let mut due = Vec::with_capacity(4);
         for peer in &self.peers {
             match peer.phase {
-                PeerPhase::Down { retry_at: Some(at) } if self.opens_links() => due.push(at),
+                PeerPhase::Down { retry_at: Some(at) } if self.opens_link_to(&peer.name) => {
+                    due.push(at);
+                }
                 PeerPhase::Connecting { since } => due.push(since + timeout * 2),
                 PeerPhase::Greeting { since, .. } | PeerPhase::Handing { since, .. } => {
                     due.push(since + timeout);

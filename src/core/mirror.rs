@@ -134,6 +134,8 @@ impl Core {
             );
             return;
         }
+        // What was agreed with anybody else counted for what is here now.
+        self.end_other_handshakes(link);
         match (&outcome, start) {
             (Outcome::Stream { .. } | Outcome::Copy { .. }, Start::Stream { from }) => {
                 self.begin_stream(Upstream::new(link, site, promised, self.now), theirs, from);
@@ -212,7 +214,7 @@ impl Core {
                 self.facts.group_id = group_id;
                 self.facts.ack = ack;
                 self.facts.lineage = lineage;
-                self.facts.alone = None;
+                self.facts.alone.clear();
                 self.facts.floor = Lsn::ZERO;
                 self.facts.told_durable.clear();
                 self.facts.inconsistent_until = Some(Lsn(u64::MAX));
@@ -255,6 +257,15 @@ impl Core {
                 self.protocol_error(link, &text);
             }
         }
+    }
+
+    /// Ends the handshakes with other sites that would lead to something here.
+    fn end_other_handshakes(&mut self, link: Link) {
+        let leads = |agreed: &Agreed| agreed.outcome != Outcome::Probe;
+        let ended = self
+            .handshakes
+            .extract_if(.., |h| h.link != link && h.agreed.as_ref().is_some_and(leads));
+        self.actions.extend(ended.map(|h| Action::Close(h.link)));
     }
 
     /// What is to be discarded is in a file: go on with the copy, if its link is still there.
@@ -309,7 +320,7 @@ impl Core {
         // An earlier primary's word about what is committed does not hold for this one's history.
         self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
-        self.facts.alone = None;
+        self.facts.alone.clear();
         self.facts.told_durable.clear();
         self.promised = Some(upstream.promised);
         self.upstream = Some(upstream);
@@ -565,20 +576,20 @@ impl Core {
             format!("group {}: taking over from {site}", self.config.group),
         );
         self.facts.role = Role::Primary;
-        self.facts.alone = None;
+        self.facts.alone.clear();
+        self.end_other_handshakes(link);
         self.set_mode(Mode::Opening);
         let epoch = self.next_epoch(view);
         self.facts
             .lineage
             .push(epoch.clone())
             .expect("numbers and LSNs rise");
-        // The old primary holds all there is; acknowledgements go on waiting for it.
+        // The old primary holds all there is; acknowledgements go on waiting for it, and for whoever else it waited for. It
+        // does not say for whom it did not: who stays away is lost by the rule, and on record.
         let now = self.now;
-        if let Some(peer) = self.peers.iter_mut().find(|p| p.name == site) {
-            peer.gated = true;
-            peer.gate_lsn = lsn;
-            (peer.received, peer.durable) = (lsn, lsn);
-            peer.owes_since = Some(now);
+        for peer in &mut self.peers {
+            let has = if peer.name == site { lsn } else { Lsn::ZERO };
+            peer.wait_for(has, lsn, now);
         }
         self.save(Then::Taken(link, epoch));
     }

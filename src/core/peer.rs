@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Link;
-use crate::base::{Epoch, Lsn};
+use crate::base::{Epoch, Lineage, Lsn};
 
 /// First and longest pause between attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -44,6 +44,15 @@ pub enum PeerPhase {
         tail: Lsn,
         /// It needs a copy first.
         copy: bool,
+    },
+    /// It has more of the same history; what is taken over is settled once all peers were asked.
+    Longer {
+        /// The connection.
+        link: Link,
+        /// Its last LSN.
+        tail: Lsn,
+        /// Its epochs.
+        lineage: Box<Lineage>,
     },
     /// Our proposal is sent; the peer prepares.
     Proposed {
@@ -118,6 +127,8 @@ pub struct Peer {
     pub cannot_keep_up: bool,
     /// Answered or failed at least once since the start.
     pub asked: bool,
+    /// Since when it says that it follows another site.
+    pub(super) follows_since: Option<Duration>,
     pub(super) last_ping: Duration,
     pub(super) recording: bool,
     pub(super) asking: bool,
@@ -179,6 +190,7 @@ impl Peer {
             owes_since: None,
             cannot_keep_up: false,
             asked: false,
+            follows_since: None,
             last_ping: Duration::ZERO,
             recording: false,
             asking: false,
@@ -194,6 +206,7 @@ impl Peer {
             PeerPhase::Down { .. } | PeerPhase::Connecting { .. } => None,
             PeerPhase::Greeting { link, .. }
             | PeerPhase::Agreed { link, .. }
+            | PeerPhase::Longer { link, .. }
             | PeerPhase::Proposed { link, .. }
             | PeerPhase::Fetching { link }
             | PeerPhase::Streaming { link, .. }
@@ -254,6 +267,21 @@ impl Peer {
         self.owes_since = None;
         self.last_heard = Some(now);
         self.last_ping = now;
+    }
+
+    /// It is waited for from here on, whatever was known of it under an earlier history; `has` is what it holds for sure.
+    pub(super) fn wait_for(&mut self, has: Lsn, gate_lsn: Lsn, now: Duration) {
+        self.gated = true;
+        self.dead = false;
+        self.gate_lsn = gate_lsn;
+        (self.received, self.durable, self.applied) = (has, has, Lsn::ZERO);
+        self.owes_since = Some(now);
+    }
+
+    /// It is waited for no more.
+    pub(super) fn let_go(&mut self) {
+        self.gated = false;
+        self.owes_since = None;
     }
 
     /// Connect again at once.

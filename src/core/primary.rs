@@ -3,7 +3,7 @@
 use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Epoch, Lsn, Message, OnPeerLoss, Role, Start};
+use crate::base::{Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
 
 impl Core {
     /// Primary by record: ask the peers first, whatever the record says.
@@ -30,16 +30,14 @@ impl Core {
     }
 
     pub(super) fn start_due_connects(&mut self) {
-        if !self.opens_links() {
-            return;
-        }
         let now = self.now;
-        for peer in &mut self.peers {
-            if matches!(peer.phase, PeerPhase::Down { retry_at: Some(at) } if at <= now)
-                && !peer.cut
-            {
-                peer.phase = PeerPhase::Connecting { since: now };
-                self.actions.push(Action::Connect(peer.name.clone()));
+        for at in 0..self.peers.len() {
+            let peer = &self.peers[at];
+            let due = matches!(peer.phase, PeerPhase::Down { retry_at: Some(at) } if at <= now);
+            if due && !peer.cut && self.opens_link_to(&peer.name) {
+                let name = peer.name.clone();
+                self.peers[at].phase = PeerPhase::Connecting { since: now };
+                self.actions.push(Action::Connect(name));
             }
         }
     }
@@ -50,18 +48,36 @@ impl Core {
         self.peers.iter().all(confirms)
     }
 
-    /// Whether this site is one that opens links: it is or wants to be primary, or has a role to deliver.
-    pub(super) fn opens_links(&self) -> bool {
-        !self.closing
-            && !matches!(
-                self.mode,
-                Mode::Mirror | Mode::Probing | Mode::GoingBack | Mode::Fenced(_) | Mode::Stopped
-            )
+    /// Whether this site is one that opens links: it is or wants to be primary, or has a role to deliver, which is for one
+    /// peer only.
+    pub(super) fn opens_link_to(&self, peer: &str) -> bool {
+        let wants = match &self.mode {
+            Mode::Mirror | Mode::Probing | Mode::GoingBack | Mode::Fenced(_) | Mode::Stopped => {
+                false
+            }
+            // What others have is seen against what it has then.
+            Mode::Fetching(_) => false,
+            Mode::HandedOver => self.facts.handed.as_ref().is_some_and(|h| h.to == peer),
+            _ => true,
+        };
+        wants && !self.closing
     }
 
     /// In `Returning` or `Waiting`: opens the epoch if every peer has answered, or need not.
+    ///
+    /// What was acknowledged is on every peer that acknowledgements waited for, so that each of them alone could bring it
+    /// back. All have to answer nevertheless: any of them may have been promoted meanwhile.
     pub(super) fn try_to_open(&mut self, view: &View) {
-        if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
+        // Stepping down is not done before it is on record.
+        let stays = self.facts.role == Role::Primary;
+        if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) || !stays {
+            return;
+        }
+        let longer = |p: &super::Peer| matches!(p.phase, PeerPhase::Longer { .. });
+        if self.peers.iter().any(longer) {
+            if self.peers.iter().all(|p| p.asked || p.cut) {
+                self.fetch_longest();
+            }
             return;
         }
         if self.tail < self.facts.floor {
@@ -82,6 +98,7 @@ impl Core {
             self.wait(text);
             return;
         }
+        let mut unasked = None;
         for at in 0..self.peers.len() {
             let peer = &self.peers[at];
             if matches!(peer.phase, PeerPhase::Agreed { copy: false, .. }) {
@@ -98,12 +115,7 @@ impl Core {
                 self.wait(refused);
                 return;
             }
-            let on_record = self
-                .facts
-                .alone
-                .as_ref()
-                .is_some_and(|a| a.peer == peer.name);
-            if on_record {
+            if self.facts.without(&peer.name) {
                 continue;
             }
             let name = peer.name.clone();
@@ -118,17 +130,63 @@ impl Core {
                 return;
             }
             // Never in sync with it, or it needs a copy first: it cannot be waited for.
-            let question = Question::GoAlone {
-                peer: name,
-                first: !self.facts.ever_in_sync,
-            };
-            self.ask_to_go_alone(at, question);
-            return;
+            unasked = unasked.or(Some((at, name)));
         }
-        self.open_epoch(view);
+        // Only once nothing else speaks against opening: what the arbiter grants goes on record.
+        match unasked {
+            Some((at, peer)) => {
+                let first = !self.facts.ever_in_sync;
+                self.ask_to_go_alone(at, Question::GoAlone { peer, first });
+            }
+            None => self.open_epoch(view),
+        }
     }
 
-    fn wait(&mut self, text: String) {
+    /// All peers were asked, and some have more of this history: takes over the longest, from one of them.
+    ///
+    /// The others are greeted anew afterwards. In doubt the one whose epochs go on counts for more than the one with more
+    /// operations: those were never acknowledged, or they would be in both.
+    fn fetch_longest(&mut self) {
+        let mut best: Option<(usize, Lsn, &Lineage)> = None;
+        for (at, peer) in self.peers.iter().enumerate() {
+            let PeerPhase::Longer { tail, lineage, .. } = &peer.phase else {
+                continue;
+            };
+            let better = best.is_none_or(|(_, than, known)| {
+                lineage.common(*tail, known, than).is_some_and(|c| {
+                    c.i_went_on && !c.they_went_on
+                        || c.i_went_on == c.they_went_on && c.mine > c.theirs
+                })
+            });
+            if better {
+                best = Some((at, *tail, lineage));
+            }
+        }
+        let Some((at, tail, _)) = best else { return };
+        let (name, from) = (self.peers[at].name.clone(), self.tail.next());
+        let link = self.peers[at].link().expect("it answered on one");
+        self.log(
+            Severity::Info,
+            format!("{name} has history up to LSN {tail}; taking over LSN {from} and after"),
+        );
+        for other in 0..self.peers.len() {
+            let open = matches!(
+                self.peers[other].phase,
+                PeerPhase::Longer { .. } | PeerPhase::Greeting { .. }
+            );
+            if other != at && open {
+                self.peer_link_down(other, Some("another site's history is taken over first"));
+            }
+        }
+        self.peers[at].phase = PeerPhase::Fetching { link };
+        self.actions.push(Action::Send(
+            link,
+            Message::Start(Box::new(Start::Fetch { from })),
+        ));
+        self.begin_fetch(link, name);
+    }
+
+    pub(super) fn wait(&mut self, text: String) {
         self.promised_done(Err(text.clone()));
         if !matches!(self.mode, Mode::Waiting(_)) {
             self.log(
@@ -172,10 +230,9 @@ impl Core {
     /// The peers that made it possible to open are waited for from here on, also if they are lost before it is open.
     fn gate_agreed(&mut self) {
         let (now, first) = (self.now, self.tail.next());
-        let alone = self.facts.alone.as_ref().map(|a| a.peer.clone());
         for peer in &mut self.peers {
             let agreed = matches!(peer.phase, PeerPhase::Agreed { copy: false, .. });
-            if agreed && alone.as_ref() != Some(&peer.name) {
+            if agreed && !self.facts.without(&peer.name) {
                 peer.gated = true;
                 peer.gate_lsn = first;
                 peer.owes_since = Some(now);
@@ -190,7 +247,7 @@ impl Core {
             site: self.config.site.clone(),
             first_lsn: self.tail.next(),
             ack: self.facts.ack,
-            alone: self.facts.alone.is_some(),
+            alone: !self.facts.alone.is_empty(),
             complete: self
                 .promised
                 .take()
@@ -208,11 +265,12 @@ impl Core {
             return;
         }
         self.tail = epoch.first_lsn;
-        let alone = self
+        let alone: String = self
             .facts
             .alone
-            .as_ref()
-            .map_or(String::new(), |a| format!(", without {}", a.peer));
+            .iter()
+            .map(|a| format!(", without {}", a.peer))
+            .collect();
         self.log(
             Severity::Info,
             format!(
@@ -239,11 +297,7 @@ impl Core {
     pub(super) fn propose_to_agreed(&mut self) {
         for at in 0..self.peers.len() {
             if let PeerPhase::Agreed { link, tail, copy } = self.peers[at].phase {
-                let on_record = self
-                    .facts
-                    .alone
-                    .as_ref()
-                    .is_some_and(|a| a.peer == self.peers[at].name);
+                let on_record = self.facts.without(&self.peers[at].name);
                 if !copy && !on_record {
                     // The two were in sync, or neither has any history: acknowledgements wait for it from the first on.
                     self.peers[at].gated = true;
@@ -398,9 +452,7 @@ impl Core {
             peer.recording = true;
             let name = peer.name.clone();
             self.facts.ever_in_sync = true;
-            if self.facts.alone.as_ref().is_some_and(|a| a.peer == name) {
-                self.facts.alone = None;
-            }
+            self.facts.alone.retain(|a| a.peer != name);
             self.save(Then::InSync(at));
         }
     }
@@ -472,25 +524,46 @@ impl Core {
         if !still_needed {
             return;
         }
-        self.peers[at].gated = false;
-        self.peers[at].owes_since = None;
         #[cfg(test)]
         if sabotaged(Sabotage::GoAloneWithoutRecord) && self.mode == Mode::Serving {
+            self.peers[at].let_go();
             return self.advance_commit();
         }
-        self.facts.alone = Some(Alone {
+        self.leave_behind(at, view);
+        if self.mode == Mode::Serving {
+            self.open_epoch(view);
+        } else {
+            self.try_to_open(view);
+        }
+    }
+
+    /// From the next epoch on this peer is not waited for. The other ones are.
+    pub(super) fn leave_behind(&mut self, at: usize, view: &View) {
+        self.peers[at].let_go();
+        let name = self.peers[at].name.clone();
+        self.facts.go_without(Alone {
             peer: name.clone(),
             since_ns: view.time_ns,
             from_lsn: self.commit.next(),
         });
+        let with: Vec<&str> = self
+            .peers
+            .iter()
+            .filter(|p| !self.facts.without(&p.name))
+            .map(|p| p.name.as_str())
+            .collect();
+        let whereto = if with.is_empty() {
+            "this site only".to_owned()
+        } else {
+            format!("this site and {}", with.join(", "))
+        };
         self.log(
             Severity::Warn,
             format!(
-                "group {}: going on without {name}; writes are on this site only",
+                "group {}: going on without {name}; writes are on {whereto}",
                 self.config.group
             ),
         );
-        self.open_epoch(view);
     }
 
     pub(super) fn denied(&mut self, question: &Question, reason: &str) {
@@ -532,6 +605,17 @@ impl Core {
                     copy: false,
                 };
             }
+            // What the others have is to be seen against the history as it is now.
+            let now = self.now;
+            for peer in &mut self.peers {
+                if !peer.cut && !matches!(peer.phase, PeerPhase::Agreed { .. }) {
+                    peer.asked = false;
+                    if let PeerPhase::Down { .. } = peer.phase {
+                        peer.retry_now(now);
+                    }
+                }
+            }
+            self.start_due_connects();
             self.try_to_open(view);
         }
     }
@@ -549,6 +633,7 @@ impl Core {
         }
         self.set_mode(Mode::Mirror);
         self.claimed = self.commit;
+        self.peers.iter_mut().for_each(super::Peer::let_go);
         self.close_clients();
     }
 

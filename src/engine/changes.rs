@@ -163,6 +163,11 @@ impl Changes {
         self.peers.remove(peer);
     }
 
+    /// What the others lack is not known any more.
+    pub fn forget_all_but(&mut self, peer: &str) {
+        self.peers.retain(|name, _| name == peer);
+    }
+
     /// The tail after `lsn` is dropped; none of it reached a home.
     pub fn truncate_after(&mut self, lsn: Lsn) {
         while self.spans.back().is_some_and(|s| s.first > lsn) {

@@ -172,7 +172,6 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         role: config.role,
         ack: config.ack,
         lineage: crate::base::Lineage::default(),
-        alone: None,
         handed: None,
         floor: Lsn::ZERO,
         ever_in_sync: false,

@@ -464,6 +464,8 @@ impl Group {
             }
         }
         self.changes.put(&from, base, &touched);
+        // Sets of other peers are about the history that is given up.
+        self.changes.forget_all_but(&from);
         self.changes.restart();
         let under_way = self.forget_home_requests();
         self.receive = Receive {

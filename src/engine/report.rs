@@ -193,8 +193,19 @@ impl Group {
             };
             return (GroupState::Suspect, text);
         }
-        if let Some(alone) = &self.core.facts().alone {
-            let text = format!("writes are on {site} only, without {}", alone.peer);
+        let facts = self.core.facts();
+        if !facts.alone.is_empty() {
+            let (without, with): (Vec<&Peer>, Vec<&Peer>) = self
+                .core
+                .peers()
+                .iter()
+                .partition(|p| facts.without(&p.name));
+            let whereto = if with.is_empty() {
+                format!("{site} only")
+            } else {
+                format!("{site} and {}", names(&with))
+            };
+            let text = format!("writes are on {whereto}, without {}", names(&without));
             return (GroupState::Alone, text);
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
@@ -233,10 +244,10 @@ impl Group {
     fn alone_status(&self) -> Option<AloneStatus> {
         let facts = self.core.facts();
         // A mirror acknowledges nothing, whatever it did before.
-        let alone = facts
-            .alone
-            .as_ref()
-            .filter(|_| facts.role == Role::Primary)?;
+        if facts.role != Role::Primary {
+            return None;
+        }
+        let alone = facts.alone.iter().min_by_key(|a| a.from_lsn)?;
         // What was inherited, and the operation that opened the epoch, nobody waits for.
         let opened = facts.lineage.last().filter(|e| e.alone);
         let before = alone
@@ -244,7 +255,10 @@ impl Group {
             .prev()
             .max(opened.map_or(Lsn::ZERO, |e| e.first_lsn));
         Some(AloneStatus {
-            peer: alone.peer.clone(),
+            peer: {
+                let all: Vec<&str> = facts.alone.iter().map(|a| a.peer.as_str()).collect();
+                all.join(" and ")
+            },
             since_unix_seconds: alone.since_ns / SECOND_NS,
             from_lsn: before.next(),
             operations: self.core.commit().since(before),
@@ -386,4 +400,9 @@ impl Group {
             })
             .collect()
     }
+}
+
+fn names(peers: &[&Peer]) -> String {
+    let names: Vec<&str> = peers.iter().map(|p| p.name.as_str()).collect();
+    names.join(" and ")
 }

@@ -212,11 +212,6 @@ impl Group {
             role: facts.role,
             ack: facts.ack,
             lineage: facts.lineage.clone(),
-            alone: facts.alone.as_ref().map(|a| journal::AloneRecord {
-                peer: a.peer.clone(),
-                since_ns: a.since_ns,
-                from_lsn: a.from_lsn,
-            }),
             handed: facts.handed.as_ref().map(|h| journal::HandedRecord {
                 to: h.to.clone(),
                 epoch_id: h.epoch_id,
@@ -238,6 +233,12 @@ impl Group {
                 .map(|peer| journal::PeerRecord {
                     site: peer.name.clone(),
                     told_durable: facts.told_durable(&peer.name),
+                    alone: facts.alone.iter().find(|a| a.peer == peer.name).map(|a| {
+                        journal::AloneRecord {
+                            since_ns: a.since_ns,
+                            from_lsn: a.from_lsn,
+                        }
+                    }),
                     dirty: self.changes.set_of(&peer.name).cloned(),
                 })
                 .collect(),
@@ -256,11 +257,18 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         role: record.role,
         ack: record.ack,
         lineage: record.lineage.clone(),
-        alone: record.alone.as_ref().map(|a| Alone {
-            peer: a.peer.clone(),
-            since_ns: a.since_ns,
-            from_lsn: a.from_lsn,
-        }),
+        alone: record
+            .peers
+            .iter()
+            .filter_map(|peer| {
+                let alone = peer.alone.as_ref()?;
+                Some(Alone {
+                    peer: peer.site.clone(),
+                    since_ns: alone.since_ns,
+                    from_lsn: alone.from_lsn,
+                })
+            })
+            .collect(),
         handed: record.handed.as_ref().map(|h| Handed {
             to: h.to.clone(),
             epoch_id: h.epoch_id,

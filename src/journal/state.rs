@@ -16,7 +16,7 @@
 //!     24    4  length of the record, bytes
 //!     28    4  CRC-32 of the record (this field zero)
 //!     32   16  group id
-//!     48    4  flags: 1 ever in sync, 2 alone, 4 handed, 8 inconsistent, 16 clean shutdown
+//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown
 //!     52    2  length of the site's name
 //!     54    2  length of the group's name
 //!     56   64  site's name
@@ -30,14 +30,12 @@
 //!    232    8  checkpoint: segment
 //!    240    4  checkpoint: offset in the segment, bytes
 //!    244    4  checkpoint: checksum of the frame before
-//!    248    8  alone since, ns since the Unix epoch
-//!    256    8  alone from LSN
-//!    264    2  length of the absent peer's name
+//!    248   18  reserved, zero
 //!    266    2  length of the name of the site handed to
 //!    268    4  number of epochs
 //!    272    4  number of volumes
 //!    276    4  number of peers
-//!    280   64  absent peer's name
+//!    280   64  reserved, zero
 //!    344   64  name of the site handed to
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
@@ -47,10 +45,11 @@
 //!    472    8  frames before this LSN do not tell what the homes hold
 //!    480   24  reserved, zero
 //!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
-//!    512       epochs (144 bytes each), volumes (104 each), peers (96 each: name length 2, flags 2 (1: it has a set of
-//!              chunks), length of the set 4, told durable LSN 8, the set holds what changed after this LSN 8 and up to
-//!              this one 8, name 64), the peers' sets in the same order, what is known of verifications (as
-//!              `base::Verified` says), then zeroes to a multiple of 4096
+//!    512       epochs (144 bytes each), volumes (104 each), peers (112 each: name length 2, flags 2 (1: it has a set of
+//!              chunks, 2: acknowledging without it), length of the set 4, told durable LSN 8, the set holds what changed
+//!              after this LSN 8 and up to this one 8, without it since 8 (ns since the Unix epoch) and from this LSN
+//!              on 8, name 64), the peers' sets in the same order, what is known of verifications (as `base::Verified`
+//!              says), then zeroes to a multiple of 4096
 //! ```
 
 use bytes::Bytes;
@@ -79,7 +78,6 @@ pub const STATE_FILE_BYTES: u64 = 2 * SLOT as u64;
 const MAX_EPOCHS: usize = 4096;
 
 const EVER_IN_SYNC: u32 = 1;
-const ALONE: u32 = 2;
 const HANDED: u32 = 4;
 const INCONSISTENT: u32 = 8;
 const CLEAN: u32 = 16;
@@ -110,14 +108,12 @@ struct StateHeader {
     checkpoint_segment: U64,
     checkpoint_offset: U32,
     checkpoint_chain: U32,
-    alone_since: U64,
-    alone_from: U64,
-    alone_len: U16,
+    reserved_1: [u8; 18],
     handed_len: U16,
     epochs: U32,
     volumes: U32,
     peers: U32,
-    alone_peer: [u8; NAME_MAX],
+    reserved_2: [u8; NAME_MAX],
     handed_to: [u8; NAME_MAX],
     handed_epoch: [u8; 16],
     handed_lsn: U64,
@@ -138,13 +134,15 @@ struct PeerEntry {
     told_durable: U64,
     dirty_since: U64,
     dirty_until: U64,
+    alone_since: U64,
+    alone_from: U64,
     name: [u8; NAME_MAX],
 }
 
 const HEADER: usize = size_of::<StateHeader>();
 const PEER: usize = size_of::<PeerEntry>();
 const _: () = assert!(HEADER == 512);
-const _: () = assert!(PEER == 96);
+const _: () = assert!(PEER == 112);
 const _: () = assert!(
     HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER + MAX_DIRTY + VERIFIED_MAX
         <= SLOT
@@ -153,14 +151,15 @@ const _: () = assert!(
 /// Flag of a peer: it has a set of chunks.
 const DIRTY: u16 = 1;
 
+/// Flag of a peer: this site acknowledges without it.
+const ALONE: u16 = 2;
+
 /// Most bytes of all sets of chunks together. A larger one is recorded as everything: its chunks are compared anyway.
 const MAX_DIRTY: usize = 256 << 10;
 
 /// Acknowledging without a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct AloneRecord {
-    /// Without whom.
-    pub peer: String,
     /// Since when, nanoseconds since the Unix epoch.
     pub since_ns: u64,
     /// From this LSN on.
@@ -185,6 +184,8 @@ pub struct PeerRecord {
     pub site: String,
     /// Highest LSN it confirmed durable.
     pub told_durable: Lsn,
+    /// This site acknowledges without it.
+    pub alone: Option<AloneRecord>,
     /// Chunks in which its homes and those here may differ.
     pub dirty: Option<Dirty>,
 }
@@ -217,8 +218,6 @@ pub struct StateRecord {
     pub ack: AckMode,
     /// The epochs.
     pub lineage: Lineage,
-    /// Acknowledging alone.
-    pub alone: Option<AloneRecord>,
     /// Handed over.
     pub handed: Option<HandedRecord>,
     /// Highest LSN this site was told it held.
@@ -435,7 +434,6 @@ impl StateRecord {
         let flag = |on: bool, bit: u32| if on { bit } else { 0 };
         h.flags = U32::new(
             flag(self.ever_in_sync, EVER_IN_SYNC)
-                | flag(self.alone.is_some(), ALONE)
                 | flag(self.handed.is_some(), HANDED)
                 | flag(self.inconsistent_until.is_some(), INCONSISTENT)
                 | flag(self.clean_shutdown, CLEAN),
@@ -452,11 +450,6 @@ impl StateRecord {
         h.checkpoint_segment = U64::new(self.checkpoint.segment);
         h.checkpoint_offset = U32::new(self.checkpoint.offset);
         h.checkpoint_chain = U32::new(self.checkpoint.chain);
-        if let Some(alone) = &self.alone {
-            h.alone_since = U64::new(alone.since_ns);
-            h.alone_from = U64::new(alone.from_lsn.0);
-            (h.alone_len, h.alone_peer) = name_field(&alone.peer);
-        }
         if let Some(handed) = &self.handed {
             (h.handed_len, h.handed_to) = name_field(&handed.to);
             h.handed_epoch = handed.epoch_id.into_bytes();
@@ -480,12 +473,19 @@ impl StateRecord {
             let mut entry = PeerEntry::new_zeroed();
             (entry.name_len, entry.name) = name_field(&peer.site);
             entry.told_durable = U64::new(peer.told_durable.0);
+            let mut flags = 0;
             if let Some(dirty) = &peer.dirty {
-                entry.flags = U16::new(DIRTY);
+                flags |= DIRTY;
                 entry.dirty_since = U64::new(dirty.since.0);
                 entry.dirty_until = U64::new(dirty.until.0);
                 entry.dirty_len = U32::new(set.len() as u32);
             }
+            if let Some(alone) = &peer.alone {
+                flags |= ALONE;
+                entry.alone_since = U64::new(alone.since_ns);
+                entry.alone_from = U64::new(alone.from_lsn.0);
+            }
+            entry.flags = U16::new(flags);
             put(entry.as_bytes());
         }
         for set in &dirty {
@@ -569,6 +569,10 @@ impl StateRecord {
             peers.push(PeerRecord {
                 site: name_of(entry.name_len, &entry.name).ok_or(Bad("a peer's name is wrong"))?,
                 told_durable: Lsn(entry.told_durable.get()),
+                alone: (entry.flags.get() & ALONE != 0).then_some(AloneRecord {
+                    since_ns: entry.alone_since.get(),
+                    from_lsn: Lsn(entry.alone_from.get()),
+                }),
                 dirty: (entry.flags.get() & DIRTY != 0).then_some(dirty),
             });
         }
@@ -578,11 +582,6 @@ impl StateRecord {
         let flags = h.flags.get();
         let name =
             |len, field: &[u8; NAME_MAX]| name_of(len, field).ok_or(Bad("a name in it is wrong"));
-        let alone = AloneRecord {
-            peer: name(h.alone_len, &h.alone_peer)?,
-            since_ns: h.alone_since.get(),
-            from_lsn: Lsn(h.alone_from.get()),
-        };
         let handed = HandedRecord {
             to: name(h.handed_len, &h.handed_to)?,
             epoch_id: Uuid::from_bytes(h.handed_epoch),
@@ -601,7 +600,6 @@ impl StateRecord {
             ack: ack_of(h.ack).ok_or(Bad("the ack mode is unknown"))?,
             lineage: Lineage::new(epochs)
                 .map_err(|_| Bad("its epochs do not follow each other"))?,
-            alone: (flags & ALONE != 0).then_some(alone),
             handed: (flags & HANDED != 0).then_some(handed),
             floor: Lsn(h.floor.get()),
             ever_in_sync: flags & EVER_IN_SYNC != 0,
@@ -665,11 +663,6 @@ pub(super) mod tests {
             role: Role::Mirror,
             ack: AckMode::Memsync,
             lineage: Lineage::new(vec![epoch(1, 1), epoch(2, 10)]).unwrap(),
-            alone: Some(AloneRecord {
-                peer: "chelles".into(),
-                since_ns: 3,
-                from_lsn: Lsn(4),
-            }),
             handed: Some(HandedRecord {
                 to: "chelles".into(),
                 epoch_id: Uuid::from_u128(2),
@@ -698,6 +691,10 @@ pub(super) mod tests {
             peers: vec![PeerRecord {
                 site: "chelles".into(),
                 told_durable: Lsn(7),
+                alone: Some(AloneRecord {
+                    since_ns: 3,
+                    from_lsn: Lsn(4),
+                }),
                 dirty: Some(Dirty {
                     since: Lsn(0x55),
                     until: Lsn(0x66),
@@ -837,8 +834,8 @@ pub(super) mod tests {
         let (_, bytes) = state.plan_write(&record());
         assert_eq!(bytes.len(), 4096);
         assert_eq!(&bytes[..16], b"DBLRSTA1\x01\0\x01\x01\0\0\0\0");
-        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 242, 4, 0, 0]);
-        assert_eq!(bytes[48..56], [31, 0, 0, 0, 6, 0, 8, 0]);
+        assert_eq!(&bytes[16..28], [1, 0, 0, 0, 0, 0, 0, 0, 2, 5, 0, 0]);
+        assert_eq!(bytes[48..56], [29, 0, 0, 0, 6, 0, 8, 0]);
         assert_eq!(&bytes[56..62], b"clichy");
         assert_eq!(&bytes[120..128], b"registry");
         assert_eq!(
@@ -856,9 +853,10 @@ pub(super) mod tests {
         );
         assert_eq!(
             bytes[264..280],
-            [7, 0, 7, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+            [0, 0, 7, 0, 2, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
         );
-        assert_eq!(&bytes[280..287], b"chelles");
+        assert!(super::super::is_zero(&bytes[248..266]));
+        assert!(super::super::is_zero(&bytes[280..344]));
         assert_eq!(&bytes[344..351], b"chelles");
         assert_eq!(bytes[424..432], [11, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[447], 0x77);
@@ -866,7 +864,13 @@ pub(super) mod tests {
         assert_eq!(bytes[471..473], [0x99, 0x88]);
         assert!(super::super::is_zero(&bytes[473..504]));
         assert_eq!(bytes[448..456], [240, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(&bytes[1026 + 112..][..6], b"clichy");
+        assert_eq!(
+            bytes[904..920],
+            [7, 0, 3, 0, 18, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(bytes[936..952], [3, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&bytes[952..959], b"chelles");
+        assert_eq!(&bytes[1042 + 112..][..6], b"clichy");
         assert_eq!(bytes[504..512], [12, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(
             &bytes[512..512 + EPOCH_LEN],

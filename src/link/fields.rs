@@ -18,7 +18,7 @@ pub(super) const STANCES: Codes<Stance, 5> = Codes([
     (5, Stance::Probe),
 ]);
 
-pub(super) const REFUSALS: Codes<Refusal, 8> = Codes([
+pub(super) const REFUSALS: Codes<Refusal, 9> = Codes([
     (1, Refusal::Incompatible),
     (2, Refusal::WrongGroup),
     (3, Refusal::Unrelated),
@@ -27,6 +27,7 @@ pub(super) const REFUSALS: Codes<Refusal, 8> = Codes([
     (6, Refusal::StepDown),
     (7, Refusal::Disagree),
     (8, Refusal::Busy),
+    (9, Refusal::Following),
 ]);
 
 /// The numbers of the values of a type.

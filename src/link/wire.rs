@@ -438,7 +438,8 @@ pub(super) struct VolumeRecord {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub(super) struct RefuseRecord {
-    /// 1 incompatible, 2 wrong group, 3 unrelated, 4 both primary, 5 forked, 6 step down, 7 disagree, 8 busy.
+    /// 1 incompatible, 2 wrong group, 3 unrelated, 4 both primary, 5 forked, 6 step down, 7 disagree, 8 busy,
+    /// 9 following another site.
     pub refusal: u8,
     pub reserved: [u8; 3],
 }

@@ -157,6 +157,7 @@ fn refuse() -> impl Strategy<Value = Message> {
         Just(Refusal::BothPrimary),
         Just(Refusal::Forked),
         Just(Refusal::StepDown),
+        Just(Refusal::Following),
         Just(Refusal::Disagree),
         Just(Refusal::Busy),
     ];
