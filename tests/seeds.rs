@@ -436,7 +436,6 @@ fn state_file(seeds: &mut Seeds) {
         role: Role::Primary,
         ack: AckMode::Sync,
         lineage: lineage(),
-        alone: None,
         handed: None,
         floor: Lsn(1),
         ever_in_sync: true,
@@ -450,6 +449,7 @@ fn state_file(seeds: &mut Seeds) {
         peers: vec![PeerRecord {
             site: "chelles".into(),
             told_durable: Lsn(8),
+            alone: None,
             dirty: Some(Dirty {
                 since: Lsn(2),
                 until: Lsn(7),
@@ -473,8 +473,7 @@ fn state_file(seeds: &mut Seeds) {
         "one-slot",
         [&[0][..], &serving].concat(),
     );
-    record.alone = Some(AloneRecord {
-        peer: "chelles".into(),
+    record.peers[0].alone = Some(AloneRecord {
         since_ns: 1,
         from_lsn: Lsn(8),
     });

@@ -94,9 +94,14 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
             (true, true) if given_up(init, acc) => Outcome::InitiatorStepsDown,
             (true, true) if given_up(acc, init) => Outcome::AcceptorStepsDown,
             (true, true) => Outcome::Forked { common: common.lsn() },
-            (false, false) => Outcome::Disagree(
-                "both sites are primary by their records and neither has gone on; demote one of them".into(),
-            ),
+            // The one that wrote last, or was to write next.
+            (false, false) => match acc.lineage.last().map(|e| &e.site) {
+                Some(site) if *site == init.site => acc_steps_down(),
+                Some(site) if *site == acc.site => init_steps_down(),
+                _ => Outcome::Disagree(
+                    "both sites are primary by their records and neither has gone on; demote one of them".into(),
+                ),
+            },
         },
         (Stance::HandedOver, Stance::HandedOver) => Outcome::Disagree(
             "each site handed the group over to the other; promote one of them".into(),

@@ -244,6 +244,10 @@ impl Core {
             (Outcome::Fetch { .. }, Start::Fetch { from }) => {
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.actions.push(Action::Send(link, Message::Started));
+                // A long tail fits the other journal only if what is committed of it can go to the homes meanwhile.
+                let lsn = self.commit;
+                self.actions
+                    .push(Action::Send(link, Message::Commit { lsn }));
                 let end = Some(self.tail);
                 self.actions.push(Action::Stream { link, from, end });
             }
@@ -543,6 +547,8 @@ impl Core {
     /// A returning primary begins to take the mirror's tail.
     pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
         self.upstream = Some(Upstream::new(link, site, Lsn::ZERO, self.now));
+        // What another mirror said before was about what it has.
+        self.claimed = self.commit;
         self.set_mode(Mode::Fetching(link));
     }
 

@@ -371,7 +371,10 @@ impl Core {
     pub(super) fn local_durable(&mut self, lsn: Lsn, view: &View) {
         self.durable = self.durable.max(lsn);
         match self.mode {
-            Mode::Fetching(link) => self.fetched_durable(link, view),
+            Mode::Fetching(link) => {
+                self.mirror_durable();
+                self.fetched_durable(link, view);
+            }
             Mode::Mirror | Mode::Probing => self.mirror_durable(),
             _ => self.advance_commit(),
         }

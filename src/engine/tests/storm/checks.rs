@@ -10,9 +10,11 @@
 //! - *WAL rule*: a home never receives what is not committed and durable in the site's own journal.
 //! - *Bounds*: memory, queues and journal.
 
+use std::collections::BTreeSet;
+
 use super::history::{Place, ROOT, reads_as};
 use super::ledger::{Asked, Promise, Waiver, readable};
-use super::world::{NAMES, World};
+use super::world::{NAMES, World, site_named};
 use crate::base::{AckMode, ByteRange, Compress, Lsn, VolumeId};
 use crate::core::Mode;
 use crate::engine::{DiskOp, File};
@@ -37,13 +39,16 @@ const FLYING: u64 = (8 << 20) + (5 << 20);
 /// Disk requests of a site under way: applies, chunks, reads of clients.
 const DISK_REQUESTS: usize = 512;
 
-/// Sequence number of the record in a slot, and whether it says that the site acknowledges alone.
-pub fn record_in(slot: &[u8]) -> (u64, bool) {
+/// Sequence number of the record in a slot, and without whom it says that the site acknowledges.
+pub fn record_in(slot: &[u8]) -> (u64, BTreeSet<String>) {
     let mut file = vec![0; STATE_FILE_BYTES as usize / 2];
     file[..slot.len()].copy_from_slice(slot);
     match StateFile::load(&file) {
-        Ok(Some((_, record))) => (record.sequence, record.alone.is_some()),
-        _ => (0, false),
+        Ok(Some((_, record))) => {
+            let alone = record.peers.into_iter().filter(|p| p.alone.is_some());
+            (record.sequence, alone.map(|p| p.site).collect())
+        }
+        _ => (0, BTreeSet::new()),
     }
 }
 
@@ -158,7 +163,9 @@ impl World {
             .copied()
             .collect();
         for promise in lost {
-            let elsewhere = self.sites[1 - at].chain.contains(promise.place);
+            let elsewhere = self
+                .others(at)
+                .any(|other| self.sites[other].chain.contains(promise.place));
             if elsewhere {
                 continue;
             }
@@ -171,8 +178,8 @@ impl World {
                 continue;
             }
             self.violate(format!(
-                "{} drops LSN {}, although request {} was acknowledged by {} and {} does not have it",
-                NAMES[at], promise.place.0, promise.number, NAMES[promise.site], NAMES[1 - at]
+                "{} drops LSN {}, although request {} was acknowledged by {} and nobody else has it",
+                NAMES[at], promise.place.0, promise.number, NAMES[promise.site]
             ));
         }
     }
@@ -323,10 +330,18 @@ impl World {
                 NAMES[at], place.0
             ));
         }
-        if !self.was_at(1 - at, place) && !site.alone && self.plan.ack != AckMode::Async {
+        // Whose record it is that says so: a mirror's primary's, or its own with two sites.
+        let without = |other: usize| match self.sites.len() {
+            2 => !site.alone.is_empty(),
+            _ => self.left.contains(&other),
+        };
+        let lacks = |other: &usize| !self.was_at(*other, place) && !without(*other);
+        if let Some(other) = self.others(at).find(lacks)
+            && self.plan.ack != AckMode::Async
+        {
             return Err(format!(
-                "{} writes LSN {} to a home, although the peer does not have it and the site is not alone",
-                NAMES[at], place.0
+                "{} writes LSN {} to a home, although {} does not have it and nobody goes on without it",
+                NAMES[at], place.0, NAMES[other]
             ));
         }
         Ok(())
@@ -343,21 +358,27 @@ impl World {
 
     /// *Promise matrix*: what an answer needs, held against disks and memories.
     fn promise_is_covered(&self, at: usize, place: Place, durable: bool) -> Result<(), String> {
-        let (here, there) = (&self.sites[at], &self.sites[1 - at]);
+        let here = &self.sites[at];
         let local = here.durable.contains(&place);
-        let remote = there.durable.contains(&place);
-        let memory = self.was_at(1 - at, place);
+        let without = |other: &usize| here.alone.contains(NAMES[*other]);
+        let has = |other: &usize| self.sites[*other].durable.contains(&place);
+        let remote = self.others(at).all(|other| has(&other) || without(&other));
+        // Of those that are waited for all have it, and one site's memory is not enough.
+        let memory = self
+            .others(at)
+            .all(|other| self.was_at(other, place) || without(&other));
+        let second = local || self.others(at).any(|other| self.was_at(other, place));
         let met = match (self.plan.ack, durable) {
             (AckMode::Async, _) => local,
-            (AckMode::Memsync, false) => memory || here.alone && local,
-            (AckMode::Sync, _) | (AckMode::Memsync, true) => local && (remote || here.alone),
+            (AckMode::Memsync, false) => memory && second,
+            (AckMode::Sync, _) | (AckMode::Memsync, true) => local && remote,
         };
         if met {
             return Ok(());
         }
         Err(format!(
             "LSN {} was acknowledged in mode {} (durably: {durable}), but: durable here {local}, durable there {remote}, in \
-             memory there {memory}, alone on record {}",
+             memory there {memory}, on record without {:?}",
             place.0, self.plan.ack, here.alone
         ))
     }
@@ -384,7 +405,7 @@ impl World {
             if let Some(foreign) = foreign {
                 return Err(format!(
                     "{} acknowledged request {} at LSN {}, which is not in its history: both acknowledge",
-                    NAMES[1 - at],
+                    NAMES[foreign.site],
                     foreign.number,
                     foreign.place.0
                 ));
@@ -470,7 +491,7 @@ impl World {
 
     /// *In sync* is never concluded by inference.
     fn in_sync_is_confirmed(&self, at: usize) -> Result<(), String> {
-        let (here, there) = (&self.sites[at], &self.sites[1 - at]);
+        let here = &self.sites[at];
         let Some(group) = here.group.as_ref() else {
             return Ok(());
         };
@@ -478,6 +499,8 @@ impl World {
             return Ok(());
         }
         for peer in group.core.peers().iter().filter(|p| p.in_sync) {
+            let other = site_named(&peer.name);
+            let there = &self.sites[other];
             let Some(place) = here.chain.at(peer.durable) else {
                 continue;
             };
@@ -485,14 +508,14 @@ impl World {
             {
                 return Err(format!(
                     "says that {} is in sync and durable up to LSN {}, which its disk never confirmed",
-                    NAMES[1 - at],
+                    NAMES[other],
                     peer.durable
                 ));
             }
-            if here.alone {
+            if here.alone.contains(&peer.name) {
                 return Err(format!(
-                    "says that {} is in sync, and is alone on record",
-                    NAMES[1 - at]
+                    "says that {} is in sync, and goes on without it on record",
+                    NAMES[other]
                 ));
             }
             let copied = there
@@ -500,13 +523,13 @@ impl World {
                 .as_ref()
                 .is_some_and(|g| g.core.facts().inconsistent_until.is_some());
             if copied
-                && self.alive(1 - at)
-                && group.core.peers()[0].durable >= peer.gate_lsn
+                && self.alive(other)
+                && peer.durable >= peer.gate_lsn
                 && !self.overridden
             {
                 return Err(format!(
                     "says that {} is in sync, which is inconsistent",
-                    NAMES[1 - at]
+                    NAMES[other]
                 ));
             }
         }
@@ -541,7 +564,7 @@ impl World {
             return Err(format!("{requests} disk requests are under way"));
         }
         for wire in self.wires.values() {
-            let flying = wire.pipes[1 - at].flying_bytes();
+            let flying = wire.flying_from(at);
             if flying > FLYING {
                 return Err(format!("{flying} bytes wait to be sent"));
             }
@@ -555,21 +578,27 @@ impl World {
         group.map_or_else(Vec::new, |g| g.volumes.iter().map(|v| v.size).collect())
     }
 
-    /// Both say in sync, and nothing is under way: the homes are the same, byte for byte.
+    /// All say in sync, and nothing is under way: the homes are the same, byte for byte.
     pub fn homes_are_equal(&mut self) -> Result<(), String> {
-        let [a, b] = [0, 1].map(|at| self.sizes(at));
-        if a != b {
-            return Err(format!(
-                "the volumes are {a:?} and {b:?} bytes long although both are in sync"
-            ));
-        }
-        for (n, size) in a.into_iter().enumerate() {
-            let file = File::Home(VolumeId(n as u32));
-            let [a, b] = [0, 1].map(|at| self.sites[at].disk.content(file, 0, size as usize));
-            if let Some(byte) = a.iter().zip(&b).position(|(a, b)| a != b) {
+        for other in 1..self.sites.len() {
+            let [a, b] = [0, other].map(|at| self.sizes(at));
+            if a != b {
                 return Err(format!(
-                    "volume {n} differs at byte {byte} although both are in sync"
+                    "the volumes are {a:?} and {b:?} bytes long although {} and {} are in sync",
+                    NAMES[0], NAMES[other]
                 ));
+            }
+            for (n, size) in a.into_iter().enumerate() {
+                let file = File::Home(VolumeId(n as u32));
+                let contents = [0, other];
+                let [a, b] =
+                    contents.map(|at| self.sites[at].disk.content(file, 0, size as usize));
+                if let Some(byte) = a.iter().zip(&b).position(|(a, b)| a != b) {
+                    return Err(format!(
+                        "volume {n} differs at byte {byte} although {} and {} are in sync",
+                        NAMES[0], NAMES[other]
+                    ));
+                }
             }
         }
         Ok(())

@@ -54,9 +54,10 @@ impl World {
     }
 
     fn attach(&mut self, client: usize) {
-        let first = self.rng.below(2) as usize;
+        let sites = self.sites.len();
+        let first = self.rng.below(sites as u64) as usize;
         let id = self.fresh_client();
-        for at in [first, 1 - first] {
+        for at in (first..first + sites).map(|at| at % sites) {
             let volume = VolumeId(self.clients[client].volume as u32);
             let exports = self.sites[at].exports.as_ref();
             let exports = exports.filter(|exports| exports.open.is_ok());

@@ -1,10 +1,11 @@
-//! After the trouble: everything works again, an operator does what `status` asks for, and within bounded time both
+//! After the trouble: everything works again, an operator does what `status` asks for, and within bounded time all
 //! sites must be in sync.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::ledger::{Promise, Waiver};
-use super::world::{Happening, NAMES, World};
+use super::world::{Happening, NAMES, World, site_named};
 use crate::base::{Lsn, Role};
 use crate::engine::{Command, Force};
 use crate::status::{GroupState, GroupStatus, PeerState};
@@ -45,14 +46,15 @@ impl World {
     fn everything_works_again(&mut self) {
         self.healing = true;
         self.latency = Duration::from_micros(50);
-        self.unreachable_until = [self.now; 2];
+        self.unreachable_until = [self.now; 3];
+        self.apart_until.clear();
         // What was held back arrives now, the end of a connection, too.
         for link in self.wires.keys().copied().collect::<Vec<_>>() {
-            for to in 0..2 {
+            for to in self.wires[&link].ends {
                 self.later(Duration::ZERO, Happening::Arrive { link, to });
             }
         }
-        for at in 0..2 {
+        for at in 0..self.sites.len() {
             let site = &mut self.sites[at];
             (site.slow, site.slow_sync) = (1, 1);
             site.disk.free_bytes = None;
@@ -88,7 +90,7 @@ impl World {
         }
     }
 
-    /// No more requests; what was asked is answered and applied on both sides.
+    /// No more requests; what was asked is answered and applied on all sides.
     pub fn rest(&mut self) {
         self.resting = true;
         for client in &mut self.clients {
@@ -109,13 +111,13 @@ impl World {
         }
     }
 
-    /// What was promised is there, and the same on both sides.
+    /// What was promised is there, and the same on all sides.
     fn come_to_rest(&mut self) {
         self.rest();
         if self.violation.is_some() {
             return;
         }
-        for at in 0..2 {
+        for at in 0..self.sites.len() {
             let result = self.compare(at);
             self.check(result);
         }
@@ -131,13 +133,15 @@ impl World {
         }
         self.fragile = None;
         self.overridden = false;
+        let alone = self.sites.iter().flat_map(|site| &site.alone);
+        self.left = alone.map(|peer| site_named(peer)).collect();
         for site in &mut self.sites {
             site.forced = false;
         }
         self.note(|| "healed".into());
     }
 
-    /// Enough of both sites' status to see what they wait for.
+    /// Enough of all sites' status to see what they wait for.
     fn summary(&mut self) -> Vec<String> {
         let said = |s: GroupStatus| {
             let lsns = [
@@ -147,37 +151,45 @@ impl World {
                 s.applied_lsn,
                 s.checkpoint_lsn,
             ];
+            let peers: Vec<_> = s.peers.iter().map(|p| p.state).collect();
             format!(
-                "{:?} ({}), {:?}, LSNs {lsns:?}, {:?}",
-                s.state, s.reason, s.peers[0].state, s.journal
+                "{:?} ({}), {peers:?}, LSNs {lsns:?}, {:?}",
+                s.state, s.reason, s.journal
             )
         };
-        (0..2).filter_map(|at| self.status(at).map(said)).collect()
+        let sites = 0..self.sites.len();
+        sites.filter_map(|at| self.status(at).map(said)).collect()
     }
 
     fn is_idle(&mut self) -> bool {
         let applied = |s: &GroupStatus| s.applied_lsn == s.tail_lsn;
-        let both = [0, 1].map(|at| self.status(at));
+        let all = self.all_status();
         self.ledger.open.is_empty()
-            && both.iter().flatten().all(applied)
-            && both[0].as_ref().map(|s| s.tail_lsn) == both[1].as_ref().map(|s| s.tail_lsn)
+            && all.iter().flatten().all(applied)
+            && all
+                .windows(2)
+                .all(|s| s[0].as_ref().map(|s| s.tail_lsn) == s[1].as_ref().map(|s| s.tail_lsn))
+    }
+
+    fn all_status(&mut self) -> Vec<Option<GroupStatus>> {
+        (0..self.sites.len()).map(|at| self.status(at)).collect()
     }
 
     fn is_healed(&mut self) -> bool {
-        let states = [0, 1].map(|at| self.status(at));
-        let [Some(a), Some(b)] = &states else {
-            return false;
-        };
+        let all = self.all_status();
         let serving = |s: &GroupStatus| {
             s.state == GroupState::Serving && s.peers.iter().all(|p| p.state == PeerState::InSync)
         };
         let following = |s: &GroupStatus| s.state == GroupState::Following;
-        serving(a) && following(b) || serving(b) && following(a)
+        let count = |which: &dyn Fn(&GroupStatus) -> bool| {
+            all.iter().flatten().filter(|s| which(s)).count()
+        };
+        count(&serving) == 1 && count(&following) == all.len() - 1
     }
 
     /// What an operator does who reads `status` once a second.
     fn look_after(&mut self, operator: &mut Operator) {
-        for at in 0..2 {
+        for at in 0..self.sites.len() {
             let gone = self.sites[at].stopped
                 || self
                     .status(at)
@@ -189,20 +201,16 @@ impl World {
                 self.start(at);
             }
         }
-        let states = [0, 1].map(|at| self.status(at));
-        let [Some(a), Some(b)] = &states else {
+        let all: Option<Vec<GroupStatus>> = self.all_status().into_iter().collect();
+        let Some(all) = all else {
             return;
         };
-        let both = [a, b];
-        let conflict =
-            |s: &&GroupStatus| matches!(s.state, GroupState::Forked | GroupState::BothPrimary);
-        // What a mirror says of a peer that was emptied since is old: it is to be promoted.
-        let settled = both.iter().any(|s| s.tail_lsn == Lsn::ZERO);
-        if both.iter().any(conflict) && !settled {
+        let conflicts = self.conflicts(&all);
+        if !conflicts.is_empty() {
             operator.conflict_for += 1;
             if operator.conflict_for > 3 {
                 operator.conflict_for = 0;
-                self.end_fork(&both.map(Clone::clone));
+                self.end_fork(&all, &conflicts);
             }
             return;
         }
@@ -214,7 +222,7 @@ impl World {
                     GroupState::Starting | GroupState::WaitingForPeer | GroupState::HandedOver
                 )
         };
-        if both.iter().any(serves) {
+        if all.iter().any(|s| serves(&s)) {
             operator.nobody_since = None;
             return;
         }
@@ -224,32 +232,55 @@ impl World {
         }
         operator.nobody_since = Some(self.now);
         operator.attempts += 1;
-        self.find_a_primary(operator.attempts, &both.map(Clone::clone));
+        self.find_a_primary(operator.attempts, &all);
+    }
+
+    /// Who says that it cannot go together with whom.
+    fn conflicts(&self, all: &[GroupStatus]) -> Vec<[usize; 2]> {
+        let mut found = Vec::new();
+        for (at, site) in self.sites.iter().enumerate() {
+            let Some(group) = &site.group else { continue };
+            for peer in group.core.peers().iter().filter(|p| p.conflict.is_some()) {
+                let pair = [at, site_named(&peer.name)];
+                // What a mirror says of a peer that was emptied since is old: it is to be promoted.
+                if pair.iter().all(|at| all[*at].tail_lsn > Lsn::ZERO) {
+                    found.push(pair);
+                }
+            }
+        }
+        found
     }
 
     /// One side's writes are given up: the one's that does not serve, or has less.
-    fn end_fork(&mut self, both: &[GroupStatus; 2]) {
+    fn end_fork(&mut self, all: &[GroupStatus], conflicts: &[[usize; 2]]) {
         let usable =
-            |at: usize| both[at].inconsistent_until_lsn.is_none() && self.fragile != Some(at);
+            |at: usize| all[at].inconsistent_until_lsn.is_none() && self.fragile != Some(at);
         let serves = |at: usize| {
             self.sites[at]
                 .exports
                 .as_ref()
                 .is_some_and(|e| e.open.is_ok())
         };
-        let rank = |at: usize| (usable(at), serves(at), both[at].tail_lsn);
-        let keep = usize::from(rank(1) > rank(0));
-        self.discard(1 - keep);
-        self.start(1 - keep);
+        let rank = |at: usize| (usable(at), serves(at), all[at].tail_lsn, Reverse(at));
+        let keep = conflicts.iter().flatten().copied().max_by_key(|at| rank(*at));
+        let keep = keep.expect("a conflict");
+        let against = conflicts.iter().filter(|pair| pair.contains(&keep));
+        let against = against.flatten().copied().filter(|at| *at != keep);
+        let loser = against.min_by_key(|at| rank(*at)).expect("a conflict");
+        self.discard(loser);
+        self.start(loser);
     }
 
     /// A site is emptied: what only it had is given up.
     fn discard(&mut self, at: usize) {
-        let kept = &self.sites[1 - at].chain;
+        let kept = |p: &&Promise| {
+            self.others(at)
+                .any(|other| self.sites[other].chain.contains(p.place))
+        };
         let given_up: Vec<Promise> = self
             .ledger
             .standing()
-            .filter(|p| !kept.contains(p.place))
+            .filter(|p| !kept(p))
             .copied()
             .collect();
         for promise in given_up {
@@ -263,22 +294,26 @@ impl World {
         }
     }
 
-    /// Nobody serves: the one that has most is promoted; if that is refused, the other one; by force only if nothing else
+    /// Nobody serves: the one that has most is promoted; if that is refused, another one; by force only if nothing else
     /// helps.
-    fn find_a_primary(&mut self, attempt: u64, both: &[GroupStatus; 2]) {
-        let usable =
-            |at: usize| both[at].inconsistent_until_lsn.is_none() && self.fragile != Some(at);
-        let rank = |at: usize| (usable(at), both[at].tail_lsn);
-        let better = usize::from(rank(1) > rank(0));
-        let chosen = if attempt % 4 == 3 && both[1 - better].inconsistent_until_lsn.is_none() {
-            1 - better
+    fn find_a_primary(&mut self, attempt: u64, all: &[GroupStatus]) {
+        let consistent = |at: usize| all[at].inconsistent_until_lsn.is_none();
+        let usable = |at: usize| consistent(at) && self.fragile != Some(at);
+        let rank = |at: usize| (usable(at), all[at].tail_lsn, Reverse(at));
+        let mut sites: Vec<usize> = (0..all.len()).collect();
+        sites.sort_by_key(|at| Reverse(rank(*at)));
+        let second = sites[1 + (attempt / 4) as usize % (sites.len() - 1)];
+        let chosen = if attempt % 4 == 3 && consistent(second) {
+            second
         } else {
-            better
+            sites[0]
         };
-        self.note(|| format!("nobody serves: {:?} {:?}", both[0].reason, both[1].reason));
-        let other = 1 - chosen;
-        if both[other].role == Role::Primary && attempt.is_multiple_of(2) {
-            self.command(other, Command::Demote);
+        let reasons: Vec<&String> = all.iter().map(|s| &s.reason).collect();
+        self.note(|| format!("nobody serves: {reasons:?}"));
+        let leads = |at: &usize| all[*at].role == Role::Primary;
+        let primary = self.others(chosen).find(leads);
+        if let Some(primary) = primary.filter(|_| attempt.is_multiple_of(2)) {
+            self.command(primary, Command::Demote);
             return;
         }
         // Two mirrors that forked have each more than the other: only the operator can say whose surplus goes.

@@ -79,7 +79,7 @@ impl History {
         &mut self,
         frame: &Frame,
         site: usize,
-        names: [&str; 2],
+        names: [&str; 3],
         mut request: impl FnMut(OpKind, VolumeId, ByteRange, &[u8]) -> Result<u64, String>,
     ) -> Result<bool, String> {
         let place = place_of(frame);

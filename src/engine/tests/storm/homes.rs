@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::world::{Happening, NAMES, World};
+use super::world::{Happening, NAMES, World, site_named};
 use crate::base::{BLOCK, ByteRange, VolumeId};
 use crate::engine::tests::disk::Damage;
 use crate::engine::{Command, File};
@@ -38,15 +38,19 @@ impl World {
     /// Both are in sync and at rest.
     pub fn examine(&mut self) {
         let serving = |s: crate::status::GroupStatus| s.state == GroupState::Serving;
-        let primary = usize::from(!self.status(0).is_some_and(serving));
-        let mirror = 1 - primary;
+        let sites = self.sites.len();
+        let primary = (0..sites).find(|at| self.status(*at).is_some_and(serving));
+        let primary = primary.unwrap_or(sites - 1);
+        let Some(mirror) = self.verified_mirror(primary) else {
+            return;
+        };
         self.examined = Some(mirror);
         self.damage_homes(mirror);
         let until = self.now + Duration::from_millis(200);
         while self.step(until) {}
         self.rest();
         self.sites[mirror].disk.betrayals.clear();
-        self.damaged = self.differing_blocks();
+        self.damaged = self.differing_blocks([primary, mirror]);
         self.note(|| format!("the homes of {} are damaged", NAMES[mirror]));
         for repair in [false, true] {
             let Some(verified) = self.verify_under_load(primary, repair) else {
@@ -77,12 +81,19 @@ impl World {
             while self.step(until) {}
         }
         self.examined = None;
-        for at in 0..2 {
+        for at in 0..sites {
             let result = self.compare(at);
             self.check(result);
         }
         let result = self.homes_are_equal();
         self.check(result.map_err(|text| format!("{text}, and verified")));
+    }
+
+    /// A verification compares the primary with the first of its peers that is in sync.
+    fn verified_mirror(&self, primary: usize) -> Option<usize> {
+        let group = self.sites[primary].group.as_ref()?;
+        let peer = group.core.peers().iter().find(|p| p.in_sync)?;
+        Some(site_named(&peer.name))
     }
 
     /// Rot, and writes that are lost or go elsewhere, while clients write.
@@ -114,12 +125,12 @@ impl World {
         }
     }
 
-    fn differing_blocks(&mut self) -> Vec<(VolumeId, ByteRange)> {
+    fn differing_blocks(&mut self, sites: [usize; 2]) -> Vec<(VolumeId, ByteRange)> {
         let mut found = Vec::new();
         for (n, size) in self.sizes(0).into_iter().enumerate() {
             let volume = VolumeId(n as u32);
             let file = File::Home(volume);
-            let [a, b] = [0, 1].map(|at| self.sites[at].disk.content(file, 0, size as usize));
+            let [a, b] = sites.map(|at| self.sites[at].disk.content(file, 0, size as usize));
             let blocks = a.chunks(BLOCK).zip(b.chunks(BLOCK)).enumerate();
             found.extend(blocks.filter(|(_, (a, b))| a != b).map(|(n, _)| {
                 let offset = (n * BLOCK) as u64;

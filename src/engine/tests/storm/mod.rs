@@ -1,4 +1,4 @@
-//! A whole world under one seed: both sites, their disks, the network, clients, operators, and everything that can go
+//! A whole world under one seed: two or three sites, their disks, the network, clients, operators, and everything that can go
 //! wrong with them, for the very code that runs in production. `checks` holds every moment against what is promised.
 //!
 //! A seed gives the whole run, bit for bit. `tools/sim` runs, replays and shrinks seeds.
@@ -73,8 +73,9 @@ pub fn run(plan: Plan, traced: bool) -> Report {
 }
 
 fn live(world: &mut World) {
-    world.start(1);
-    world.start(0);
+    for at in (0..world.sites.len()).rev() {
+        world.start(at);
+    }
     for phase in 0..world.plan.phases.len() {
         if world.violation.is_none() {
             world.phase(phase);

@@ -12,6 +12,8 @@ use crate::engine::tests::disk::Damage;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub seed: u64,
+    /// How many sites there are: the first is the primary at first, the others are its mirrors.
+    pub sites: usize,
     pub ack: AckMode,
     pub policy: OnPeerLoss,
     pub compress: Compress,
@@ -22,9 +24,9 @@ pub struct Plan {
     /// Requests are large, so that the journal goes round.
     pub large: bool,
     /// Whose file system clones files.
-    pub clones: [bool; 2],
+    pub clones: [bool; 3],
     /// Who keeps what it holds while it is copied to.
-    pub undo: [bool; 2],
+    pub undo: [bool; 3],
     /// Times of trouble; the world heals after each.
     pub phases: Vec<Duration>,
     pub events: Vec<Event>,
@@ -48,18 +50,18 @@ pub enum Fault {
         silent: bool,
         damage: Option<Damage>,
     },
-    /// Both lose power at the same moment.
-    CrashBoth {
-        down: [Duration; 2],
+    /// All lose power at the same moment.
+    CrashAll {
+        down: [Duration; 3],
     },
-    /// The site dies, and the other one is promoted by force while it is dead.
+    /// The site dies, and another one is promoted by force while it is dead.
     Failover {
         site: usize,
         silent: bool,
         after: Duration,
         down: Duration,
     },
-    /// Neither reaches the other, and this one is promoted by force.
+    /// Nobody reaches anybody, and this one is promoted by force.
     Split {
         site: usize,
         after: Duration,
@@ -82,8 +84,13 @@ pub enum Fault {
         site: usize,
         lasting: Duration,
     },
-    /// Neither reaches the other.
+    /// Nobody reaches anybody.
     Partition {
+        lasting: Duration,
+    },
+    /// These two do not reach each other, although both may reach a third.
+    Apart {
+        sites: [usize; 2],
         lasting: Duration,
     },
     /// Messages take long.
@@ -220,12 +227,19 @@ impl Plan {
                 events.push(Event { phase, at, fault });
             }
         }
-        let clones = [more.below(2) == 0, more.below(2) == 0];
-        let undo = [more.below(4) > 0, more.below(4) > 0];
-        Plan::draw_growth(seed, &phases, volumes.len(), &mut events);
+        let mut clones = [more.below(2) == 0, more.below(2) == 0, false];
+        let mut undo = [more.below(4) > 0, more.below(4) > 0, false];
+        let third = &mut Rng::new(seed ^ 0x0000_7414_d517_e000);
+        let sites = if third.below(4) == 0 { 3 } else { 2 };
+        if sites == 3 {
+            (clones[2], undo[2]) = (third.below(2) == 0, third.below(4) > 0);
+            Plan::draw_for_three(third, &phases, &mut events);
+        }
+        Plan::draw_growth(seed, sites, &phases, volumes.len(), &mut events);
         events.sort_by_key(|e| (e.phase, e.at));
         Plan {
             seed,
+            sites,
             ack,
             policy,
             compress,
@@ -243,8 +257,36 @@ impl Plan {
 }
 
 impl Plan {
+    /// What goes wrong may be at any of three sites, and a link may be down while the others are up.
+    fn draw_for_three(rng: &mut Rng, phases: &[Duration], events: &mut Vec<Event>) {
+        for event in events.iter_mut() {
+            if let Some(site) = event.fault.site() {
+                *site = rng.below(3) as usize;
+            }
+            if let Fault::CrashAll { down } = &mut event.fault {
+                down[2] = millis(rng, 1, 8_000);
+            }
+        }
+        for (phase, lasting) in phases.iter().enumerate() {
+            for _ in 0..rng.below(3) {
+                let at = Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1));
+                let one = rng.below(3) as usize;
+                let sites = [one, (one + 1 + rng.below(2) as usize) % 3];
+                let lasting = millis(rng, 1, 15_000);
+                let fault = Fault::Apart { sites, lasting };
+                events.push(Event { phase, at, fault });
+            }
+        }
+    }
+
     /// In every fourth plan volumes grow while things go wrong.
-    fn draw_growth(seed: u64, phases: &[Duration], volumes: usize, events: &mut Vec<Event>) {
+    fn draw_growth(
+        seed: u64,
+        sites: usize,
+        phases: &[Duration],
+        volumes: usize,
+        events: &mut Vec<Event>,
+    ) {
         let rng = &mut Rng::new(seed ^ 0x0000_96ec_0457_ab1e);
         if rng.below(4) > 0 {
             return;
@@ -267,7 +309,7 @@ impl Plan {
                     volume: rng.below(volumes as u64) as usize,
                     by: (1 + rng.below(128)) * 512,
                 };
-                for site in 0..2 {
+                for site in 0..sites {
                     let order = order.clone();
                     let fault = Fault::Order { site, order };
                     events.push(Event { phase, at, fault });
@@ -278,6 +320,33 @@ impl Plan {
 }
 
 impl Fault {
+    /// Where it strikes, if that is one site.
+    fn site(&mut self) -> Option<&mut usize> {
+        match self {
+            Fault::Crash { site, .. }
+            | Fault::Failover { site, .. }
+            | Fault::Split { site, .. }
+            | Fault::Replace { site, .. }
+            | Fault::Pause { site, .. }
+            | Fault::Deaf { site, .. }
+            | Fault::SlowDisk { site, .. }
+            | Fault::SlowSync { site, .. }
+            | Fault::FailJournalWrite { site }
+            | Fault::FailHomeSync { site }
+            | Fault::FailHomeWrite { site }
+            | Fault::LittleSpace { site, .. }
+            | Fault::Behind { site, .. }
+            | Fault::RotState { site }
+            | Fault::ClockJump { site, .. }
+            | Fault::Order { site, .. } => Some(site),
+            Fault::CrashAll { .. }
+            | Fault::CutLinks
+            | Fault::Partition { .. }
+            | Fault::Apart { .. }
+            | Fault::SlowLink { .. } => None,
+        }
+    }
+
     fn draw(rng: &mut Rng) -> Fault {
         let site = rng.below(2) as usize;
         let lasting = millis(rng, 1, 15_000);
@@ -293,8 +362,12 @@ impl Fault {
                     _ => None,
                 },
             },
-            10..=11 => Fault::CrashBoth {
-                down: [millis(rng, 1, 8_000), millis(rng, 1, 8_000)],
+            10..=11 => Fault::CrashAll {
+                down: [
+                    millis(rng, 1, 8_000),
+                    millis(rng, 1, 8_000),
+                    Duration::ZERO,
+                ],
             },
             12 => Fault::Pause { site, lasting },
             13..=15 => Fault::CutLinks,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::checks::record_in;
 use super::plan::{Fault, Order};
+use super::wires::Wire;
 use super::world::{Happening, NAMES, World};
 use crate::base::AckMode;
 use crate::engine::tests::disk::Damage;
@@ -28,8 +29,8 @@ impl World {
                 self.crash(*site, *down, *silent, *damage);
                 None
             }
-            Fault::CrashBoth { down } => {
-                for (site, down) in down.iter().enumerate() {
+            Fault::CrashAll { down } => {
+                for (site, down) in down.iter().enumerate().take(self.sites.len()) {
                     self.crash(site, *down, false, None);
                 }
                 None
@@ -41,7 +42,8 @@ impl World {
                 down,
             } => {
                 self.crash(*site, *down, *silent, None);
-                self.promote_later(1 - *site, *after);
+                let other = self.another(*site);
+                self.promote_later(other, *after);
                 None
             }
             Fault::Split {
@@ -49,7 +51,7 @@ impl World {
                 after,
                 lasting,
             } => {
-                self.unreachable_until = [self.now + *lasting; 2];
+                self.unreachable_until = [self.now + *lasting; 3];
                 self.promote_later(*site, *after);
                 None
             }
@@ -78,7 +80,12 @@ impl World {
                 None
             }
             Fault::Partition { lasting } => {
-                self.unreachable_until = [self.now + *lasting; 2];
+                self.unreachable_until = [self.now + *lasting; 3];
+                None
+            }
+            Fault::Apart { sites, lasting } => {
+                let ends = Wire::between(sites[0], sites[1]).ends;
+                self.apart_until.insert(ends, self.now + *lasting);
                 None
             }
             Fault::SlowLink { by, lasting } => {
@@ -95,13 +102,13 @@ impl World {
             }
             Fault::FailJournalWrite { site } => {
                 // Not both at once: what is in the memory of both would be lost with two disks.
-                let other = 1 - *site;
-                let fails = self.sites[other].disk.fail_next_journal_write;
-                let fenced = self
-                    .status(other)
-                    .is_some_and(|s| s.state == GroupState::Fenced);
-                self.sites[*site].disk.fail_next_journal_write =
-                    self.alive(*site) && !fails && !fenced;
+                let failing = self.others(*site).any(|other| {
+                    self.sites[other].disk.fail_next_journal_write
+                        || self
+                            .status(other)
+                            .is_some_and(|s| s.state == GroupState::Fenced)
+                });
+                self.sites[*site].disk.fail_next_journal_write = self.alive(*site) && !failing;
                 None
             }
             Fault::FailHomeSync { site } => {
@@ -199,7 +206,8 @@ impl World {
         };
         self.sites[site].slow = 100;
         self.later(lasting, Happening::Over(Box::new(slow)));
-        self.later(within, Happening::Die(1 - site, Duration::from_secs(6)));
+        let primary = self.primary_of(site);
+        self.later(within, Happening::Die(primary, Duration::from_secs(6)));
         let order = Order::Promote(vec![Force::Inconsistent, Force::PeerUnreachable]);
         for retry in 1..4 {
             let after = within + Duration::from_millis(900) * retry;
@@ -222,9 +230,9 @@ impl World {
         }
     }
 
-    /// The site's disk is replaced, if the other one holds all that it held.
+    /// The site's disk is replaced, if the others hold all that it held.
     fn replace(&mut self, at: usize, alone_after: Option<Duration>) {
-        if !self.alive(at) || !self.other_holds_all_of(at) {
+        if !self.alive(at) || !self.others_hold_all_of(at) {
             return;
         }
         self.kill(at, false);
@@ -236,7 +244,8 @@ impl World {
         );
         if let Some(after) = alone_after {
             let down = Duration::from_secs(3);
-            self.later(after, Happening::Die(1 - at, down));
+            let other = self.another(at);
+            self.later(after, Happening::Die(other, down));
             for retry in 1..4 {
                 self.promote_later(at, after + Duration::from_millis(10) * retry);
             }
@@ -247,7 +256,7 @@ impl World {
         if !self.alive(at) {
             return;
         }
-        let damage = damage.filter(|_| self.other_holds_all_of(at));
+        let damage = damage.filter(|_| self.others_hold_all_of(at));
         self.kill(at, silent);
         if let Some(damage) = damage
             && self.sites[at].disk.betray(damage, &mut self.rng)
@@ -281,10 +290,14 @@ impl World {
         }
     }
 
-    /// Whether the other site has on its disk whatever this one may have promised or told anybody, and would be asked
+    /// Whether each other site has on its disk whatever this one may have promised or told anybody, and would be asked
     /// before this one serves again.
-    fn other_holds_all_of(&self, at: usize) -> bool {
-        let (here, there) = (&self.sites[at], &self.sites[1 - at]);
+    fn others_hold_all_of(&self, at: usize) -> bool {
+        self.others(at).all(|other| self.holds_all_of(other, at))
+    }
+
+    fn holds_all_of(&self, other: usize, at: usize) -> bool {
+        let (here, there) = (&self.sites[at], &self.sites[other]);
         let Some(group) = here.group.as_ref() else {
             return false;
         };
@@ -296,8 +309,8 @@ impl World {
         let committed = here.chain.at(group.core.commit());
         self.fragile.is_none()
             && !self.overridden
-            && !here.alone
-            && facts.alone.is_none()
+            && here.alone.is_empty()
+            && facts.alone.is_empty()
             && facts.ever_in_sync
             && facts.inconsistent_until.is_none()
             && committed

@@ -22,10 +22,41 @@ pub struct Pipe {
     deaf: bool,
 }
 
-/// One connection. `pipes[n]` leads to site `n`.
-#[derive(Default)]
+/// One connection.
 pub struct Wire {
-    pub pipes: [Pipe; 2],
+    /// Who is at its ends, in the order of the sites.
+    pub ends: [usize; 2],
+    /// What leads to each of them.
+    pipes: [Pipe; 2],
+}
+
+impl Wire {
+    pub fn between(one: usize, other: usize) -> Wire {
+        Wire {
+            ends: [one.min(other), one.max(other)],
+            pipes: Default::default(),
+        }
+    }
+
+    /// Who is at the end that is not this site's.
+    pub fn other(&self, at: usize) -> usize {
+        self.ends[usize::from(self.ends[0] == at)]
+    }
+
+    /// What leads to this site.
+    pub fn to(&mut self, at: usize) -> &mut Pipe {
+        &mut self.pipes[usize::from(self.ends[1] == at)]
+    }
+
+    /// Bytes on their way from this site.
+    pub fn flying_from(&self, at: usize) -> u64 {
+        let to = usize::from(self.ends[0] == at);
+        if self.ends.contains(&at) {
+            self.pipes[to].flying_bytes()
+        } else {
+            0
+        }
+    }
 }
 
 /// What arrived.

@@ -1,4 +1,4 @@
-//! The world of a run: two sites with their disks and clocks, the network, virtual time. It carries out what the engine
+//! The world of a run: the sites with their disks and clocks, the network, virtual time. It carries out what the engine
 //! wants and lets everything arrive when it is due; what is right and wrong is for `checks`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::engine::{
 };
 use crate::status::GroupStatus;
 
-pub const NAMES: [&str; 2] = ["a", "b"];
+pub const NAMES: [&str; 3] = ["a", "b", "c"];
 
 /// A deadline that stays due over so many turns never goes away.
 const SPINS: u32 = 200;
@@ -52,12 +52,12 @@ pub struct Site {
     pub silent: bool,
     /// Frames on their way to its journal.
     writing: BTreeMap<DiskId, Place>,
-    /// State records on their way: their sequence number, and whether they say that the site is alone.
-    recording: BTreeMap<DiskId, (u64, bool)>,
+    /// State records on their way: their sequence number, and without whom they say that the site acknowledges.
+    recording: BTreeMap<DiskId, (u64, BTreeSet<String>)>,
     /// Sequence number of the record that a slot was given last: the second slot makes it durable.
     recorded: u64,
-    /// Its durable record says that it acknowledges alone.
-    pub alone: bool,
+    /// Without whom it acknowledges, according to its durable record.
+    pub alone: BTreeSet<String>,
     /// Frames that its disk confirmed.
     pub durable: BTreeSet<Place>,
     /// Frames that it took from its primary.
@@ -106,6 +106,7 @@ pub enum Happening {
     Connect {
         site: usize,
         life: u64,
+        peer: String,
     },
     Client(usize),
     /// A client asks, whether it has something left to ask or not.
@@ -132,14 +133,18 @@ pub struct World {
     pub rng: Rng,
     /// For what rots when.
     pub decay: Rng,
+    /// For what only three sites have to decide.
+    pub third: Rng,
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     order: u64,
-    pub sites: [Site; 2],
+    pub sites: Vec<Site>,
     pub wires: BTreeMap<LinkId, Wire>,
     next_link: u64,
     /// Nothing reaches this site before.
-    pub unreachable_until: [Duration; 2],
+    pub unreachable_until: [Duration; 3],
+    /// These two do not reach each other before.
+    pub apart_until: BTreeMap<[usize; 2], Duration>,
     pub latency: Duration,
     pub clients: Vec<Client>,
     pub next_client: u64,
@@ -157,11 +162,19 @@ pub struct World {
     pub fragile: Option<usize>,
     /// An operator promoted a site by force; both may acknowledge until all is in sync again.
     pub overridden: bool,
+    /// Sites that some site has acknowledged without, on record, since all were in sync.
+    pub left: BTreeSet<usize>,
     /// This mirror's homes have betrayed it, and that is not mended yet.
     pub examined: Option<usize>,
     /// What is damaged in them.
     pub damaged: Vec<(VolumeId, ByteRange)>,
     pub events: u64,
+}
+
+/// Which site has this name.
+pub fn site_named(name: &str) -> usize {
+    let at = NAMES.iter().position(|known| *known == name);
+    at.expect("one of the sites")
 }
 
 fn disk(plan: &Plan, at: usize) -> SimDisk {
@@ -183,7 +196,10 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         resync_rate: 0,
         resync_undo: plan.undo[at],
         scrub: Duration::ZERO,
-        peers: vec![NAMES[1 - at].into()],
+        peers: (0..plan.sites)
+            .filter(|peer| *peer != at)
+            .map(|peer| NAMES[peer].into())
+            .collect(),
         volumes: if role == Role::Primary {
             (0..plan.volumes.len())
                 .map(|n| (format!("v{n}"), plan.volumes[n]))
@@ -215,7 +231,7 @@ impl World {
             writing: BTreeMap::new(),
             recording: BTreeMap::new(),
             recorded: 0,
-            alone: false,
+            alone: BTreeSet::new(),
             durable: BTreeSet::new(),
             received: BTreeSet::new(),
             followed: false,
@@ -227,18 +243,27 @@ impl World {
             forced: false,
             robbed_until: Lsn::ZERO,
         };
-        let sites = [site(0, Role::Primary), site(1, Role::Mirror)];
+        let role = |at| {
+            if at == 0 {
+                Role::Primary
+            } else {
+                Role::Mirror
+            }
+        };
+        let sites = (0..plan.sites).map(|at| site(at, role(at))).collect();
         let clients = (0..plan.clients).map(|n| Client::new(n, &plan)).collect();
         World {
             rng: Rng::new(plan.seed ^ 0x005e_ed0f_7075),
             decay: Rng::new(plan.seed ^ 0x00de_ca1e_d000),
+            third: Rng::new(plan.seed ^ 0x0074_4173_d000),
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
             sites,
             wires: BTreeMap::new(),
             next_link: 1,
-            unreachable_until: [Duration::ZERO; 2],
+            unreachable_until: [Duration::ZERO; 3],
+            apart_until: BTreeMap::new(),
             latency: Duration::from_micros(50),
             clients,
             next_client: 1,
@@ -252,6 +277,7 @@ impl World {
             resting: false,
             fragile: None,
             overridden: false,
+            left: BTreeSet::new(),
             examined: None,
             damaged: Vec::new(),
             events: 0,
@@ -342,9 +368,9 @@ impl World {
                     self.happen(Happening::Input { site, life, input });
                 }
             }
-            Happening::Connect { site, life } => {
+            Happening::Connect { site, life, peer } => {
                 if self.sites[site].life == life {
-                    self.connect_now(site);
+                    self.connect_now(site, peer);
                 }
             }
             Happening::Client(client) => self.client_turn(client),
@@ -389,8 +415,10 @@ impl World {
         site.paused_until = Duration::ZERO;
         match Group::open(site.config.clone(), &mut site.disk, site.seed, now) {
             Ok(group) => {
-                site.alone = group.core.facts().alone.is_some();
+                let alone = group.core.facts().alone.iter();
+                let alone = alone.map(|a| a.peer.clone()).collect();
                 site.group = Some(group);
+                self.on_record(at, alone);
                 self.carry_out(at);
                 self.opened(at);
             }
@@ -434,7 +462,9 @@ impl World {
             }
         }
         for wire in self.wires.values_mut() {
-            wire.pipes[at].deafen();
+            if wire.ends.contains(&at) {
+                wire.to(at).deafen();
+            }
         }
         if !silent {
             self.break_wires(at);
@@ -447,9 +477,10 @@ impl World {
         for link in links {
             let now = self.now;
             let wire = self.wires.get_mut(&link).expect("just seen");
-            if wire.pipes[at].is_deaf() && !wire.pipes[1 - at].is_deaf() {
-                wire.pipes[1 - at].cut(now, &mut self.rng);
-                self.later(Duration::ZERO, Happening::Arrive { link, to: 1 - at });
+            let to = wire.other(at);
+            if wire.ends.contains(&at) && wire.to(at).is_deaf() && !wire.to(to).is_deaf() {
+                wire.to(to).cut(now, &mut self.rng);
+                self.later(Duration::ZERO, Happening::Arrive { link, to });
             }
         }
     }
@@ -458,9 +489,9 @@ impl World {
     pub fn cut_links(&mut self) {
         let links: Vec<LinkId> = self.wires.keys().copied().collect();
         for link in links {
-            for to in 0..2 {
+            for to in self.wires[&link].ends {
                 let now = self.now;
-                let pipe = &mut self.wires.get_mut(&link).expect("just seen").pipes[to];
+                let pipe = self.wires.get_mut(&link).expect("just seen").to(to);
                 if !pipe.is_deaf() {
                     pipe.cut(now, &mut self.rng);
                     self.later(Duration::ZERO, Happening::Arrive { link, to });
@@ -537,14 +568,15 @@ impl World {
                 Output::CloseClient { client } => self.closed_by_site(at, client),
                 Output::Send { link, message } => self.send(at, link, &message),
                 Output::CloseLink { link } => self.close_link(at, link),
-                Output::Connect { .. } => {
-                    let life = self.sites[at].life;
+                Output::Connect { peer } => {
+                    let (site, life) = (at, self.sites[at].life);
                     let after = Duration::from_micros(50 + self.rng.below(200));
-                    self.later(after, Happening::Connect { site: at, life });
+                    self.later(after, Happening::Connect { site, life, peer });
                 }
                 Output::Exports(exports) => self.sites[at].exports = Some(exports),
                 Output::CommandDone { id, result } => {
                     self.note(|| format!("{} answers command {id}: {result:?}", NAMES[at]));
+                    self.did_not_go_back(at, id, result.is_ok());
                     self.answers.push((id, result));
                 }
                 Output::Stopped => self.sites[at].stopped = true,
@@ -627,7 +659,7 @@ impl World {
             if let Some((sequence, alone)) = record
                 && std::mem::replace(&mut site.recorded, sequence) == sequence
             {
-                site.alone = alone;
+                self.on_record(at, alone);
             }
         }
         let input = Input::Disk { id, result };
@@ -648,11 +680,11 @@ impl World {
         let Some(wire) = self.wires.get_mut(&link) else {
             return;
         };
-        let to = 1 - at;
-        if wire.pipes[to].is_deaf() {
+        let to = wire.other(at);
+        if wire.to(to).is_deaf() {
             return;
         }
-        match wire.pipes[to].send(message, arrives) {
+        match wire.to(to).send(message, arrives) {
             Ok(due) => {
                 let after = due - self.now;
                 self.later(after, Happening::Arrive { link, to });
@@ -664,20 +696,25 @@ impl World {
     fn close_link(&mut self, at: usize, link: LinkId) {
         let now = self.now + self.latency;
         if let Some(wire) = self.wires.get_mut(&link) {
-            wire.pipes[at].deafen();
-            if !wire.pipes[1 - at].is_deaf() {
-                let due = wire.pipes[1 - at].end(now);
+            wire.to(at).deafen();
+            let to = wire.other(at);
+            if !wire.to(to).is_deaf() {
+                let due = wire.to(to).end(now);
                 let after = due - self.now;
-                self.later(after, Happening::Arrive { link, to: 1 - at });
+                self.later(after, Happening::Arrive { link, to });
             }
         }
     }
 
     fn arrive(&mut self, link: LinkId, to: usize) {
-        if !self.wires.contains_key(&link) {
+        let Some(wire) = self.wires.get(&link) else {
             return;
-        }
-        let held = self.unreachable_until[to].max(self.sites[to].paused_until);
+        };
+        let from = wire.other(to);
+        let apart = self.apart_until.get(&wire.ends).copied();
+        let held = self.unreachable_until[to]
+            .max(self.sites[to].paused_until)
+            .max(apart.unwrap_or_default());
         if held > self.now {
             let after = held - self.now;
             self.later(after, Happening::Arrive { link, to });
@@ -685,10 +722,10 @@ impl World {
         }
         let now = self.now;
         let wire = self.wires.get_mut(&link).expect("just seen");
-        let before = wire.pipes[to].flying_bytes();
-        let received = wire.pipes[to].receive(now, &mut self.rng);
-        let queued_bytes = wire.pipes[to].flying_bytes();
-        let (deaf, sender_deaf) = (wire.pipes[to].is_deaf(), wire.pipes[1 - to].is_deaf());
+        let before = wire.to(to).flying_bytes();
+        let received = wire.to(to).receive(now, &mut self.rng);
+        let queued_bytes = wire.to(to).flying_bytes();
+        let (deaf, sender_deaf) = (wire.to(to).is_deaf(), wire.to(from).is_deaf());
         let (arrived, later) = match received {
             Ok(received) => received,
             Err(text) => return self.violate(text),
@@ -697,7 +734,7 @@ impl World {
             self.later(due - now, Happening::Arrive { link, to });
         }
         if queued_bytes < before && !sender_deaf && !deaf {
-            let (site, life) = (1 - to, self.sites[1 - to].life);
+            let (site, life) = (from, self.sites[from].life);
             let input = Input::LinkDrained { link, queued_bytes };
             self.later(Duration::ZERO, Happening::Input { site, life, input });
         }
@@ -736,10 +773,17 @@ impl World {
         }
     }
 
-    fn connect_now(&mut self, at: usize) {
-        let other = 1 - at;
-        let (peer, life) = (NAMES[other].to_owned(), self.sites[at].life);
-        let lost = self.unreachable_until.iter().any(|until| *until > self.now);
+    fn connect_now(&mut self, at: usize, peer: String) {
+        let other = site_named(&peer);
+        let life = self.sites[at].life;
+        let wire = Wire::between(at, other);
+        let apart = self.apart_until.get(&wire.ends);
+        let lost = wire
+            .ends
+            .iter()
+            .map(|end| &self.unreachable_until[*end])
+            .chain(apart)
+            .any(|until| *until > self.now);
         if lost || !self.alive(other) {
             let refused = !lost && !self.sites[other].silent;
             let after = if refused {
@@ -765,7 +809,7 @@ impl World {
         }
         let link = LinkId(self.next_link);
         self.next_link += 1;
-        self.wires.insert(link, Wire::default());
+        self.wires.insert(link, wire);
         let theirs = self.sites[other].life;
         let input = Input::LinkAccepted { link };
         self.happen(Happening::Input {
@@ -810,9 +854,46 @@ impl World {
         site.disk = disk(&self.plan, at);
         (site.heads, site.held) = (Vec::new(), None);
         site.config = config(&self.plan, at, Role::Mirror);
-        site.alone = false;
+        site.alone = BTreeSet::new();
         site.chain = Chain::default();
         site.robbed_until = Lsn::ZERO;
+    }
+
+    /// The site's record says that it acknowledges without these peers.
+    fn on_record(&mut self, at: usize, alone: BTreeSet<String>) {
+        self.left.extend(alone.iter().map(|peer| site_named(peer)));
+        self.sites[at].alone = alone;
+    }
+
+    /// A promotion that was to go back failed before it did.
+    fn did_not_go_back(&mut self, at: usize, command: u64, done: bool) {
+        let site = &mut self.sites[at];
+        let copied = site
+            .group
+            .as_ref()
+            .is_some_and(|g| g.core.facts().inconsistent_until.is_some());
+        site.going_back.take_if(|id| *id == command && !done && copied);
+    }
+
+    /// All sites but this one.
+    pub fn others(&self, at: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.sites.len()).filter(move |other| *other != at)
+    }
+
+    /// One of the other sites.
+    pub fn another(&mut self, at: usize) -> usize {
+        let others: Vec<usize> = self.others(at).collect();
+        match others[..] {
+            [other] => other,
+            _ => others[self.third.below(others.len() as u64) as usize],
+        }
+    }
+
+    /// Who is primary for this mirror.
+    pub fn primary_of(&mut self, at: usize) -> usize {
+        let group = self.sites[at].group.as_ref();
+        let known = group.and_then(|g| g.core.upstream().map(|(name, _)| site_named(name)));
+        known.unwrap_or_else(|| self.another(at))
     }
 
     pub fn tail(&self, at: usize) -> Lsn {
