@@ -89,8 +89,10 @@ impl Group {
 
     /// Proposes a copy of the chunks in which the mirror may differ. It is based on the last frame that is committed as a
     /// whole: what somebody still waits for goes through the mirror's journal, and its confirmation means what it says.
+    /// Nor beyond what is applied: the volumes are told as they are by then, and what makes or grows one later is streamed.
     pub(super) fn propose_copy(&mut self, link: LinkId, shared: Lsn) {
-        let place = self.log.position(self.core.commit());
+        let applied = self.store.applied_lsn();
+        let place = self.log.position(self.core.commit().min(applied));
         let base = place.next.prev();
         let facts = self.core.facts();
         let mut lineage = facts.lineage.clone();

@@ -83,6 +83,8 @@ impl World {
         };
         let head = (group.frames.sealed(), group.frames.chain());
         if head == self.sites[at].chain.head() {
+            // It may stand for what was in memory only.
+            self.copy_begins(at);
             return;
         }
         let site = &mut self.sites[at];
@@ -136,7 +138,7 @@ impl World {
         let group = site.group.as_ref().expect("followed");
         let head = site.chain.head();
         let copies = group.core.facts().inconsistent_until.is_some();
-        if copies && group.log.first_lsn() == head.0.next() {
+        if copies && group.log.first_lsn() == head.0.next() && !site.durable.contains(&head) {
             site.durable.extend(site.chain.places());
             // A copy is to be made while clients write.
             if self.ledger.open.is_empty() {
