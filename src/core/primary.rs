@@ -64,7 +64,7 @@ impl Core {
         if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
             return;
         }
-        if self.tail < self.facts.floor {
+        if self.lost_history() {
             let text = format!(
                 "its journal ends at LSN {}, but it once held LSN {}: its disk lost history that only a peer can \
                  give back (or `promote --force behind`, which gives it up)",

@@ -45,10 +45,12 @@ impl World {
     fn everything_works_again(&mut self) {
         self.healing = true;
         self.latency = Duration::from_micros(50);
+        self.half = None;
         self.unreachable_until = [self.now; 2];
         for at in 0..2 {
             let site = &mut self.sites[at];
-            (site.slow, site.slow_sync) = (1, 1);
+            (site.slow, site.slow_homes, site.slow_sync) = (1, 1, 1);
+            site.dies_when_consistent = false;
             site.disk.free_bytes = None;
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;

@@ -10,11 +10,7 @@ use crate::base::sabotage::Sabotage::{self, *};
 const SEEDS: u64 = 400;
 
 /// The mistake, and the seed to begin with.
-///
-/// Not in it, because no seed is known that notices: `ForgetForks` (none of 2,800 since records of state are written twice),
-/// `WriteBeforeKept` (the copies that were looked at end before the one who copies dies), `IgnoreHolds`,
-/// `CopyWithoutOverlay`, `CopyEndsEarly`, `IgnoreFloor`, `SkipChecksumChain` and `AcceptOldEpochs` (not looked for long).
-const TABLE: [(Sabotage, u64); 28] = [
+const TABLE: [(Sabotage, u64); 36] = [
     (AcknowledgeBeforeDurable, 2),
     (AcknowledgeBeforePeer, 0),
     (FlushBeforePeer, 0),
@@ -43,6 +39,14 @@ const TABLE: [(Sabotage, u64); 28] = [
     (AdmitForTheDead, 170),
     (TurnBackFrameClock, 0),
     (UnboundedMemory, 59),
+    (ForgetForks, 0),
+    (ForgetLineage, 0),
+    (ClearDirtyByInference, 0),
+    (WriteBeforeKept, 0),
+    (IgnoreHolds, 0),
+    (CopyWithoutOverlay, 0),
+    (CopyEndsEarly, 0),
+    (IgnoreFloor, 0),
 ];
 
 /// The first seed that notices, and what it says.
