@@ -68,6 +68,7 @@ impl World {
         self.follow(at);
         self.copy_can_be_undone(at);
         self.sites[at].turns += 1;
+        self.meets_its_fate(at);
         let copied_to = self.is_copied_to(at);
         let complete = std::mem::replace(&mut self.sites[at].copied_to, copied_to) && !copied_to;
         if complete || self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {

@@ -50,7 +50,7 @@ impl World {
         for at in 0..2 {
             let site = &mut self.sites[at];
             (site.slow, site.slow_homes, site.slow_sync) = (1, 1, 1);
-            site.dies_when_consistent = false;
+            (site.dies_when_alone, site.dies_when_consistent) = (false, false);
             site.disk.free_bytes = None;
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;

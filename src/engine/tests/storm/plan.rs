@@ -142,7 +142,7 @@ pub enum Fault {
     /// Neither reaches the other. The primary goes on alone, the mirror is promoted by force; then, both serving for a while,
     /// the first one loses power and comes back to the second one.
     Fork {
-        /// Nobody writes any more after the links broke: no frame says that what was under way then was acknowledged.
+        /// It dies when it has just acknowledged alone what was under way: no frame and no record says so yet.
         quiet: bool,
         within: Duration,
         down: Duration,

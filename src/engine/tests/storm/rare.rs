@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::plan::{Ending, Fault, Order};
 use super::world::{Happening, World};
 use crate::base::Lsn;
-use crate::engine::{Force, Group};
 use crate::engine::tests::disk::Damage;
+use crate::engine::{Force, Group};
 
 /// Clients write to one part of the volume so often while a mirror is away, and then to the other part until the journal holds
 /// nothing else.
@@ -161,7 +161,10 @@ impl World {
             unreachable!("a copy is waited for");
         };
         self.note(|| "the copy has begun".into());
-        self.keep_asking(Duration::ZERO, Duration::from_millis(2), 20);
+        // What is asked before the copy begins would show where to look.
+        if ending != Ending::CutBefore {
+            self.keep_asking(Duration::ZERO, Duration::from_millis(2), 20);
+        }
         match ending {
             Ending::Nothing => {}
             Ending::CutBefore => self.later(within / 10, Happening::Cut),
@@ -221,17 +224,13 @@ impl World {
 
     fn await_fork(&mut self, awaited: Awaited, quiet: bool, within: Duration, down: Duration) {
         let (mirror, primary) = (awaited.mirror, 1 - awaited.mirror);
-        if quiet && LOOKS - awaited.tries > 1 {
-            for client in &mut self.clients {
-                client.left = 0;
-            }
+        if quiet {
+            return self.await_quiet_fork(awaited);
         }
         if !self.sites[primary].alone {
             return self.later(ROUND, Happening::Await(awaited));
         }
-        if !quiet {
-            self.keep_asking(Duration::ZERO, ROUND, 1);
-        }
+        self.keep_asking(Duration::ZERO, ROUND, 1);
         if self.serves(mirror) && self.serves(primary) {
             self.unreachable_until = [self.now + within + down; 2];
             self.later(within, Happening::Die(primary, down));
@@ -241,5 +240,30 @@ impl World {
             self.promote_later(mirror, Duration::ZERO);
         }
         self.later(ROUND, Happening::Await(awaited));
+    }
+
+    /// The primary dies when it has just acknowledged alone what was under way.
+    fn await_quiet_fork(&mut self, awaited: Awaited) {
+        let (mirror, primary) = (awaited.mirror, 1 - awaited.mirror);
+        let first = LOOKS - awaited.tries == 1;
+        if first {
+            self.sites[primary].dies_when_alone = true;
+        } else if !self.alive(primary) && self.serves(mirror) {
+            self.unreachable_until = [self.now; 2];
+            return self.start(primary);
+        } else if !self.alive(primary) && !self.sites[mirror].forced {
+            self.promote_later(mirror, Duration::ZERO);
+        }
+        self.later(ROUND, Happening::Await(awaited));
+    }
+
+    /// A site has finished a batch: does it die, as was planned?
+    pub fn meets_its_fate(&mut self, at: usize) {
+        let site = &mut self.sites[at];
+        if site.alone && std::mem::take(&mut site.dies_when_alone) {
+            let down = Duration::from_secs(30);
+            let after = Duration::from_micros(self.rng.below(120));
+            self.later(after, Happening::Die(at, down));
+        }
     }
 }

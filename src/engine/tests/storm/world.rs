@@ -79,7 +79,9 @@ pub struct Site {
     pub forced: bool,
     /// At the last turn it was inconsistent.
     pub copied_to: bool,
-    /// It loses power as soon as it is not any more.
+    /// It loses power when it has just put on record that it acknowledges alone.
+    pub dies_when_alone: bool,
+    /// It loses power as soon as it is consistent again.
     pub dies_when_consistent: bool,
     /// Its disk lost frames that it had confirmed: its home may be ahead of its journal up to here.
     pub robbed_until: Lsn,
@@ -242,6 +244,7 @@ impl World {
             going_back: None,
             forced: false,
             copied_to: false,
+            dies_when_alone: false,
             dies_when_consistent: false,
             robbed_until: Lsn::ZERO,
         };
