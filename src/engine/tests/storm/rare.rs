@@ -116,7 +116,6 @@ impl World {
         if first_half {
             awaited.after = group.frames.sealed();
         } else if group.log.first_lsn() > awaited.after {
-            self.half = None;
             self.come_back(awaited.event, mirror);
         }
     }
@@ -130,7 +129,10 @@ impl World {
         self.sites[mirror].slow_homes = slow[0];
         self.sites[1 - mirror].slow_homes = slow[1];
         self.start(mirror);
-        if ending == Ending::CutBefore {
+        // What is written all over before the copy begins would show where to look.
+        if ending != Ending::CutBefore {
+            self.half = None;
+        } else {
             // What is kept is to be durable before the copy begins.
             self.sites[mirror].slow_sync = 30;
         }
@@ -161,7 +163,6 @@ impl World {
             unreachable!("a copy is waited for");
         };
         self.note(|| "the copy has begun".into());
-        // What is asked before the copy begins would show where to look.
         if ending != Ending::CutBefore {
             self.keep_asking(Duration::ZERO, Duration::from_millis(2), 20);
         }

@@ -164,6 +164,7 @@ impl World {
             Fault::SlowLink { .. } => self.latency = Duration::from_micros(50),
             Fault::SlowDisk { site, .. } => self.sites[*site].slow = 1,
             Fault::Copy { .. } => {
+                self.half = None;
                 for site in &mut self.sites {
                     (site.slow_homes, site.slow_sync) = (1, 1);
                 }
