@@ -47,9 +47,9 @@ const TABLE: [(Sabotage, u64); 36] = [
     (ForgetLineage, 34),
     (ClearDirtyByInference, 67),
     (WriteBeforeKept, 257),
-    (IgnoreHolds, 52),
+    (IgnoreHolds, 257),
     (CopyWithoutOverlay, 133),
-    (CopyEndsEarly, 142),
+    (CopyEndsEarly, 345),
     (IgnoreFloor, 12),
 ];
 

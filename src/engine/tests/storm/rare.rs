@@ -130,11 +130,11 @@ impl World {
         self.sites[1 - mirror].slow_homes = slow[1];
         self.start(mirror);
         // What is written all over before the copy begins would show where to look.
-        if ending != Ending::CutBefore {
-            self.half = None;
-        } else {
+        if ending == Ending::CutBefore {
             // What is kept is to be durable before the copy begins.
             self.sites[mirror].slow_sync = 30;
+        } else {
+            self.half = None;
         }
         self.later(Duration::from_secs(3), Happening::Over(Box::new(fault)));
     }
