@@ -129,7 +129,7 @@ impl World {
         self.sites[mirror].slow_homes = slow[0];
         self.sites[1 - mirror].slow_homes = slow[1];
         self.start(mirror);
-        // What is written all over before the copy begins would show where to look.
+        // For a cut before the copy, clients stay in their half: what is written all over would show where to look.
         if ending == Ending::CutBefore {
             // What is kept is to be durable before the copy begins.
             self.sites[mirror].slow_sync = 30;

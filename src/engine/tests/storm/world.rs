@@ -441,6 +441,9 @@ impl World {
             )
         });
         let site = &mut self.sites[at];
+        // Whoever was promoted by force has answered clients, also if the frame of its epoch never reached its journal.
+        let open = site.exports.as_ref().is_some_and(|e| e.open.is_ok());
+        self.overridden |= site.forced && open;
         site.group = None;
         site.life += 1;
         site.exports = None;
