@@ -64,7 +64,7 @@ impl Core {
         if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
             return;
         }
-        if self.tail < self.facts.floor {
+        if self.lost_history() {
             let nobody = self
                 .peers
                 .iter()

@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::stats::Stage;
 use super::walk::{Purpose, Walk};
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ChunkSet, Lsn, Message, Start};
 use crate::core::{Event, Link};
 use crate::journal::{Cursor, Frame, Next};
@@ -108,6 +110,10 @@ impl Group {
         };
         let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
         let chunks = self.changes.lacking(&peer, shared, self.frames.sealed());
+        #[cfg(test)]
+        if sabotaged(Sabotage::ClearDirtyByInference) {
+            self.changes.empty(&peer);
+        }
         let mut stream = Stream::new(base.next(), None);
         stream.proposed = Some(base);
         stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));

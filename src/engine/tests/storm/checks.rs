@@ -10,9 +10,11 @@
 //! - *WAL rule*: a home never receives what is not committed and durable in the site's own journal.
 //! - *Bounds*: memory, queues and journal.
 
+use std::time::Duration;
+
 use super::history::{Place, ROOT, reads_as};
 use super::ledger::{Asked, Promise, Waiver, readable};
-use super::world::{NAMES, World};
+use super::world::{Happening, NAMES, World};
 use crate::base::{AckMode, ByteRange, Compress, Lsn, VolumeId};
 use crate::core::Mode;
 use crate::engine::{DiskOp, File};
@@ -51,6 +53,7 @@ impl World {
     /// A site was started: what it found on its disk is what it must have.
     pub fn opened(&mut self, at: usize) {
         self.follow(at);
+        self.sites[at].copied_to = self.is_copied_to(at);
         // What recovery found is on the disk, also if the power went before the disk could say so.
         let site = &mut self.sites[at];
         site.durable.extend(site.chain.places());
@@ -65,11 +68,18 @@ impl World {
         self.follow(at);
         self.copy_can_be_undone(at);
         self.sites[at].turns += 1;
-        if self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
+        self.meets_its_fate(at);
+        let copied_to = self.is_copied_to(at);
+        let complete = std::mem::replace(&mut self.sites[at].copied_to, copied_to) && !copied_to;
+        if complete || self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
             let result = self
                 .compare(at)
                 .map_err(|text| format!("{}: {text}", NAMES[at]));
             self.check(result);
+        }
+        if complete && std::mem::take(&mut self.sites[at].dies_when_consistent) {
+            let down = Duration::from_millis(500);
+            self.later(Duration::ZERO, Happening::Die(at, down));
         }
         let result = self.bounds(at).and_then(|()| self.in_sync_is_confirmed(at));
         let result = result.map_err(|text| format!("{}: {text}", NAMES[at]));
@@ -211,6 +221,15 @@ impl World {
                 .collect()
         };
         for promise in missing {
+            // That its disk lost it the site knows, and without `--force behind` it does not go on.
+            let lost = self.fragile == Some(at) && self.sites[at].durable.contains(&promise.place);
+            if lost && !self.healing {
+                self.violate(format!(
+                    "{} opens an epoch at LSN {} although its disk lost LSN {}, acknowledged to request {}",
+                    NAMES[at], place.0, promise.place.0, promise.number
+                ));
+                continue;
+            }
             if self.overridden {
                 self.note(|| format!("{promise:?} is overridden"));
                 continue;

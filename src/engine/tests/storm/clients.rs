@@ -170,7 +170,15 @@ impl World {
             (24 << 10).min(size)
         };
         let last = (space.max(len) - len) / SECTOR;
-        ByteRange::new(self.rng.below(last + 1) * SECTOR, len)
+        let offset = self.rng.below(last + 1) * SECTOR;
+        match self.half.filter(|_| self.plan.large) {
+            Some(half) => {
+                let len = len.min(size / 2);
+                let offset = offset % (size / 2 - len + SECTOR);
+                ByteRange::new(offset + size / 2 * half as u64, len)
+            }
+            None => ByteRange::new(offset, len),
+        }
     }
 
     fn ask(&mut self, client: usize) {

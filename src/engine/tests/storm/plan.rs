@@ -124,6 +124,29 @@ pub enum Fault {
         away: Duration,
         within: Duration,
     },
+    /// The mirror is away while clients write so much that it must be copied to. These homes are slow then, and clients
+    /// write into what is being copied.
+    Copy {
+        /// How much slower the homes of the mirror, and of its primary.
+        slow: [u32; 2],
+        within: Duration,
+        ending: Ending,
+    },
+    /// The primary's disk loses part of the journal that the mirror has, neither reaches the other, and an operator who
+    /// does not know tells it to serve.
+    LostHistory {
+        damage: Damage,
+        down: Duration,
+        lasting: Duration,
+    },
+    /// Neither reaches the other. The primary goes on alone, the mirror is promoted by force; then, both serving for a while,
+    /// the first one loses power and comes back to the second one.
+    Fork {
+        /// It dies when it has just acknowledged alone what was under way: no frame and no record says so yet.
+        quiet: bool,
+        within: Duration,
+        down: Duration,
+    },
     /// A slot of the state file rots.
     RotState {
         site: usize,
@@ -137,6 +160,23 @@ pub enum Fault {
         site: usize,
         order: Order,
     },
+}
+
+/// What becomes of a copy.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Ending {
+    /// It completes.
+    Nothing,
+    /// The links break while the mirror makes sure that it can go back.
+    CutBefore,
+    /// The links break in the middle of it.
+    Cut,
+    /// The mirror loses power in the middle of it.
+    MirrorDies,
+    /// The primary does, and an operator takes what the mirror held before.
+    PrimaryDies,
+    /// The mirror loses power when it says that it is consistent.
+    MirrorDiesAfter,
 }
 
 /// What an operator orders in the middle of trouble.
@@ -223,8 +263,7 @@ impl Plan {
         let clones = [more.below(2) == 0, more.below(2) == 0];
         let undo = [more.below(4) > 0, more.below(4) > 0];
         Plan::draw_growth(seed, &phases, volumes.len(), &mut events);
-        events.sort_by_key(|e| (e.phase, e.at));
-        Plan {
+        let mut plan = Plan {
             seed,
             ack,
             policy,
@@ -238,7 +277,65 @@ impl Plan {
             undo,
             phases,
             events,
+        };
+        draw_rare(&mut plan);
+        plan.events.sort_by_key(|e| (e.phase, e.at));
+        plan
+    }
+}
+
+/// Situations that chance alone hardly ever brings about, in a phase of their own after the others: what those were without
+/// them they still are.
+fn draw_rare(plan: &mut Plan) {
+    let rng = &mut Rng::new(plan.seed ^ 0x0ddc_a5e5_0000);
+    let phase = plan.phases.len();
+    let kind = rng.below(8);
+    let (fault, lasting) = match plan.policy {
+        // What clients write compresses to nothing: it takes long to fill a journal with that.
+        OnPeerLoss::Continue if plan.large && plan.compress == Compress::Off => {
+            let mut slow = || [1, 20, 80, 300][rng.below(4) as usize];
+            let slow = [slow(), slow()];
+            let fault = Fault::Copy {
+                slow,
+                // A copy to homes that are not slow takes some 400 us.
+                within: Duration::from_micros(rng.below(400 * u64::from(slow[0].max(slow[1])))),
+                ending: match kind {
+                    0 => Ending::Nothing,
+                    1..=2 => Ending::CutBefore,
+                    3 => Ending::Cut,
+                    4 => Ending::MirrorDies,
+                    5..=6 => Ending::PrimaryDies,
+                    _ => Ending::MirrorDiesAfter,
+                },
+            };
+            (fault, Duration::from_secs(14))
         }
+        OnPeerLoss::Continue if kind == 0 => {
+            let fault = Fault::Fork {
+                quiet: rng.below(2) == 0,
+                within: millis(rng, 1, 1_000),
+                down: millis(rng, 1, 1_000),
+            };
+            (fault, plan.timeout + Duration::from_secs(8))
+        }
+        _ if kind == 1 && plan.ack != AckMode::Async => {
+            let damage = [Damage::Rot, Damage::Lost, Damage::Misdirected];
+            let fault = Fault::LostHistory {
+                damage: damage[rng.below(3) as usize],
+                down: millis(rng, 1, 2_000),
+                lasting: millis(rng, 500, 5_000),
+            };
+            (fault, Duration::from_secs(8))
+        }
+        _ => return,
+    };
+    plan.phases.push(lasting);
+    let at = Duration::from_micros(300_000 + rng.below(200_000));
+    plan.events.push(Event { phase, at, fault });
+    if rng.below(3) == 0 {
+        let at = Duration::from_micros(rng.below(lasting.as_micros() as u64));
+        let fault = Fault::draw(rng);
+        plan.events.push(Event { phase, at, fault });
     }
 }
 
