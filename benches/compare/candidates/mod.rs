@@ -1,0 +1,96 @@
+//! What is compared. All of them run side by side for the whole time; only one has work at a time.
+
+pub mod bare;
+pub mod doublure;
+pub mod nbdkit;
+pub mod qemu;
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Advice, fadvise};
+
+use super::dice::Dice;
+use super::nbd::Door;
+
+/// What a candidate counts itself; zero where it does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Counts {
+    /// Writes acknowledged to clients.
+    pub writes: u64,
+    /// Bytes written to the primary's journal.
+    pub journal_bytes: u64,
+    /// Checkpoints completed by the primary.
+    pub checkpoints: u64,
+    /// Calls of `io_uring_enter` by all sites.
+    pub ring_enters: u64,
+}
+
+/// A server of an NBD export.
+pub trait Candidate {
+    /// In tables, and for `--candidates`.
+    fn name(&self) -> &'static str;
+    /// Its exports.
+    fn doors(&self) -> Vec<Door>;
+    /// Process ids of its parts.
+    fn processes(&self) -> Vec<(&'static str, u32)>;
+    /// The files that hold the volumes.
+    fn files(&self) -> Vec<PathBuf>;
+    /// Waits until everything acknowledged is in these files.
+    fn drain(&mut self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    /// What it counted so far.
+    fn counts(&mut self) -> anyhow::Result<Counts> {
+        Ok(Counts::default())
+    }
+    /// Size of its journal, bytes, if it has one.
+    fn journal(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Leaves nothing dirty behind that would burden who is measured next.
+pub fn settle(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
+    candidate.drain()?;
+    for file in candidate.files() {
+        File::open(file)?.sync_data()?;
+    }
+    Ok(())
+}
+
+/// The page cache forgets the volumes, whoever owns the machine.
+pub fn forget(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
+    settle(candidate)?;
+    for file in candidate.files() {
+        fadvise(File::open(file)?, 0, None, Advice::DontNeed)?;
+    }
+    Ok(())
+}
+
+/// A file of random bytes, all of it allocated and durable.
+pub fn filled_file(path: &Path, size: u64) -> anyhow::Result<()> {
+    const STEP: usize = 1 << 20;
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(path)?;
+    let mut dice = Dice::new(size);
+    let mut data = vec![0; STEP];
+    for at in (0..size).step_by(STEP) {
+        for chunk in data.chunks_exact_mut(64) {
+            chunk[..8].copy_from_slice(&dice.next().to_le_bytes());
+        }
+        let len = STEP.min((size - at) as usize);
+        file.write_all_at(&data[..len], at)?;
+    }
+    file.sync_all()?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    Ok(())
+}
+
+/// Between two looks at something that is about to happen.
+pub const STEP: Duration = Duration::from_millis(5);

@@ -1,0 +1,146 @@
+//! Two `qemu-storage-daemon`s of which the first mirrors each write to the second, over TCP, before it answers: the way to
+//! replicate in user space that exists already.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Candidate, STEP, filled_file};
+use crate::nbd::{Address, Door};
+use crate::place::free_port;
+use crate::process::{PATIENCE, Process, eventually};
+
+pub struct Qemu {
+    files: [PathBuf; 2],
+    socket: PathBuf,
+    processes: [Process; 2],
+}
+
+/// A conversation with a daemon about its block devices.
+struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    fn connect(socket: &Path) -> anyhow::Result<Qmp> {
+        let stream = eventually("qemu-storage-daemon listens", STEP, PATIENCE, || {
+            Ok(UnixStream::connect(socket).ok())
+        })?;
+        let mut qmp = Qmp(BufReader::new(stream));
+        qmp.until(|message| message.get("QMP").is_some())?;
+        qmp.ask(&json!({"execute": "qmp_capabilities"}))?;
+        Ok(qmp)
+    }
+
+    fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<()> {
+        loop {
+            let mut line = String::new();
+            ensure!(
+                self.0.read_line(&mut line)? > 0,
+                "qemu-storage-daemon closed the conversation"
+            );
+            let message: Value = serde_json::from_str(&line)?;
+            if message.get("error").is_some() || message["event"] == "BLOCK_JOB_ERROR" {
+                bail!("qemu-storage-daemon: {message}");
+            }
+            if wanted(&message) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &Value) -> anyhow::Result<()> {
+        writeln!(self.0.get_mut(), "{command}")?;
+        self.until(|message| message.get("return").is_some())
+    }
+}
+
+impl Qemu {
+    pub fn start(dir: &Path, size: u64) -> anyhow::Result<Qemu> {
+        let dir = dir.join("qemu");
+        std::fs::create_dir_all(&dir)?;
+        let files = [dir.join("near"), dir.join("far")];
+        for file in &files {
+            filled_file(file, size)?;
+        }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let port = address.port();
+        let (control, socket) = (dir.join("qmp"), dir.join("nbd"));
+        let disk = |path: &Path| {
+            format!(
+                "driver=file,node-name=disk,filename={},cache.direct=on,discard=unmap",
+                path.display()
+            )
+        };
+        let mut far = Command::new("qemu-storage-daemon");
+        far.args(["--blockdev", &disk(&files[1])]);
+        far.args([
+            "--nbd-server",
+            &format!("addr.type=inet,addr.host=127.0.0.1,addr.port={port}"),
+        ]);
+        far.args([
+            "--export",
+            "type=nbd,id=e,node-name=disk,name=far,writable=on",
+        ]);
+        let mut far = Process::start("mirror", far, &dir.join("log"))?;
+        eventually("the second listens", STEP, PATIENCE, || {
+            far.check()?;
+            Ok(TcpStream::connect(address).ok())
+        })?;
+        let mut near = Command::new("qemu-storage-daemon");
+        near.args([
+            "--chardev",
+            &format!(
+                "socket,id=qmp,path={},server=on,wait=off",
+                control.display()
+            ),
+            "--monitor",
+            "chardev=qmp",
+            "--blockdev",
+            &disk(&files[0]),
+            "--blockdev",
+            &format!(
+                "driver=nbd,node-name=far,export=far,server.type=inet,server.host=127.0.0.1,server.port={port}"
+            ),
+            "--nbd-server",
+            &format!("addr.type=unix,addr.path={}", socket.display()),
+            "--export",
+            "type=nbd,id=e,node-name=disk,name=demo,writable=on",
+        ]);
+        let near = Process::start("primary", near, &dir.join("log"))?;
+        let mut qmp = Qmp::connect(&control)?;
+        // Both files are the same already, so there is nothing to copy first.
+        qmp.ask(&json!({"execute": "blockdev-mirror", "arguments": {
+            "job-id": "mirror", "device": "disk", "target": "far", "sync": "none", "copy-mode": "write-blocking"}}))?;
+        qmp.until(|message| message["event"] == "BLOCK_JOB_READY")?;
+        Ok(Qemu {
+            files,
+            socket,
+            processes: [near, far],
+        })
+    }
+}
+
+impl Candidate for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu-mirror"
+    }
+
+    fn doors(&self) -> Vec<Door> {
+        vec![Door {
+            address: Address::Unix(self.socket.clone()),
+            export: "demo".to_owned(),
+        }]
+    }
+
+    fn processes(&self) -> Vec<(&'static str, u32)> {
+        self.processes.iter().map(|p| (p.part, p.pid())).collect()
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        self.files.to_vec()
+    }
+}

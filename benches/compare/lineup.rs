@@ -1,0 +1,128 @@
+//! The candidates side by side: each is started when it is first needed, and then stays.
+
+use std::collections::BTreeMap;
+
+use super::candidates::bare::Bare;
+use super::candidates::doublure::{Pair, Setup};
+use super::candidates::nbdkit::Nbdkit;
+use super::candidates::qemu::Qemu;
+use super::candidates::{Candidate, settle};
+use super::cases::{Point, Tool, Who};
+use super::figures::Sample;
+use super::measure;
+use super::options::Options;
+use super::place::Place;
+use super::{fio, probe};
+
+/// Whoever has been started.
+pub struct Lineup {
+    pub options: Options,
+    pub place: Place,
+    bare: Option<Bare>,
+    servers: BTreeMap<Who, Box<dyn Candidate>>,
+    seed: u64,
+}
+
+impl Lineup {
+    pub fn new(options: Options) -> anyhow::Result<Lineup> {
+        std::fs::create_dir_all(&options.dir)?;
+        Ok(Lineup {
+            place: Place::new(&options.dir.canonicalize()?)?,
+            options,
+            bare: None,
+            servers: BTreeMap::new(),
+            seed: 0,
+        })
+    }
+
+    /// Measures.
+    pub fn sample(&mut self, point: &Point) -> anyhow::Result<Sample> {
+        let times = self.options.times(&point.case);
+        self.seed += 1;
+        let (seed, size) = (self.seed, self.options.size());
+        if point.who.is_bare() {
+            let scratch = self.place.dir("fio")?;
+            let target = fio::Target::File {
+                path: &self.bare()?.path.clone(),
+                dsync: point.who == Who::BareDsync,
+            };
+            let job = &point.case.job;
+            let report = fio::run(&scratch, &target, job, size, times.warm_up, times.interval)?;
+            return Ok(report.into());
+        }
+        let scratch = self.place.dir("fio")?;
+        let server = self.server(point.who)?;
+        match point.tool {
+            Tool::Own => measure::own(server, &point.case, times, seed),
+            Tool::Fio => measure::with_fio(&scratch, server, &point.case, times, size),
+        }
+    }
+
+    /// What the machine itself needs.
+    pub fn steps(&mut self) -> anyhow::Result<probe::Steps> {
+        let each = self.options.times(&super::cases::Case::write(1)).interval / 4;
+        probe::steps(self.place.path(), each)
+    }
+
+    fn bare(&mut self) -> anyhow::Result<&Bare> {
+        if self.bare.is_none() {
+            self.bare = Some(Bare::start(self.place.path(), self.options.size())?);
+        }
+        Ok(self.bare.as_ref().expect("just started"))
+    }
+
+    /// A server, started if need be.
+    pub fn server(&mut self, who: Who) -> anyhow::Result<&mut dyn Candidate> {
+        if !self.servers.contains_key(&who) {
+            let mut server = self.start(who)?;
+            settle(&mut *server)?;
+            self.servers.insert(who, server);
+        }
+        Ok(&mut **self.servers.get_mut(&who).expect("just started"))
+    }
+
+    fn start(&self, who: Who) -> anyhow::Result<Box<dyn Candidate>> {
+        let (dir, size) = (self.place.path(), self.options.size());
+        let pair = |ack: &'static str| {
+            Pair::filled(
+                dir,
+                Setup {
+                    name: who.name(),
+                    ack,
+                    journal: self.options.journal(),
+                    size,
+                    groups: 1,
+                    compress: "off",
+                },
+            )
+        };
+        Ok(match who {
+            Who::Bare | Who::BareDsync => unreachable!("no server"),
+            Who::Nbdkit => Box::new(Nbdkit::start(dir, size)?),
+            Who::Qemu => Box::new(Qemu::start(dir, size)?),
+            Who::Sync => Box::new(pair("sync")?),
+            Who::Memsync => Box::new(pair("memsync")?),
+            Who::Async => Box::new(pair("async")?),
+            Who::Alone => {
+                let mut pair = pair("sync")?;
+                pair.lose_mirror()?;
+                Box::new(pair)
+            }
+        })
+    }
+
+    /// Ends all servers and removes their files: what comes next is to have the machine to itself.
+    pub fn clear(&mut self) -> anyhow::Result<()> {
+        self.bare = None;
+        self.servers.clear();
+        for entry in std::fs::read_dir(self.place.path())? {
+            let path = entry?.path();
+            if path.is_dir() {
+                std::fs::remove_dir_all(path)?;
+            } else {
+                std::fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}

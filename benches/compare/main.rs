@@ -1,0 +1,146 @@
+//! doublure beside what one would use instead: the same loads, the same files, the same run. `tools/bench` runs it.
+
+mod bars;
+mod candidates;
+mod cases;
+mod dice;
+mod figures;
+mod fio;
+mod lineup;
+mod load;
+mod measure;
+mod nbd;
+mod options;
+mod payload;
+mod place;
+mod probe;
+mod process;
+mod report;
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::{bail, ensure};
+use clap::Parser;
+
+use bars::{Bar, Scenario};
+use cases::{Case, Point, Who};
+use figures::Record;
+use lineup::Lineup;
+use options::Options;
+use report::Verdict;
+
+/// What is to be done in each round.
+struct Plan {
+    bars: Vec<Bar>,
+    points: BTreeSet<Point>,
+    scenarios: BTreeSet<Scenario>,
+}
+
+impl Plan {
+    fn of(options: &Options) -> anyhow::Result<Plan> {
+        let mut bars = bars::all();
+        let known: Vec<_> = bars.iter().map(|bar| bar.name).collect();
+        for name in &options.only {
+            if name != "cases" && !known.contains(&name.as_str()) {
+                bail!("there is no bar {name:?}; there are {}", known.join(", "));
+            }
+        }
+        if !options.only.is_empty() {
+            bars.retain(|bar| options.only.iter().any(|name| name == bar.name));
+        }
+        let mut points: BTreeSet<Point> = bars.iter().flat_map(|bar| bar.points.clone()).collect();
+        let all_cases = options.only.is_empty() && !options.quick;
+        if all_cases || options.only.iter().any(|name| name == "cases") {
+            points.extend(cases::points(&cases::all(), &Who::ALL));
+        }
+        Ok(Plan {
+            scenarios: bars.iter().filter_map(|bar| bar.scenario).collect(),
+            bars,
+            points,
+        })
+    }
+
+    /// The cases, and who takes part in each. In each round another one begins.
+    fn turns(&self, round: usize) -> Vec<(Case, Vec<Point>)> {
+        let cases: BTreeSet<Case> = self.points.iter().map(|p| p.case).collect();
+        let turn = |case: Case| {
+            let mut points: Vec<_> = self
+                .points
+                .iter()
+                .copied()
+                .filter(|p| p.case == case)
+                .collect();
+            let first = round % points.len();
+            points.rotate_left(first);
+            (case, points)
+        };
+        cases.into_iter().map(turn).collect()
+    }
+}
+
+fn measure(lineup: &mut Lineup, plan: &Plan, record: &mut Record) -> anyhow::Result<()> {
+    let rounds = lineup.options.rounds();
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        if plan.scenarios.contains(&Scenario::Steps) {
+            let steps = lineup.steps()?;
+            record.note("client_us", steps.client_us);
+            record.note("link_us", steps.link_us);
+            record.note("durable_us", steps.durable_us);
+            record.note("floor_us", steps.floor_us());
+        }
+        for (case, points) in plan.turns(round) {
+            eprintln!("  {case}");
+            for point in points {
+                let sample = lineup.sample(&point)?;
+                eprintln!(
+                    "    {:12} {:4} {:>8}/s",
+                    point.who.name(),
+                    point.tool.name(),
+                    figures::short(sample.per_second)
+                );
+                record.add(point, sample);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    if options.list {
+        for bar in bars::all() {
+            println!("{:24} {}", bar.name, bar.title);
+        }
+        return Ok(());
+    }
+    ensure!(
+        !cfg!(debug_assertions),
+        "nothing is measured without optimisation: use tools/bench"
+    );
+    let plan = Plan::of(&options)?;
+    let since = Instant::now();
+    let mut record = Record::default();
+    let mut lineup = Lineup::new(options.clone())?;
+    measure(&mut lineup, &plan, &mut record)?;
+    drop(lineup);
+
+    let rounds = options.rounds();
+    let verdicts: Vec<_> = plan
+        .bars
+        .iter()
+        .map(|bar| Verdict::of(bar, &record, rounds))
+        .collect();
+    println!(
+        "\n{} round(s) of {} s; volumes of {} MiB, journals of {} MiB\n",
+        rounds,
+        options.times(&Case::write(32)).interval.as_secs_f64(),
+        options.size() >> 20,
+        options.journal() >> 20,
+    );
+    println!("{}", report::points(&record));
+    println!("{}", report::bars(&verdicts));
+    eprintln!("{:.0} s in all", since.elapsed().as_secs_f64());
+    Ok(())
+}
