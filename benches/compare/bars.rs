@@ -3,6 +3,7 @@
 use super::cases::{Case, Point, Who};
 use super::figures::Record;
 use super::load::Durable;
+use super::scenarios::Scenario;
 
 /// Which side of the bar is good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,21 +31,14 @@ pub struct Bar {
     pub value: Value,
 }
 
-/// Measurements that are more than a load on a candidate.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Scenario {
-    /// Round trips and durable writes of the machine itself.
-    Steps,
-}
-
 /// How the value of a round is computed.
 pub enum Value {
     /// Operations per second of the first point over those of the second.
     Rate(Point, Point),
     /// The quotient of 99th percentile and median of the first over that of the second.
     Tail(Point, Point),
-    /// A number noted by a scenario.
-    Noted(&'static str),
+    /// A number noted by a scenario, and those behind it.
+    Noted(&'static str, &'static [&'static str]),
     /// The median latency over the least that the machine allows.
     OverFloor(Point),
     /// CPU time of all processes per operation of the first over that of the second.
@@ -63,7 +57,7 @@ impl Value {
                 let (a, b) = (sample(a)?, sample(b)?);
                 (a.p99_us / a.p50_us) / (b.p99_us / b.p50_us)
             }
-            Value::Noted(name) => *record.scalar(name).get(round)?,
+            Value::Noted(name, _) => *record.scalar(name).get(round)?,
             Value::OverFloor(point) => {
                 sample(point)?.p50_us / record.scalar("floor_us").get(round)?
             }
@@ -78,7 +72,7 @@ impl Value {
         match self {
             Value::Rate(a, b) | Value::Tail(a, b) | Value::Cpu(a, b) => vec![*a, *b],
             Value::OverFloor(a) | Value::Enters(a) => vec![*a],
-            Value::Noted(_) => Vec::new(),
+            Value::Noted(..) => Vec::new(),
         }
     }
 
@@ -88,6 +82,10 @@ impl Value {
         let median = |point: &Point, field: fn(&super::figures::Sample) -> f64| {
             record
                 .spread(point, field)
+                .map_or_else(|| "?".to_owned(), |s| short(s.median))
+        };
+        let noted = |name: &str| {
+            super::figures::Spread::of(record.scalar(name))
                 .map_or_else(|| "?".to_owned(), |s| short(s.median))
         };
         match self {
@@ -108,20 +106,18 @@ impl Value {
                 median(a, |s| s.cpu_us.values().sum()),
                 median(b, |s| s.cpu_us.values().sum())
             ),
-            Value::OverFloor(a) => {
-                let noted = |name: &str| {
-                    super::figures::Spread::of(record.scalar(name))
-                        .map_or_else(|| "?".to_owned(), |s| short(s.median))
-                };
-                format!(
-                    "{} : {} + max({durable}, {} + {durable}) us",
-                    median(a, |s| s.p50_us),
-                    noted("client_us"),
-                    noted("link_us"),
-                    durable = noted("durable_us"),
-                )
+            Value::OverFloor(a) => format!(
+                "{} : {} + max({durable}, {} + {durable}) us",
+                median(a, |s| s.p50_us),
+                noted("client_us"),
+                noted("link_us"),
+                durable = noted("durable_us"),
+            ),
+            Value::Noted(_, behind) => {
+                let told = |name: &&str| format!("{} {}", name.replace('_', " "), noted(name));
+                behind.iter().map(told).collect::<Vec<_>>().join(", ")
             }
-            Value::Enters(_) | Value::Noted(_) => String::new(),
+            Value::Enters(_) => String::new(),
         }
     }
 }
@@ -255,6 +251,70 @@ pub fn all() -> Vec<Bar> {
         )
         .at(1.3, 1.0),
         Bar::new(
+            "catching-up",
+            "writes, depth 32, sync, while a mirror that was away catches up : in sync",
+            AtLeast,
+            Value::Noted(
+                "catching_up_ratio",
+                &[
+                    "catching_up_per_second",
+                    "in_sync_per_second",
+                    "catching_up_seconds",
+                ],
+            ),
+        )
+        .at(0.7, 0.9)
+        .after(Scenario::Away),
+        Bar::new(
+            "catching-up-tail",
+            "p99.9 of the same",
+            AtMost,
+            Value::Noted(
+                "catching_up_p999_ratio",
+                &["catching_up_p999_us", "in_sync_p999_us"],
+            ),
+        )
+        .after(Scenario::Away),
+        Bar::new(
+            "catch-up-small",
+            "catch-up from the journal, 4 KiB random writes : a direct copy of as many bytes",
+            AtLeast,
+            Value::Noted(
+                "catch_up_small_ratio",
+                &["catch_up_small_seconds", "catch_up_small_copy_seconds"],
+            ),
+        )
+        .at(0.5, 0.8)
+        .after(Scenario::CatchUp),
+        Bar::new(
+            "catch-up-large",
+            "the same, 1 MiB writes",
+            AtLeast,
+            Value::Noted(
+                "catch_up_large_ratio",
+                &["catch_up_large_seconds", "catch_up_large_copy_seconds"],
+            ),
+        )
+        .at(0.5, 0.8)
+        .after(Scenario::CatchUp),
+        Bar::new(
+            "resync",
+            "range resync with all data different : a direct copy of as many bytes",
+            AtLeast,
+            Value::Noted("resync_ratio", &["resync_seconds", "resync_copy_seconds"]),
+        )
+        .at(0.5, 0.8)
+        .after(Scenario::Resync),
+        Bar::new(
+            "recovery",
+            "from exec to the first acknowledged write after a kill, cold",
+            AtMost,
+            Value::Noted("recovery_seconds", &["recovery_mib"]),
+        )
+        .at(5.0, 2.0)
+        .in_unit("s")
+        .after(Scenario::Recovery),
+        Bar::new(
             "cpu-32",
             "CPU per 4 KiB write, depth 32, primary + mirror : nbdkit, unreplicated",
             AtMost,
@@ -269,5 +329,51 @@ pub fn all() -> Vec<Bar> {
         )
         .at(1.0, 0.6)
         .in_unit(""),
+        Bar::new(
+            "groups-100",
+            "4 KiB random writes on 100 groups, depth 1 each : on one, depth 100",
+            AtLeast,
+            Value::Noted("groups_ratio", &["groups_100", "groups_8", "groups_1"]),
+        )
+        .at(0.8, 1.0)
+        .after(Scenario::Groups),
+        Bar::new(
+            "groups-100-at-32",
+            "the same, depth 32 each : on one, depth 32",
+            AtLeast,
+            Value::Noted(
+                "groups_at_32_ratio",
+                &["groups_100_at_32", "groups_8_at_32", "groups_1_at_32"],
+            ),
+        )
+        .at(0.8, 1.0)
+        .after(Scenario::Groups),
+        Bar::new(
+            "memory-idle",
+            "resident memory of a site, idle, one volume",
+            AtMost,
+            Value::Noted("memory_idle_1", &[]),
+        )
+        .at(32.0, 32.0)
+        .in_unit("MiB")
+        .after(Scenario::Groups),
+        Bar::new(
+            "memory-load",
+            "the same, at its highest under full load",
+            AtMost,
+            Value::Noted("memory_load", &[]),
+        )
+        .at(256.0, 256.0)
+        .in_unit("MiB")
+        .after(Scenario::Groups),
+        Bar::new(
+            "memory-100",
+            "the same, 100 idle groups",
+            AtMost,
+            Value::Noted("memory_idle_100", &[]),
+        )
+        .at(128.0, 128.0)
+        .in_unit("MiB")
+        .after(Scenario::Groups),
     ]
 }

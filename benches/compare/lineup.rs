@@ -83,19 +83,7 @@ impl Lineup {
 
     fn start(&self, who: Who) -> anyhow::Result<Box<dyn Candidate>> {
         let (dir, size) = (self.place.path(), self.options.size());
-        let pair = |ack: &'static str| {
-            Pair::filled(
-                dir,
-                Setup {
-                    name: who.name(),
-                    ack,
-                    journal: self.options.journal(),
-                    size,
-                    groups: 1,
-                    compress: "off",
-                },
-            )
-        };
+        let pair = |ack| Pair::filled(dir, self.setup(who.name(), ack, self.options.journal()));
         Ok(match who {
             Who::Bare | Who::BareDsync => unreachable!("no server"),
             Who::Nbdkit => Box::new(Nbdkit::start(dir, size)?),
@@ -111,18 +99,15 @@ impl Lineup {
         })
     }
 
-    /// Ends all servers and removes their files: what comes next is to have the machine to itself.
-    pub fn clear(&mut self) -> anyhow::Result<()> {
-        self.bare = None;
-        self.servers.clear();
-        for entry in std::fs::read_dir(self.place.path())? {
-            let path = entry?.path();
-            if path.is_dir() {
-                std::fs::remove_dir_all(path)?;
-            } else {
-                std::fs::remove_file(path)?;
-            }
+    /// A pair with one volume, of the size of all volumes.
+    pub fn setup(&self, name: &'static str, ack: &'static str, journal: u64) -> Setup {
+        Setup {
+            name,
+            ack,
+            journal,
+            size: self.options.size(),
+            groups: 1,
+            compress: "off",
         }
-        Ok(())
     }
 }

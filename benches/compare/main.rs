@@ -16,6 +16,7 @@ mod place;
 mod probe;
 mod process;
 mod report;
+mod scenarios;
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -23,12 +24,13 @@ use std::time::Instant;
 use anyhow::{bail, ensure};
 use clap::Parser;
 
-use bars::{Bar, Scenario};
+use bars::Bar;
 use cases::{Case, Point, Who};
 use figures::Record;
 use lineup::Lineup;
 use options::Options;
 use report::Verdict;
+use scenarios::Scenario;
 
 /// What is to be done in each round.
 struct Plan {
@@ -83,12 +85,9 @@ fn measure(lineup: &mut Lineup, plan: &Plan, record: &mut Record) -> anyhow::Res
     let rounds = lineup.options.rounds();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        if plan.scenarios.contains(&Scenario::Steps) {
-            let steps = lineup.steps()?;
-            record.note("client_us", steps.client_us);
-            record.note("link_us", steps.link_us);
-            record.note("durable_us", steps.durable_us);
-            record.note("floor_us", steps.floor_us());
+        for scenario in &plan.scenarios {
+            eprintln!("  {}", scenario.name());
+            scenario.run(lineup, record)?;
         }
         for (case, points) in plan.turns(round) {
             eprintln!("  {case}");

@@ -60,6 +60,16 @@ impl Options {
         self.size.unwrap_or(if self.quick { 256 } else { 1024 }) << 20
     }
 
+    /// Bytes of frames that a recovery has to replay.
+    pub fn replay(&self) -> u64 {
+        if self.quick { 128 << 20 } else { 1 << 30 }
+    }
+
+    /// How long a mirror is away.
+    pub fn away(&self) -> Duration {
+        Duration::from_secs(if self.quick { 10 } else { 60 })
+    }
+
     /// Writes at depth 1 take longer to fill the journal as often as others.
     pub fn times(&self, case: &Case) -> Times {
         let seconds = self.seconds.unwrap_or(if self.quick { 1.5 } else { 5.0 });

@@ -130,6 +130,16 @@ impl Pair {
         Ok(since.elapsed())
     }
 
+    /// Ends both and gives the space on the disk back.
+    pub fn remove(&mut self) -> anyhow::Result<()> {
+        self.primary.kill();
+        self.mirror.kill();
+        for site in [&self.primary, &self.mirror] {
+            std::fs::remove_dir_all(&site.dir)?;
+        }
+        Ok(())
+    }
+
     /// Kills the mirror, and waits until the primary goes on alone.
     pub fn lose_mirror(&mut self) -> anyhow::Result<()> {
         self.mirror.kill();
@@ -255,6 +265,12 @@ impl Site {
         serde_json::from_str(body).ok()
     }
 
+    /// Its only group.
+    pub fn group(&self) -> anyhow::Result<GroupStatus> {
+        let groups = self.groups().context("a site tells no status")?;
+        groups.into_iter().next().context("a site without a group")
+    }
+
     pub fn groups(&self) -> Option<Vec<GroupStatus>> {
         Some(self.status()?.groups)
     }
@@ -288,10 +304,6 @@ fn log_end(path: &Path) -> String {
 }
 
 impl Candidate for Pair {
-    fn name(&self) -> &'static str {
-        self.setup.name
-    }
-
     fn doors(&self) -> Vec<Door> {
         (0..self.setup.groups)
             .map(|g| self.primary.door(g))
@@ -326,12 +338,16 @@ impl Candidate for Pair {
     }
 
     fn counts(&mut self) -> anyhow::Result<Counts> {
-        let groups = self
+        let primary = self
             .primary
-            .groups()
+            .status()
             .context("the primary tells no status")?;
+        let mirror = self.mirror.status();
         let mut counts = Counts::default();
-        for group in &groups {
+        for site in [Some(&primary), mirror.as_ref()].into_iter().flatten() {
+            counts.ring_enters += site.shards.iter().map(|s| s.ring_enters).sum::<u64>();
+        }
+        for group in &primary.groups {
             counts.writes += group.totals.writes;
             counts.journal_bytes += group.totals.journal_bytes;
             counts.checkpoints += group.totals.checkpoints;

@@ -30,8 +30,6 @@ pub struct Counts {
 
 /// A server of an NBD export.
 pub trait Candidate {
-    /// In tables, and for `--candidates`.
-    fn name(&self) -> &'static str;
     /// Its exports.
     fn doors(&self) -> Vec<Door>;
     /// Process ids of its parts.
@@ -61,12 +59,20 @@ pub fn settle(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The page cache forgets the volumes, whoever owns the machine.
+/// The page cache forgets the volumes.
 pub fn forget(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
     settle(candidate)?;
     for file in candidate.files() {
-        fadvise(File::open(file)?, 0, None, Advice::DontNeed)?;
+        drop_pages(&file)?;
     }
+    Ok(())
+}
+
+/// The page cache forgets this file, and nothing else of the machine.
+pub fn drop_pages(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path)?;
+    file.sync_data()?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
     Ok(())
 }
 
@@ -88,8 +94,7 @@ pub fn filled_file(path: &Path, size: u64) -> anyhow::Result<()> {
         file.write_all_at(&data[..len], at)?;
     }
     file.sync_all()?;
-    fadvise(&file, 0, None, Advice::DontNeed)?;
-    Ok(())
+    drop_pages(path)
 }
 
 /// Between two looks at something that is about to happen.

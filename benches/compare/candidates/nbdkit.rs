@@ -36,10 +36,6 @@ impl Nbdkit {
 }
 
 impl Candidate for Nbdkit {
-    fn name(&self) -> &'static str {
-        "nbdkit"
-    }
-
     fn doors(&self) -> Vec<Door> {
         vec![Door {
             address: Address::Unix(self.socket.clone()),

@@ -125,10 +125,6 @@ impl Qemu {
 }
 
 impl Candidate for Qemu {
-    fn name(&self) -> &'static str {
-        "qemu-mirror"
-    }
-
     fn doors(&self) -> Vec<Door> {
         vec![Door {
             address: Address::Unix(self.socket.clone()),
