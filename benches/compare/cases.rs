@@ -14,6 +14,8 @@ pub enum Who {
     BareDsync,
     Nbdkit,
     Qemu,
+    /// The same; both sites flush after each write.
+    QemuDurable,
     Sync,
     Memsync,
     Async,
@@ -22,11 +24,12 @@ pub enum Who {
 }
 
 impl Who {
-    pub const ALL: [Who; 8] = [
+    pub const ALL: [Who; 9] = [
         Who::Bare,
         Who::BareDsync,
         Who::Nbdkit,
         Who::Qemu,
+        Who::QemuDurable,
         Who::Sync,
         Who::Memsync,
         Who::Async,
@@ -39,6 +42,7 @@ impl Who {
             Who::BareDsync => "bare-dsync",
             Who::Nbdkit => "nbdkit",
             Who::Qemu => "qemu-mirror",
+            Who::QemuDurable => "qemu-durable",
             Who::Sync => "sync",
             Who::Memsync => "memsync",
             Who::Async => "async",
@@ -141,14 +145,6 @@ impl Case {
             who,
             tool,
         }
-    }
-
-    /// A short name without spaces.
-    pub fn slug(&self) -> String {
-        self.to_string()
-            .replace(", ", "-")
-            .replace(' ', "-")
-            .to_lowercase()
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
+
 use super::candidates::bare::Bare;
 use super::candidates::doublure::{Pair, Setup};
 use super::candidates::nbdkit::Nbdkit;
-use super::candidates::qemu::Qemu;
-use super::candidates::{Candidate, settle};
+use super::candidates::qemu::{Durable, Qemu};
+use super::candidates::{Candidate, check_copies, settle};
 use super::cases::{Point, Tool, Who};
 use super::figures::Sample;
 use super::measure;
@@ -86,8 +88,9 @@ impl Lineup {
         let pair = |ack| Pair::filled(dir, self.setup(who.name(), ack, self.options.journal()));
         Ok(match who {
             Who::Bare | Who::BareDsync => unreachable!("no server"),
-            Who::Nbdkit => Box::new(Nbdkit::start(dir, size)?),
-            Who::Qemu => Box::new(Qemu::start(dir, size)?),
+            Who::Nbdkit => Box::new(Nbdkit::start(dir, size, self.options.tcp)?),
+            Who::Qemu => Box::new(Qemu::start(dir, size, self.options.tcp, Durable::Nowhere)?),
+            Who::QemuDurable => Box::new(Qemu::start(dir, size, self.options.tcp, Durable::Both)?),
             Who::Sync => Box::new(pair("sync")?),
             Who::Memsync => Box::new(pair("memsync")?),
             Who::Async => Box::new(pair("async")?),
@@ -99,6 +102,14 @@ impl Lineup {
         })
     }
 
+    /// Fails unless every mirror there is holds what its primary holds.
+    pub fn check_copies(&mut self) -> anyhow::Result<()> {
+        for (who, server) in &mut self.servers {
+            check_copies(&mut **server).with_context(|| who.name())?;
+        }
+        Ok(())
+    }
+
     /// A pair with one volume, of the size of all volumes.
     pub fn setup(&self, name: &'static str, ack: &'static str, journal: u64) -> Setup {
         Setup {
@@ -108,6 +119,7 @@ impl Lineup {
             size: self.options.size(),
             groups: 1,
             compress: "off",
+            tcp: self.options.tcp,
         }
     }
 }

@@ -3,9 +3,12 @@
 mod bars;
 mod candidates;
 mod cases;
+mod chart;
 mod dice;
 mod figures;
+
 mod fio;
+mod json;
 mod lineup;
 mod load;
 mod measure;
@@ -123,6 +126,7 @@ fn main() -> anyhow::Result<()> {
     let mut record = Record::default();
     let mut lineup = Lineup::new(options.clone())?;
     measure(&mut lineup, &plan, &mut record)?;
+    lineup.check_copies()?;
     drop(lineup);
 
     let rounds = options.rounds();
@@ -131,15 +135,40 @@ fn main() -> anyhow::Result<()> {
         .iter()
         .map(|bar| Verdict::of(bar, &record, rounds))
         .collect();
-    println!(
-        "\n{} round(s) of {} s; volumes of {} MiB, journals of {} MiB\n",
+    let mut text = format!(
+        "{} round(s) of {} s; volumes of {} MiB, journals of {} MiB\n\n",
         rounds,
         options.times(&Case::write(32)).interval.as_secs_f64(),
         options.size() >> 20,
         options.journal() >> 20,
     );
-    println!("{}", report::points(&record));
-    println!("{}", report::bars(&verdicts));
-    eprintln!("{:.0} s in all", since.elapsed().as_secs_f64());
+    if options.quick {
+        text += &format!(
+            "Brief: what is marked FEW has not turned its journal over three times; a mirror is away for {} s, not 60; \
+             {} MiB are replayed, not 1024.\n\n",
+            options.away().as_secs(),
+            options.replay() >> 20
+        );
+    }
+    if record.points().next().is_some() {
+        text += &format!("{}\n", report::points(&record));
+    }
+    text += &report::bars(&verdicts);
+    println!("\n{text}");
+
+    std::fs::create_dir_all(&options.out)?;
+    let write = |name: &str, content: &str| std::fs::write(options.out.join(name), content);
+    write("table.txt", &text)?;
+    let document = json::document(&options, &record, &verdicts);
+    write("figures.json", &serde_json::to_string_pretty(&document)?)?;
+    write("bars.svg", &chart::bars(&verdicts))?;
+    for (name, svg) in chart::candidates(&record) {
+        write(name, &svg)?;
+    }
+    eprintln!(
+        "{:.0} s in all; table, JSON and charts are in {}",
+        since.elapsed().as_secs_f64(),
+        options.out.display()
+    );
     Ok(())
 }

@@ -50,6 +50,16 @@ pub struct Door {
     pub export: String,
 }
 
+impl Address {
+    /// Whether somebody listens.
+    pub fn is_open(&self) -> bool {
+        match self {
+            Address::Unix(path) => UnixStream::connect(path).is_ok(),
+            Address::Tcp(address) => TcpStream::connect(address).is_ok(),
+        }
+    }
+}
+
 impl Door {
     /// For fio and other clients.
     pub fn uri(&self) -> String {
@@ -179,11 +189,6 @@ impl Connection {
     /// Writes, with nothing else in flight.
     pub fn write(&self, flags: u16, offset: u64, data: &[u8]) -> anyhow::Result<()> {
         self.call(WRITE, flags, offset, data.len() as u32, data)
-    }
-
-    /// Everything answered so far is durable afterwards.
-    pub fn flush(&self) -> anyhow::Result<()> {
-        self.call(FLUSH, 0, 0, 0, &[])
     }
 
     fn call(

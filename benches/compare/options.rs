@@ -31,9 +31,12 @@ pub struct Options {
     /// Size of the volumes, MiB [default: 1024, with --quick 256]
     #[arg(long, value_name = "MIB")]
     pub size: Option<u64>,
-    /// Seconds of each measurement after its warm-up [default: 5, with --quick 1.5]
+    /// Seconds of each measurement after its warm-up [default: 5, with --quick 1]
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
+    /// Clients connect over loopback TCP instead of a unix socket
+    #[arg(long)]
+    pub tcp: bool,
     /// Directory on the disk to be measured
     #[arg(long, value_name = "DIR", default_value = "target")]
     pub dir: PathBuf,
@@ -72,11 +75,11 @@ impl Options {
 
     /// Writes at depth 1 take longer to fill the journal as often as others.
     pub fn times(&self, case: &Case) -> Times {
-        let seconds = self.seconds.unwrap_or(if self.quick { 1.5 } else { 5.0 });
+        let seconds = self.seconds.unwrap_or(if self.quick { 1.0 } else { 5.0 });
         let slow = case.job.writes_percent == 100 && case.job.depth == 1;
         let factor = if slow && !self.quick { 2.0 } else { 1.0 };
         Times {
-            warm_up: Duration::from_secs_f64(if self.quick { 0.3 } else { 1.0 }),
+            warm_up: Duration::from_secs_f64(if self.quick { 0.2 } else { 1.0 }),
             interval: Duration::from_secs_f64(seconds * factor),
         }
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::nbd::Address;
+
 /// The directory.
 pub struct Place(tempfile::TempDir);
 
@@ -28,6 +30,15 @@ impl Place {
         std::fs::create_dir_all(&dir)?;
         Ok(dir)
     }
+}
+
+/// Where a server is to listen for clients: over TCP, or on a socket in its directory.
+pub fn address(dir: &Path, tcp: bool) -> anyhow::Result<Address> {
+    Ok(if tcp {
+        Address::Tcp((Ipv4Addr::LOCALHOST, free_port()?).into())
+    } else {
+        Address::Unix(dir.join("nbd"))
+    })
 }
 
 /// A port on the loopback address that was free a moment ago.

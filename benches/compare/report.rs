@@ -9,6 +9,8 @@ use super::figures::{Record, Spread, short};
 /// A bar with what came of it.
 pub struct Verdict<'a> {
     pub bar: &'a Bar,
+    /// By round.
+    pub values: Vec<f64>,
     pub spread: Option<Spread>,
     pub figures: String,
 }
@@ -20,6 +22,7 @@ impl<'a> Verdict<'a> {
             .collect();
         Verdict {
             spread: Spread::of(&values),
+            values,
             figures: bar.value.figures(record),
             bar,
         }

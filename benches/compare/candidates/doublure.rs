@@ -14,7 +14,7 @@ use super::{Candidate, Counts, STEP};
 use crate::load::{Durable, Job, Load, Pattern, Until};
 use crate::nbd::{Address, Door};
 use crate::payload::Data;
-use crate::place::free_port;
+use crate::place::{address, free_port};
 use crate::process::{PATIENCE, Process, eventually};
 
 /// What a pair is made of.
@@ -29,12 +29,15 @@ pub struct Setup {
     /// Groups of one volume each.
     pub groups: usize,
     pub compress: &'static str,
+    /// Clients connect over TCP.
+    pub tcp: bool,
 }
 
 /// One site.
 pub struct Site {
     part: &'static str,
     dir: PathBuf,
+    nbd: Address,
     process: Option<Process>,
 }
 
@@ -49,14 +52,17 @@ impl Pair {
     /// Configures both, starts both, waits until they are in sync.
     pub fn start(dir: &Path, setup: Setup) -> anyhow::Result<Pair> {
         let dir = dir.join(setup.name);
-        let site = |part: &'static str| Site {
-            part,
-            dir: dir.join(part),
-            process: None,
+        let site = |part: &'static str| -> anyhow::Result<Site> {
+            Ok(Site {
+                part,
+                dir: dir.join(part),
+                nbd: address(&dir.join(part), setup.tcp)?,
+                process: None,
+            })
         };
         let mut pair = Pair {
-            primary: site("primary"),
-            mirror: site("mirror"),
+            primary: site("primary")?,
+            mirror: site("mirror")?,
             setup,
         };
         let ports = [free_port()?, free_port()?];
@@ -169,8 +175,12 @@ impl Site {
         std::fs::create_dir_all(&self.dir)?;
         let dir = self.dir.display();
         let (role, size, journal) = (self.part, setup.size, setup.journal);
+        let nbd = match &self.nbd {
+            Address::Unix(path) => format!("unix:{}", path.display()),
+            Address::Tcp(address) => address.to_string(),
+        };
         let mut text = format!(
-            "[site]\nname = \"{role}\"\ndata = \"{dir}/data\"\nnbd = [\"unix:{dir}/nbd\"]\n\
+            "[site]\nname = \"{role}\"\ndata = \"{dir}/data\"\nnbd = [\"{nbd}\"]\n\
              link = \"127.0.0.1:{port}\"\ncontrol = \"unix:{dir}/control\"\n"
         );
         for group in 0..setup.groups {
@@ -230,7 +240,7 @@ impl Site {
     /// The export of a group.
     pub fn door(&self, group: usize) -> Door {
         Door {
-            address: Address::Unix(self.dir.join("nbd")),
+            address: self.nbd.clone(),
             export: format!("v{group}"),
         }
     }
@@ -324,6 +334,13 @@ impl Candidate for Pair {
     }
 
     fn drain(&mut self) -> anyhow::Result<()> {
+        if self.mirror.pid().is_some() {
+            eventually("the mirror has it all", STEP, PATIENCE, || {
+                let groups = self.primary.groups().unwrap_or_default();
+                let level = |g: &GroupStatus| g.peers.iter().all(|p| p.received_lsn == g.tail_lsn);
+                Ok((!groups.is_empty() && groups.iter().all(level)).then_some(()))
+            })?;
+        }
         for site in [&self.primary, &self.mirror] {
             if site.pid().is_none() {
                 continue;

@@ -8,7 +8,10 @@ pub mod qemu;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
+
+use anyhow::ensure;
 
 use rustix::fs::{Advice, fadvise};
 
@@ -55,6 +58,21 @@ pub fn settle(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
     candidate.drain()?;
     for file in candidate.files() {
         File::open(file)?.sync_data()?;
+    }
+    Ok(())
+}
+
+/// Fails unless a candidate with two sites holds the same on both, byte for byte.
+pub fn check_copies(candidate: &mut dyn Candidate) -> anyhow::Result<()> {
+    settle(candidate)?;
+    let (files, sites) = (candidate.files(), candidate.processes().len());
+    if let ([near, far], 2) = (&files[..], sites) {
+        let compared = Command::new("cmp").args([near, far]).output()?;
+        ensure!(
+            compared.status.success(),
+            "the sites differ: {}",
+            String::from_utf8_lossy(&compared.stdout)
+        );
     }
     Ok(())
 }

@@ -5,31 +5,38 @@ use std::process::Command;
 
 use super::{Candidate, STEP, filled_file};
 use crate::nbd::{Address, Door};
+use crate::place::address;
 use crate::process::{PATIENCE, Process, eventually};
 
 pub struct Nbdkit {
     file: PathBuf,
-    socket: PathBuf,
+    address: Address,
     process: Process,
 }
 
 impl Nbdkit {
-    pub fn start(dir: &Path, size: u64) -> anyhow::Result<Nbdkit> {
+    pub fn start(dir: &Path, size: u64, tcp: bool) -> anyhow::Result<Nbdkit> {
         let dir = dir.join("nbdkit");
         std::fs::create_dir_all(&dir)?;
-        let (file, socket) = (dir.join("file"), dir.join("nbd"));
+        let (file, address) = (dir.join("file"), address(&dir, tcp)?);
         filled_file(&file, size)?;
         let mut command = Command::new("nbdkit");
-        command.args(["--foreground", "--unix"]).arg(&socket);
+        command.arg("--foreground");
+        match &address {
+            Address::Unix(path) => command.arg("--unix").arg(path),
+            Address::Tcp(at) => {
+                command.args(["--ipaddr", "127.0.0.1", "--port", &at.port().to_string()])
+            }
+        };
         command.arg("file").arg(&file);
         let mut process = Process::start("server", command, &dir.join("log"))?;
         eventually("nbdkit listens", STEP, PATIENCE, || {
             process.check()?;
-            Ok(socket.exists().then_some(()))
+            Ok(address.is_open().then_some(()))
         })?;
         Ok(Nbdkit {
             file,
-            socket,
+            address,
             process,
         })
     }
@@ -38,7 +45,7 @@ impl Nbdkit {
 impl Candidate for Nbdkit {
     fn doors(&self) -> Vec<Door> {
         vec![Door {
-            address: Address::Unix(self.socket.clone()),
+            address: self.address.clone(),
             export: String::new(),
         }]
     }

@@ -1,5 +1,8 @@
 //! Two `qemu-storage-daemon`s of which the first mirrors each write to the second, over TCP, before it answers: the way to
 //! replicate in user space that exists already.
+//!
+//! What a client wants durable (FUA, flush) is made durable by the first alone: neither reaches the second (seen with 7.2 and
+//! 10.0). With [`Durable::Both`] both flush after each write, which is what doublure's `sync` promises.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -12,12 +15,19 @@ use serde_json::{Value, json};
 
 use super::{Candidate, STEP, filled_file};
 use crate::nbd::{Address, Door};
-use crate::place::free_port;
+use crate::place::{address, free_port};
 use crate::process::{PATIENCE, Process, eventually};
+
+/// Where each write is durable before it is answered, asked for or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durable {
+    Nowhere,
+    Both,
+}
 
 pub struct Qemu {
     files: [PathBuf; 2],
-    socket: PathBuf,
+    address: Address,
     processes: [Process; 2],
 }
 
@@ -59,16 +69,27 @@ impl Qmp {
 }
 
 impl Qemu {
-    pub fn start(dir: &Path, size: u64) -> anyhow::Result<Qemu> {
-        let dir = dir.join("qemu");
+    pub fn start(dir: &Path, size: u64, tcp: bool, durable: Durable) -> anyhow::Result<Qemu> {
+        let (name, option) = match durable {
+            Durable::Nowhere => ("qemu", ""),
+            Durable::Both => ("qemu-durable", ",writethrough=on"),
+        };
+        let dir = dir.join(name);
         std::fs::create_dir_all(&dir)?;
         let files = [dir.join("near"), dir.join("far")];
         for file in &files {
             filled_file(file, size)?;
         }
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let port = address.port();
-        let (control, socket) = (dir.join("qmp"), dir.join("nbd"));
+        let link = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let port = link.port();
+        let control = dir.join("qmp");
+        let door = address(&dir, tcp)?;
+        let served = match &door {
+            Address::Unix(path) => format!("addr.type=unix,addr.path={}", path.display()),
+            Address::Tcp(at) => {
+                format!("addr.type=inet,addr.host=127.0.0.1,addr.port={}", at.port())
+            }
+        };
         let disk = |path: &Path| {
             format!(
                 "driver=file,node-name=disk,filename={},cache.direct=on,discard=unmap",
@@ -83,12 +104,12 @@ impl Qemu {
         ]);
         far.args([
             "--export",
-            "type=nbd,id=e,node-name=disk,name=far,writable=on",
+            &format!("type=nbd,id=e,node-name=disk,name=far,writable=on{option}"),
         ]);
         let mut far = Process::start("mirror", far, &dir.join("log"))?;
         eventually("the second listens", STEP, PATIENCE, || {
             far.check()?;
-            Ok(TcpStream::connect(address).ok())
+            Ok(TcpStream::connect(link).ok())
         })?;
         let mut near = Command::new("qemu-storage-daemon");
         near.args([
@@ -106,9 +127,9 @@ impl Qemu {
                 "driver=nbd,node-name=far,export=far,server.type=inet,server.host=127.0.0.1,server.port={port}"
             ),
             "--nbd-server",
-            &format!("addr.type=unix,addr.path={}", socket.display()),
+            &served,
             "--export",
-            "type=nbd,id=e,node-name=disk,name=demo,writable=on",
+            &format!("type=nbd,id=e,node-name=disk,name=demo,writable=on{option}"),
         ]);
         let near = Process::start("primary", near, &dir.join("log"))?;
         let mut qmp = Qmp::connect(&control)?;
@@ -118,7 +139,7 @@ impl Qemu {
         qmp.until(|message| message["event"] == "BLOCK_JOB_READY")?;
         Ok(Qemu {
             files,
-            socket,
+            address: door,
             processes: [near, far],
         })
     }
@@ -127,7 +148,7 @@ impl Qemu {
 impl Candidate for Qemu {
     fn doors(&self) -> Vec<Door> {
         vec![Door {
-            address: Address::Unix(self.socket.clone()),
+            address: self.address.clone(),
             export: "demo".to_owned(),
         }]
     }

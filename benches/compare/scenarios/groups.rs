@@ -28,6 +28,7 @@ pub fn side_by_side(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<
                 size: (options.size() / groups as u64).next_multiple_of(1 << 20),
                 groups,
                 compress: "off",
+                tcp: options.tcp,
             },
         )?;
         // What the start itself took is given back, or is not, by now.
