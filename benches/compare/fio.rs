@@ -96,6 +96,11 @@ pub fn run(
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+    parse(&said)
+}
+
+/// Reads the report of one job.
+pub fn parse(said: &str) -> anyhow::Result<Report> {
     // fio's NBD engine says that it connected before the report begins.
     let json = &said[said.find('{').context("fio made no report")?..];
     let report: serde_json::Value = serde_json::from_str(json).context("fio's report")?;

@@ -5,6 +5,7 @@ mod candidates;
 mod cases;
 mod chart;
 mod dice;
+mod drbd;
 mod figures;
 
 mod fio;
@@ -90,7 +91,9 @@ fn measure(lineup: &mut Lineup, plan: &Plan, record: &mut Record) -> anyhow::Res
         eprintln!("round {} of {rounds}", round + 1);
         for scenario in &plan.scenarios {
             eprintln!("  {}", scenario.name());
+            let since = Instant::now();
             scenario.run(lineup, record)?;
+            eprintln!("    ({:.0} s)", since.elapsed().as_secs_f64());
         }
         for (case, points) in plan.turns(round) {
             eprintln!("  {case}");
@@ -121,6 +124,9 @@ fn main() -> anyhow::Result<()> {
         !cfg!(debug_assertions),
         "nothing is measured without optimisation: use tools/bench"
     );
+    if options.drbd {
+        return drbd::run(&options);
+    }
     let plan = Plan::of(&options)?;
     let since = Instant::now();
     let mut record = Record::default();

@@ -22,6 +22,9 @@ pub struct Options {
     /// Names the bars
     #[arg(long)]
     pub list: bool,
+    /// DRBD in the kernel of an emulated machine and doublure beside it, and nothing else
+    #[arg(long)]
+    pub drbd: bool,
     /// Repetitions of everything, alternating between the candidates [default: 3, with --quick 1]
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,

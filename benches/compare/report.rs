@@ -164,7 +164,7 @@ fn spaced(unit: &str) -> String {
 }
 
 /// Columns as wide as they need to be.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -302,7 +302,7 @@ impl Site {
 }
 
 /// The program that is measured.
-fn program() -> PathBuf {
+pub fn program() -> PathBuf {
     std::env::var_os("DOUBLURE_BIN")
         .map_or_else(|| env!("CARGO_BIN_EXE_doublure").into(), PathBuf::from)
 }
@@ -337,7 +337,10 @@ impl Candidate for Pair {
         if self.mirror.pid().is_some() {
             eventually("the mirror has it all", STEP, PATIENCE, || {
                 let groups = self.primary.groups().unwrap_or_default();
-                let level = |g: &GroupStatus| g.peers.iter().all(|p| p.received_lsn == g.tail_lsn);
+                // One that was cut off is not waited for.
+                let level = |g: &GroupStatus| {
+                    g.alone.is_some() || g.peers.iter().all(|p| p.received_lsn == g.tail_lsn)
+                };
                 Ok((!groups.is_empty() && groups.iter().all(level)).then_some(()))
             })?;
         }
