@@ -23,20 +23,17 @@ use super::process::{Process, eventually};
 use super::report::table;
 
 /// Modules that reach the host's tree, in the order of loading, below `kernel/` of the modules' directory.
-const MODULES: [&str; 13] = [
-    "drivers/virtio/virtio",
+const MODULES: [&str; 10] = [
     "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_legacy_dev",
     "drivers/virtio/virtio_pci_modern_dev",
     "drivers/virtio/virtio_pci",
-    "fs/fscache/fscache",
     "fs/netfs/netfs",
+    "fs/fscache/fscache",
     "net/9p/9pnet",
     "net/9p/9pnet_virtio",
     "fs/9p/9p",
-    "crypto/crc32c_generic",
-    "lib/libcrc32c",
-    "lib/crc16",
 ];
 const CANDIDATES: [&str; 5] = ["raw", "drbd", "nbdkit", "memsync", "sync"];
 const CASES: [(&str, &str); 5] = [
