@@ -52,7 +52,7 @@ fn bench(c: &mut Criterion) {
             set.insert(
                 VolumeId(0),
                 ByteRange::new(black_box(offsets.next()), BLOCK),
-            )
+            );
         });
     });
     let set = written(100_000, 2);

@@ -191,12 +191,12 @@ pub fn bars(verdicts: &[Verdict]) -> String {
     let mut svg =
         Svg::new("the bars: measured against wanted (line), stretch (dot); right is better");
     for verdict in verdicts {
-        let (Some(spread), Some(bar)) = (verdict.spread, verdict.bar.bar) else {
+        let (Some(spread), Some(limit)) = (verdict.spread, verdict.bar.limit) else {
             continue;
         };
         let factor = |value: f64| match verdict.bar.goal {
-            Goal::AtLeast => value / bar,
-            Goal::AtMost => bar / value,
+            Goal::AtLeast => value / limit,
+            Goal::AtMost => limit / value,
         };
         let y = svg.height;
         svg.text(LEFT - 8.0, y + 14.0, 11, "end", "#222", verdict.bar.title);

@@ -244,8 +244,8 @@ fn tables(rates: &Rates, rounds: usize) -> String {
     let mut all = vec![["case", "raw", "DRBD C", "nbdkit", "memsync", "sync"].map(str::to_owned)];
     for (case, title) in CASES {
         let cell = |who| Spread::of(&rates[&(case, who)]).map_or_else(String::new, told);
-        let [a, b, c, d, e] = CANDIDATES.map(cell);
-        all.push([title.to_owned(), a, b, c, d, e]);
+        let [raw, drbd, nbdkit, memsync, sync] = CANDIDATES.map(cell);
+        all.push([title.to_owned(), raw, drbd, nbdkit, memsync, sync]);
     }
     let header = [
         "case",

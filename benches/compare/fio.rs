@@ -1,5 +1,6 @@
 //! fio: on the bare file, and through its own NBD client.
 
+use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -57,9 +58,9 @@ pub fn run(
         warm_up.as_millis(),
     );
     let size = if job.span == 0 { size } else { job.span };
-    text += &format!("size={size}\n");
+    writeln!(text, "size={size}")?;
     if !matches!(job.writes_percent, 0 | 100) {
-        text += &format!("rwmixwrite={}\n", job.writes_percent);
+        writeln!(text, "rwmixwrite={}", job.writes_percent)?;
     }
     if job.data == Data::Compressible {
         text += "buffer_compress_percentage=50\n";
@@ -67,7 +68,11 @@ pub fn run(
     let mut command = Command::new("fio");
     match target {
         Target::File { path, dsync } => {
-            text += &format!("ioengine=io_uring\ndirect=1\nfilename={}\n", path.display());
+            writeln!(
+                text,
+                "ioengine=io_uring\ndirect=1\nfilename={}",
+                path.display()
+            )?;
             if *dsync {
                 text += "sync=dsync\n";
             }

@@ -53,7 +53,7 @@ fn bar(verdict: &Verdict) -> Value {
             Goal::AtLeast => "at_least",
             Goal::AtMost => "at_most",
         },
-        "bar": bar.bar,
+        "bar": bar.limit,
         "stretch": bar.stretch,
         "measured": verdict.spread,
         "values": verdict.values,

@@ -23,6 +23,7 @@ mod report;
 mod scenarios;
 
 use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::time::Instant;
 
 use anyhow::{bail, ensure};
@@ -149,15 +150,16 @@ fn main() -> anyhow::Result<()> {
         options.journal() >> 20,
     );
     if options.quick {
-        text += &format!(
+        write!(
+            text,
             "Brief: what is marked FEW has not turned its journal over three times; a mirror is away for {} s, not 60; \
              {} MiB are replayed, not 1024.\n\n",
             options.away().as_secs(),
             options.replay() >> 20
-        );
+        )?;
     }
     if record.points().next().is_some() {
-        text += &format!("{}\n", report::points(&record));
+        writeln!(text, "{}", report::points(&record))?;
     }
     text += &report::bars(&verdicts);
     println!("\n{text}");

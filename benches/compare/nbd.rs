@@ -86,7 +86,7 @@ impl Door {
                 negotiate(stream, &self.export)
             }
         };
-        opened.with_context(|| format!("{}", self.uri()))
+        opened.with_context(|| self.uri())
     }
 }
 

@@ -15,39 +15,39 @@ use super::load::histogram;
 /// A durable overwrite is this long, bytes.
 const BLOCK: usize = 4096;
 
-/// Medians in microseconds.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// Medians.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Steps {
     /// A request with 4 KiB and its reply over a unix socket, a thread blocking at each end.
-    pub client_us: f64,
+    pub client: Duration,
     /// A frame of one operation and its acknowledgement over loopback TCP, likewise.
-    pub link_us: f64,
+    pub link: Duration,
     /// A 4 KiB overwrite of a preallocated file with `O_DIRECT` and `O_DSYNC`, one after the other.
-    pub durable_us: f64,
+    pub durable: Duration,
 }
 
 impl Steps {
     /// The least that a write in `sync` mode can take, without polling and with nothing left out.
-    pub fn floor_us(&self) -> f64 {
-        self.client_us + self.durable_us.max(self.link_us + self.durable_us)
+    pub fn floor(&self) -> Duration {
+        self.client + self.durable.max(self.link + self.durable)
     }
 }
 
 /// Measures each for so long.
 pub fn steps(dir: &Path, each: Duration) -> anyhow::Result<Steps> {
     let (near, far) = UnixStream::pair()?;
-    let client_us = echo(near, far, 28 + BLOCK, 16, each)?;
+    let client = echo(near, far, 28 + BLOCK, 16, each)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let (far, _) = listener.accept()?;
     near.set_nodelay(true)?;
     far.set_nodelay(true)?;
-    let link_us = echo(near, far, 32 + 2 * BLOCK, 64, each)?;
-    let durable_us = durable(dir, each)?;
+    let link = echo(near, far, 32 + 2 * BLOCK, 64, each)?;
+    let durable = overwrite(dir, each)?;
     Ok(Steps {
-        client_us,
-        link_us,
-        durable_us,
+        client,
+        link,
+        durable,
     })
 }
 
@@ -57,7 +57,7 @@ fn echo<S>(
     request: usize,
     reply: usize,
     limit: Duration,
-) -> anyhow::Result<f64>
+) -> anyhow::Result<Duration>
 where
     S: Read + Write + Send,
 {
@@ -80,11 +80,11 @@ where
             since = now;
         }
         drop(near);
-        Ok(times.value_at_quantile(0.5) as f64 / 1e3)
+        Ok(Duration::from_nanos(times.value_at_quantile(0.5)))
     })
 }
 
-fn durable(dir: &Path, limit: Duration) -> anyhow::Result<f64> {
+fn overwrite(dir: &Path, limit: Duration) -> anyhow::Result<Duration> {
     const LEN: u64 = 32 << 20;
     let path = dir.join("durable");
     let mut data = AlignedBuf::zeroed(1 << 20);
@@ -110,7 +110,7 @@ fn durable(dir: &Path, limit: Duration) -> anyhow::Result<f64> {
         since = now;
     }
     std::fs::remove_file(&path)?;
-    Ok(times.value_at_quantile(0.5) as f64 / 1e3)
+    Ok(Duration::from_nanos(times.value_at_quantile(0.5)))
 }
 
 /// Copies so many bytes from file to file in pieces of 1 MiB past the page cache, with a final fdatasync; says how long

@@ -33,7 +33,7 @@ impl<'a> Verdict<'a> {
         let (Some(spread), bar) = (self.spread, self.bar) else {
             return "not measured";
         };
-        match (bar.bar, bar.stretch) {
+        match (bar.limit, bar.stretch) {
             (_, Some(stretch)) if bar.meets(spread.median, stretch) => "stretch",
             (Some(limit), _) if bar.meets(spread.median, limit) => "met",
             (Some(_), _) => "NOT MET",
@@ -59,7 +59,7 @@ pub fn bars(verdicts: &[Verdict]) -> String {
             verdict
                 .spread
                 .map_or_else(|| "-".to_owned(), |s| told(&s, bar.unit)),
-            limit(bar.bar),
+            limit(bar.limit),
             limit(bar.stretch),
             verdict.word().to_owned(),
             verdict.figures.clone(),
@@ -178,10 +178,10 @@ pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
             .zip(widths)
             .map(|(cell, width)| format!("{cell:width$}"))
             .collect();
-        text += &format!("| {} |\n", cells.join(" | "));
+        writeln!(text, "| {} |", cells.join(" | ")).expect("a string");
         if index == 0 {
             let lines: Vec<_> = widths.iter().map(|w| "-".repeat(*w)).collect();
-            text += &format!("| {} |\n", lines.join(" | "));
+            writeln!(text, "| {} |", lines.join(" | ")).expect("a string");
         }
     }
     text

@@ -41,10 +41,14 @@ impl Scenario {
         match self {
             Scenario::Steps => {
                 let steps = lineup.steps()?;
-                record.note("client_us", steps.client_us);
-                record.note("link_us", steps.link_us);
-                record.note("durable_us", steps.durable_us);
-                record.note("floor_us", steps.floor_us());
+                for (name, time) in [
+                    ("client_us", steps.client),
+                    ("link_us", steps.link),
+                    ("durable_us", steps.durable),
+                    ("floor_us", steps.floor()),
+                ] {
+                    record.note(name, time.as_secs_f64() * 1e6);
+                }
                 Ok(())
             }
             Scenario::Away => returning::under_load(lineup, record),
