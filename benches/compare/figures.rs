@@ -21,6 +21,8 @@ pub struct Sample {
     pub load_cpu_us: f64,
     /// Of all the time of all CPUs, whoever used it.
     pub machine_busy: f64,
+    /// The part of it that neither the load nor the candidate used: the kernel's own threads, and whoever else is here.
+    pub others_busy: f64,
     /// Calls of `io_uring_enter` per operation, all sites together.
     pub ring_enters: f64,
     /// How often the journal was written from end to end.

@@ -109,6 +109,17 @@ pub fn own(
     for (part, pid) in candidate.processes() {
         memory_peak.insert(part, memory(pid)?.1);
     }
+    let ours: Duration = begin
+        .parts
+        .iter()
+        .zip(&end.parts)
+        .map(|((_, from), (_, to))| to.saturating_sub(*from))
+        .sum::<Duration>()
+        + end.load.saturating_sub(begin.load);
+    let cpus = std::thread::available_parallelism()?.get() as f64;
+    let all = (end.machine.1 - begin.machine.1).max(1) as f64;
+    let machine_busy = (end.machine.0 - begin.machine.0) as f64 / all;
+    let ours_busy = ours.as_secs_f64() / (outcome.seconds * cpus);
     let quantile = |q: f64| outcome.latency.value_at_quantile(q) as f64 / 1e3;
     let journaled = (end.counts.journal_bytes - begin.counts.journal_bytes) as f64;
     settle(candidate)?;
@@ -121,8 +132,8 @@ pub fn own(
         max_us: outcome.latency.max() as f64 / 1e3,
         cpu_us,
         load_cpu_us: per_operation(begin.load, end.load),
-        machine_busy: (end.machine.0 - begin.machine.0) as f64
-            / (end.machine.1 - begin.machine.1).max(1) as f64,
+        machine_busy,
+        others_busy: (machine_busy - ours_busy).max(0.0),
         ring_enters: (end.counts.ring_enters - begin.counts.ring_enters) as f64 / operations,
         journal_turnovers: candidate
             .journal()

@@ -68,6 +68,9 @@ pub fn bars(verdicts: &[Verdict]) -> String {
     table(&rows)
 }
 
+/// As much of all CPUs may be busy with something else, such as the kernel's write-back, before it is told.
+const NOISE: f64 = 0.15;
+
 /// The table of all points.
 pub fn points(record: &Record) -> String {
     let mut rows = vec![
@@ -115,6 +118,11 @@ fn point_row(record: &Record, point: &Point, case: &str) -> [String; 11] {
         })
         .collect();
     let mut notes = Vec::new();
+    if let Some(others) = record.spread(point, |s| s.others_busy)
+        && others.median > NOISE
+    {
+        notes.push(format!("others used {:.0} % CPU", others.median * 100.0));
+    }
     if last.ring_enters > 0.0 {
         notes.push(format!("{} enters", number(|s| s.ring_enters)));
     }
