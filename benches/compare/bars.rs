@@ -184,7 +184,7 @@ pub fn all() -> Vec<Bar> {
         .at(1.5, 2.0),
         Bar::new(
             "write-1-sync-durable",
-            "the same : qemu mirror with both sites flushing after each write",
+            "4 KiB random write, depth 1, sync : qemu mirror, both sites flushing after each write",
             AtLeast,
             Value::Rate(one.by(Who::Sync), one.by(Who::QemuDurable)),
         ),
@@ -197,7 +197,7 @@ pub fn all() -> Vec<Bar> {
         .at(1.7, 2.5),
         Bar::new(
             "latency-1",
-            "latency of it, sync : client round trip + max(durable, link round trip + durable)",
+            "latency at depth 1, sync : client round trip + max(durable, link round trip + durable)",
             AtMost,
             Value::OverFloor(one.by(Who::Sync)),
         )
@@ -212,32 +212,32 @@ pub fn all() -> Vec<Bar> {
         .at(0.6, 1.0),
         Bar::new(
             "write-32-memsync",
-            "the same, memsync",
+            "4 KiB random write, depth 32, memsync : bare disk with DSYNC",
             AtLeast,
             Value::Rate(many.by(Who::Memsync), many.by(Who::BareDsync)),
         )
         .at(1.0, 1.3),
         Bar::new(
             "write-32-sync-nbdkit",
-            "the same, sync : nbdkit, unreplicated",
+            "4 KiB random write, depth 32, sync : nbdkit, unreplicated",
             AtLeast,
             Value::Rate(many.by(Who::Sync), many.by(Who::Nbdkit)),
         ),
         Bar::new(
             "write-32-memsync-nbdkit",
-            "the same, memsync : nbdkit, unreplicated",
+            "4 KiB random write, depth 32, memsync : nbdkit, unreplicated",
             AtLeast,
             Value::Rate(many.by(Who::Memsync), many.by(Who::Nbdkit)),
         ),
         Bar::new(
             "write-32-sync-qemu",
-            "the same, sync : qemu mirror",
+            "4 KiB random write, depth 32, sync : qemu mirror",
             AtLeast,
             Value::Rate(many.by(Who::Sync), many.by(Who::Qemu)),
         ),
         Bar::new(
             "write-32-memsync-qemu",
-            "the same, memsync : qemu mirror",
+            "4 KiB random write, depth 32, memsync : qemu mirror",
             AtLeast,
             Value::Rate(many.by(Who::Memsync), many.by(Who::Qemu)),
         ),
@@ -279,7 +279,7 @@ pub fn all() -> Vec<Bar> {
         .after(Scenario::Away),
         Bar::new(
             "catching-up-tail",
-            "p99.9 of the same",
+            "p99.9 of writes, depth 32, sync, while a mirror catches up : in sync",
             AtMost,
             Value::Noted(
                 "catching_up_p999_ratio",
@@ -300,7 +300,7 @@ pub fn all() -> Vec<Bar> {
         .after(Scenario::CatchUp),
         Bar::new(
             "catch-up-large",
-            "the same, 1 MiB writes",
+            "catch-up from the journal, 1 MiB writes : a direct copy of as many bytes",
             AtLeast,
             Value::Noted(
                 "catch_up_large_ratio",
@@ -351,7 +351,7 @@ pub fn all() -> Vec<Bar> {
         .after(Scenario::Groups),
         Bar::new(
             "groups-100-at-32",
-            "the same, depth 32 each : on one, depth 32",
+            "4 KiB random writes on 100 groups, depth 32 each : on one, depth 32",
             AtLeast,
             Value::Noted(
                 "groups_at_32_ratio",
@@ -371,7 +371,7 @@ pub fn all() -> Vec<Bar> {
         .after(Scenario::Groups),
         Bar::new(
             "memory-load",
-            "the same, at its highest under full load",
+            "resident memory of a site, at its highest under full load",
             AtMost,
             Value::Noted("memory_load", &[]),
         )
@@ -380,7 +380,7 @@ pub fn all() -> Vec<Bar> {
         .after(Scenario::Groups),
         Bar::new(
             "memory-100",
-            "the same, 100 idle groups",
+            "resident memory of a site, 100 idle groups",
             AtMost,
             Value::Noted("memory_idle_100", &[]),
         )

@@ -129,6 +129,9 @@ impl Case {
 
     fn cold(mut self) -> Case {
         self.cold = true;
+        if self.job.pattern == Pattern::Random {
+            self.job.pattern = Pattern::Scattered;
+        }
         self
     }
 
@@ -157,7 +160,7 @@ impl fmt::Display for Case {
             write!(f, "{} MiB", job.block >> 20)?;
         }
         let pattern = match job.pattern {
-            Pattern::Random => "random",
+            Pattern::Random | Pattern::Scattered => "random",
             Pattern::Sequential => "sequential",
         };
         match job.writes_percent {

@@ -102,7 +102,7 @@ const FAMILIES: [Family; 5] = [
         title: "4 KiB random reads and mixtures, operations per second",
         has: |p| {
             p.tool == own(p)
-                && p.case.job.pattern == Pattern::Random
+                && p.case.job.pattern != Pattern::Sequential
                 && p.case.job.writes_percent < 100
         },
     },

@@ -50,7 +50,7 @@ pub fn run(
     };
     let share = job.connections.max(1);
     let mut text = format!(
-        "[job]\nrw={rw}\nbs={}\niodepth={}\nnumjobs={share}\ntime_based=1\nruntime={}ms\nramp_time={}ms\nnorandommap=1\n\
+        "[job]\nrw={rw}\nbs={}\niodepth={}\nnumjobs={share}\nruntime={}ms\nramp_time={}ms\n\
          randrepeat=0\ngroup_reporting=1\nthread=1\nrefill_buffers=1\n",
         job.block,
         (job.depth / share).max(1),
@@ -59,6 +59,10 @@ pub fn run(
     );
     let size = if job.span == 0 { size } else { job.span };
     writeln!(text, "size={size}")?;
+    // Every place once, or any place for as long as it lasts.
+    if job.pattern != Pattern::Scattered {
+        text += "time_based=1\nnorandommap=1\n";
+    }
     if !matches!(job.writes_percent, 0 | 100) {
         writeln!(text, "rwmixwrite={}", job.writes_percent)?;
     }

@@ -34,6 +34,9 @@ pub enum Durable {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Pattern {
     Random,
+    /// As if at random, but to no place twice: the load ends when all were visited. So nothing comes from a cache that the
+    /// load itself has filled.
+    Scattered,
     Sequential,
 }
 
@@ -123,6 +126,7 @@ struct Lane {
     incoming: Option<(usize, usize)>,
     blocks: std::ops::Range<u64>,
     cursor: u64,
+    visited: u64,
     dice: Dice,
     /// By block: what was last written there (0: nothing), and whether a write is in flight.
     last: Vec<u32>,
@@ -208,7 +212,7 @@ impl Load {
                         stopping = match until {
                             Until::Elapsed(limit) => now - since >= limit,
                             Until::Told(flag) => flag.load(Relaxed),
-                        };
+                        } || self.lanes.iter().any(|lane| lane.visited >= lane.count());
                         if stopping {
                             outcome.seconds = (now - since).as_secs_f64();
                             at(Moment::End)?;
@@ -317,6 +321,7 @@ impl Lane {
             incoming: None,
             blocks: part * share..(part + 1) * share,
             cursor: 0,
+            visited: 0,
             dice: Dice::new(seed << 32 | 1),
             last: vec![0; share as usize],
             busy: vec![false; share as usize],
@@ -364,6 +369,7 @@ impl Lane {
         loop {
             let block = match pattern {
                 Pattern::Random => self.dice.below(self.count()),
+                Pattern::Scattered => self.scatter(),
                 Pattern::Sequential => {
                     let block = self.cursor;
                     self.cursor = (self.cursor + 1) % self.count();
@@ -372,6 +378,21 @@ impl Lane {
             };
             if !write || !self.busy[block as usize] {
                 return block;
+            }
+        }
+    }
+
+    /// The next of a sequence that visits every block once: a congruential generator of full period, modulo the next
+    /// power of two, without what lies behind the last block.
+    fn scatter(&mut self) -> u64 {
+        const MULTIPLIER: u64 = 0x5851_f42d_4c95_7f2d;
+        const STEP: u64 = 0x1405_7b7e_f767_814f;
+        let mask = self.count().next_power_of_two() - 1;
+        loop {
+            self.cursor = self.cursor.wrapping_mul(MULTIPLIER).wrapping_add(STEP) & mask;
+            if self.cursor < self.count() {
+                self.visited += 1;
+                return self.cursor;
             }
         }
     }

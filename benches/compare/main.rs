@@ -56,10 +56,16 @@ impl Plan {
         if !options.only.is_empty() {
             bars.retain(|bar| options.only.iter().any(|name| name == bar.name));
         }
+        let mut cases = cases::all();
+        if let Some(text) = &options.case {
+            cases.retain(|case| case.to_string().contains(text));
+            ensure!(!cases.is_empty(), "no case has {text:?} in its title");
+            bars.clear();
+        }
         let mut points: BTreeSet<Point> = bars.iter().flat_map(|bar| bar.points.clone()).collect();
-        let all_cases = options.only.is_empty() && !options.quick;
+        let all_cases = options.case.is_some() || options.only.is_empty() && !options.quick;
         if all_cases || options.only.iter().any(|name| name == "cases") {
-            points.extend(cases::points(&cases::all(), &Who::ALL));
+            points.extend(cases::points(&cases, &Who::ALL));
         }
         Ok(Plan {
             scenarios: bars.iter().filter_map(|bar| bar.scenario).collect(),
@@ -161,7 +167,9 @@ fn main() -> anyhow::Result<()> {
     if record.points().next().is_some() {
         writeln!(text, "{}", report::points(&record))?;
     }
-    text += &report::bars(&verdicts);
+    if !verdicts.is_empty() {
+        text += &report::bars(&verdicts);
+    }
     println!("\n{text}");
 
     std::fs::create_dir_all(&options.out)?;

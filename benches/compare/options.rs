@@ -19,6 +19,9 @@ pub struct Options {
     /// Only these bars (--list names them), or `cases` for the comparison without bars
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub only: Vec<String>,
+    /// Of the comparison only the cases whose title contains this, without the bars: "depth 1", "cold", "1 MiB"
+    #[arg(long, value_name = "TEXT", conflicts_with = "only")]
+    pub case: Option<String>,
     /// Names the bars
     #[arg(long)]
     pub list: bool,
@@ -82,7 +85,11 @@ impl Options {
         let slow = case.job.writes_percent == 100 && case.job.depth == 1;
         let factor = if slow && !self.quick { 2.0 } else { 1.0 };
         Times {
-            warm_up: Duration::from_secs_f64(if self.quick { 0.2 } else { 1.0 }),
+            warm_up: Duration::from_secs_f64(match (case.cold, self.quick) {
+                (true, _) => 0.0,
+                (false, true) => 0.2,
+                (false, false) => 1.0,
+            }),
             interval: Duration::from_secs_f64(seconds * factor),
         }
     }
