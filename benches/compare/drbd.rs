@@ -178,7 +178,7 @@ fn boot(place: &Place, packages: &Path, work: &Path, limit: Duration) -> anyhow:
         qemu.arg("-device")
             .arg(format!("virtio-9p-pci,fsdev={id},mount_tag={id}"));
     }
-    let mut machine = Process::start("machine", qemu, &place.path().join("qemu.log"))?;
+    let mut machine = Process::start("machine", &qemu, &place.path().join("qemu.log"))?;
     let mut told = 0;
     eventually(
         "the machine ends",

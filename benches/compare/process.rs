@@ -1,7 +1,6 @@
 //! Programs that are measured: started, accounted for, and ended by their own handle.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
@@ -22,14 +21,21 @@ pub struct Process {
 
 impl Process {
     /// Starts it; what it says goes to a file.
-    pub fn start(part: &'static str, mut command: Command, log: &Path) -> anyhow::Result<Process> {
+    pub fn start(part: &'static str, command: &Command, log: &Path) -> anyhow::Result<Process> {
         let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
-        command
+        // Becomes the program once it has arranged that the kernel kills it when we are gone, however that happens.
+        let mut wrapped = Command::new("setpriv");
+        wrapped
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(command.get_program())
+            .args(command.get_args())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0);
-        let child = command.spawn().with_context(|| format!("{command:?}"))?;
+            .stderr(log);
+        for (name, value) in command.get_envs() {
+            wrapped.env(name, value.unwrap_or_default());
+        }
+        let child = wrapped.spawn().with_context(|| format!("{command:?}"))?;
         Ok(Process { part, child })
     }
 

@@ -222,7 +222,7 @@ impl Site {
             .args(["serve", "-c"])
             .arg(self.dir.join("site.toml"))
             .env("NOTIFY_SOCKET", self.dir.join("notify"));
-        self.process = Some(Process::start(self.part, command, &self.dir.join("log"))?);
+        self.process = Some(Process::start(self.part, &command, &self.dir.join("log"))?);
         Ok(())
     }
 

@@ -29,7 +29,7 @@ impl Nbdkit {
             }
         };
         command.arg("file").arg(&file);
-        let mut process = Process::start("server", command, &dir.join("log"))?;
+        let mut process = Process::start("server", &command, &dir.join("log"))?;
         eventually("nbdkit listens", STEP, PATIENCE, || {
             process.check()?;
             Ok(address.is_open().then_some(()))

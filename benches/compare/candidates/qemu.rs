@@ -32,14 +32,22 @@ pub struct Qemu {
 }
 
 /// A conversation with a daemon about its block devices.
-struct Qmp(BufReader<UnixStream>);
+struct Qmp {
+    stream: BufReader<UnixStream>,
+    /// The mirror has told that it is ready; that may come before the answer to the command that began it.
+    ready: bool,
+}
 
 impl Qmp {
     fn connect(socket: &Path) -> anyhow::Result<Qmp> {
         let stream = eventually("qemu-storage-daemon listens", STEP, PATIENCE, || {
             Ok(UnixStream::connect(socket).ok())
         })?;
-        let mut qmp = Qmp(BufReader::new(stream));
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut qmp = Qmp {
+            stream: BufReader::new(stream),
+            ready: false,
+        };
         qmp.until(|message| message.get("QMP").is_some())?;
         qmp.ask(&json!({"execute": "qmp_capabilities"}))?;
         Ok(qmp)
@@ -49,13 +57,14 @@ impl Qmp {
         loop {
             let mut line = String::new();
             ensure!(
-                self.0.read_line(&mut line)? > 0,
+                self.stream.read_line(&mut line)? > 0,
                 "qemu-storage-daemon closed the conversation"
             );
             let message: Value = serde_json::from_str(&line)?;
             if message.get("error").is_some() || message["event"] == "BLOCK_JOB_ERROR" {
                 bail!("qemu-storage-daemon: {message}");
             }
+            self.ready |= message["event"] == "BLOCK_JOB_READY";
             if wanted(&message) {
                 return Ok(());
             }
@@ -63,7 +72,7 @@ impl Qmp {
     }
 
     fn ask(&mut self, command: &Value) -> anyhow::Result<()> {
-        writeln!(self.0.get_mut(), "{command}")?;
+        writeln!(self.stream.get_mut(), "{command}")?;
         self.until(|message| message.get("return").is_some())
     }
 }
@@ -106,7 +115,7 @@ impl Qemu {
             "--export",
             &format!("type=nbd,id=e,node-name=disk,name=far,writable=on{option}"),
         ]);
-        let mut far = Process::start("mirror", far, &dir.join("log"))?;
+        let mut far = Process::start("mirror", &far, &dir.join("log"))?;
         eventually("the second listens", STEP, PATIENCE, || {
             far.check()?;
             Ok(TcpStream::connect(link).ok())
@@ -131,12 +140,14 @@ impl Qemu {
             "--export",
             &format!("type=nbd,id=e,node-name=disk,name=demo,writable=on{option}"),
         ]);
-        let near = Process::start("primary", near, &dir.join("log"))?;
+        let near = Process::start("primary", &near, &dir.join("log"))?;
         let mut qmp = Qmp::connect(&control)?;
         // Both files are the same already, so there is nothing to copy first.
         qmp.ask(&json!({"execute": "blockdev-mirror", "arguments": {
             "job-id": "mirror", "device": "disk", "target": "far", "sync": "none", "copy-mode": "write-blocking"}}))?;
-        qmp.until(|message| message["event"] == "BLOCK_JOB_READY")?;
+        if !qmp.ready {
+            qmp.until(|message| message["event"] == "BLOCK_JOB_READY")?;
+        }
         Ok(Qemu {
             files,
             address: door,
