@@ -173,9 +173,11 @@ impl World {
         let offset = self.rng.below(last + 1) * SECTOR;
         match self.half.filter(|_| self.plan.large) {
             Some(half) => {
-                let len = len.min(size / 2);
-                let offset = offset % (size / 2 - len + SECTOR);
-                ByteRange::new(offset + size / 2 * half as u64, len)
+                // Grown volumes need not halve into whole sectors.
+                let part = size / 2 / SECTOR * SECTOR;
+                let len = len.min(part);
+                let offset = offset % (part - len + SECTOR);
+                ByteRange::new(offset + part * half as u64, len)
             }
             None => ByteRange::new(offset, len),
         }
