@@ -16,6 +16,22 @@ pub struct SiteStatus {
     pub uptime_seconds: u64,
     /// Its groups, by name.
     pub groups: Vec<GroupStatus>,
+    /// What its shards have done, in their order.
+    #[serde(default)]
+    pub shards: Vec<ShardStatus>,
+}
+
+/// One shard, a thread that runs groups: totals since the daemon started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Requests of NBD clients that it took.
+    pub requests: u64,
+    /// Calls of `io_uring_enter`.
+    pub ring_enters: u64,
+    /// Of those, calls that waited.
+    pub ring_waits: u64,
+    /// Operations that the kernel completed for it.
+    pub ring_operations: u64,
 }
 
 /// How a group is, in one word.

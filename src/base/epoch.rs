@@ -207,6 +207,15 @@ impl Lineage {
                 they_went_on: !theirs.is_empty(),
             });
         }
+        #[cfg(test)]
+        if sabotaged(Sabotage::ForgetLineage) {
+            return Some(Common {
+                mine: tail,
+                theirs: their_tail,
+                i_went_on: false,
+                they_went_on: false,
+            });
+        }
         let mine_at = self.0.iter().rposition(|e| theirs.contains(e.id))?;
         let id = self.0[mine_at].id;
         let theirs_at = theirs.0.iter().position(|e| e.id == id)?;

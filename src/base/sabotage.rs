@@ -22,6 +22,8 @@ pub enum Sabotage {
     ForgetForks,
     /// Epochs of the same number count as the same epoch.
     CompareEpochNumbers,
+    /// Two histories count as one as far as both reach.
+    ForgetLineage,
     /// A restarted primary goes on in its old epoch.
     ReuseLsns,
     /// Homes hold what is not committed.
@@ -36,6 +38,8 @@ pub enum Sabotage {
     CopyWithoutOverlay,
     /// A copy counts as complete while chunks are still being written.
     CopyEndsEarly,
+    /// What a peer lacks is forgotten once a copy is proposed to it, before it has confirmed anything.
+    ClearDirtyByInference,
     /// A home is written to in the middle of a copy before its old content is kept.
     WriteBeforeKept,
     /// A site whose disk lost history goes on as if nothing had happened.
@@ -52,7 +56,7 @@ pub enum Sabotage {
     ReleaseBeforeCheckpoint,
     /// A checkpoint is recorded before the homes are synced.
     CheckpointBeforeSync,
-    /// A failed sync of a home counts as done.
+    /// A failed sync of a home counts as done, as it does for who tries it again: the second finds nothing left to write.
     IgnoreFailedSync,
     /// A failed write to the journal counts as done.
     IgnoreFailedJournalWrite,

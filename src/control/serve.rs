@@ -11,6 +11,7 @@ use super::site::{Listeners, Site};
 use super::start::{Thread, start};
 use crate::config::Config;
 use crate::shard;
+use crate::status::ShardStatus;
 
 /// How long a clean stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -64,8 +65,18 @@ async fn run(config: Config, inherited: Vec<Listener>) -> anyhow::Result<()> {
 fn spawn(shard: usize) -> anyhow::Result<Thread> {
     let handle = shard::spawn(shard).with_context(|| format!("cannot start shard {shard}"))?;
     let poster = handle.poster.clone();
+    let counts = handle.counts();
     Ok(Thread {
         post: Box::new(move |message| poster.send(message)),
+        tally: Box::new(move || {
+            let stats = counts();
+            ShardStatus {
+                requests: stats.requests,
+                ring_enters: stats.ring_enters,
+                ring_waits: stats.ring_waits,
+                ring_operations: stats.ring_operations,
+            }
+        }),
         events: handle.events,
     })
 }

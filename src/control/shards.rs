@@ -12,7 +12,7 @@ use crate::base::{Lsn, Role};
 use crate::engine::{Command, GroupConfig};
 use crate::shard::ToShard;
 use crate::status::{
-    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, Rates, SiteStatus,
+    GroupState, GroupStatus, JournalStatus, PeerState, PeerStatus, Rates, ShardStatus, SiteStatus,
     StageLatencies, Totals, VolumeStatus,
 };
 
@@ -24,6 +24,9 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(1);
 
 /// Sends a message to a shard; `false` if its thread is gone.
 pub type Post = Box<dyn Fn(ToShard) -> bool + Send + Sync>;
+
+/// Reads what a shard has counted.
+pub type Tally = Box<dyn Fn() -> ShardStatus + Send + Sync>;
 
 /// A group of this site and the shard it lives on.
 pub struct Member {
@@ -48,6 +51,7 @@ struct Inner {
     stopping: AtomicBool,
     members: BTreeMap<String, Member>,
     posts: Vec<Post>,
+    tallies: Vec<Tally>,
     /// What is known here about groups that their shard does not speak for.
     known: Mutex<HashMap<String, Known>>,
 }
@@ -93,7 +97,7 @@ pub enum Refused {
 
 impl Shards {
     /// These groups on these shards.
-    pub fn new(site: &str, members: Vec<Member>, posts: Vec<Post>) -> Shards {
+    pub fn new(site: &str, members: Vec<Member>, posts: Vec<Post>, tallies: Vec<Tally>) -> Shards {
         assert!(members.iter().all(|m| m.shard < posts.len()));
         Shards(Arc::new(Inner {
             site: site.to_owned(),
@@ -105,6 +109,7 @@ impl Shards {
                 .map(|m| (m.config.group.clone(), m))
                 .collect(),
             posts,
+            tallies,
             known: Mutex::default(),
         }))
     }
@@ -236,6 +241,7 @@ impl Shards {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.0.started.elapsed().as_secs(),
             groups: self.ask(STATUS_LIMIT).await.groups,
+            shards: self.0.tallies.iter().map(|tally| tally()).collect(),
         }
     }
 

@@ -3,7 +3,7 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-use super::shards::{Member, Post, Shards};
+use super::shards::{Member, Post, Shards, Tally};
 use super::site::Opening;
 use crate::config::{Config, Group};
 use crate::shard::{FromShard, ToShard};
@@ -12,6 +12,8 @@ use crate::shard::{FromShard, ToShard};
 pub struct Thread {
     /// Sends to it.
     pub post: Post,
+    /// Reads its counts.
+    pub tally: Tally,
     /// What it has to say. Ends when the thread does.
     pub events: UnboundedReceiver<FromShard>,
 }
@@ -38,12 +40,17 @@ pub fn start(
 ) -> anyhow::Result<Started> {
     let count = cores.min(config.groups.len()).max(1);
     let threads = (0..count).map(spawn).collect::<anyhow::Result<Vec<_>>>()?;
-    let (posts, events) = threads.into_iter().map(|t| (t.post, t.events)).unzip();
+    let (mut posts, mut tallies, mut events) = (Vec::new(), Vec::new(), Vec::new());
+    for thread in threads {
+        posts.push(thread.post);
+        tallies.push(thread.tally);
+        events.push(thread.events);
+    }
     let groups = config.groups.iter().enumerate();
     let members = groups
         .map(|(index, group)| member(config, group, index % count))
         .collect();
-    let shards = Shards::new(&config.site.name, members, posts);
+    let shards = Shards::new(&config.site.name, members, posts, tallies);
     let opening = config
         .groups
         .iter()
@@ -90,6 +97,7 @@ mod tests {
 
     use super::*;
     use crate::control::tests::FakeShard;
+    use crate::status::ShardStatus;
 
     fn config(groups: &[&str]) -> Config {
         let site = "[site]\nname = \"clichy\"\ndata = \"/data\"\n\
@@ -103,6 +111,25 @@ mod tests {
         });
         let text: String = std::iter::once(site.to_owned()).chain(groups).collect();
         Config::parse(&text, Path::new("test.toml")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_status_tells_what_every_shard_has_done() {
+        let started = start(&config(&["a", "b"]), 2, |shard| {
+            let fake = FakeShard::answering(Vec::new());
+            Ok(Thread {
+                post: fake.post,
+                tally: Box::new(move || ShardStatus {
+                    requests: 100 + shard as u64,
+                    ..ShardStatus::default()
+                }),
+                events: fake.events,
+            })
+        })
+        .unwrap();
+        let told = started.shards.status().await.shards;
+        let requests: Vec<_> = told.iter().map(|shard| shard.requests).collect();
+        assert_eq!(requests, [100, 101]);
     }
 
     #[test]
@@ -125,6 +152,7 @@ mod tests {
                 });
                 Ok(Thread {
                     post: fake.post,
+                    tally: Box::new(ShardStatus::default),
                     events: fake.events,
                 })
             })

@@ -170,7 +170,7 @@ impl Core {
                 self.config.group
             ));
         }
-        if self.tail < self.facts.floor && !overrides.behind {
+        if self.lost_history() && !overrides.behind {
             return Err(format!(
                 "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. `--force behind` \
                  gives up the {} operations between",
@@ -538,7 +538,7 @@ impl Core {
             self.done(id, Err(text));
             return;
         }
-        if self.tail < self.facts.floor {
+        if self.lost_history() {
             if !overrides.behind {
                 let why = if let Mode::Waiting(why) = &self.mode {
                     why.clone()

@@ -131,6 +131,9 @@ impl Core {
         if refused && self.peers[at].gated {
             self.peer_lost(at, reason);
         }
+        if self.peers[at].follows_since.take().is_some() {
+            self.settle_loss(at);
+        }
         self.try_to_open(view);
     }
 
@@ -500,6 +503,8 @@ impl Core {
         let peer = &mut self.peers[at];
         let since = *peer.follows_since.get_or_insert(now);
         peer.trouble = Some(text.clone());
+        // It serves no more, if it did; what it wrote is its primary's matter.
+        (peer.conflict, peer.refused, peer.fork) = (None, None, None);
         if !matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
             return;
         }

@@ -336,6 +336,14 @@ impl Core {
         if let Some(upstream) = self.upstream.as_mut().filter(|u| u.link == link) {
             upstream.started = true;
             self.actions.push(Action::Send(link, Message::Started));
+            self.forget_conflicts();
+        }
+    }
+
+    /// Who follows a primary is in conflict with nobody: with whom that one cannot go together it tells itself.
+    fn forget_conflicts(&mut self) {
+        for peer in &mut self.peers {
+            (peer.conflict, peer.refused, peer.fork) = (None, None, None);
         }
     }
 
@@ -347,6 +355,7 @@ impl Core {
             upstream.started = true;
             let link = upstream.link;
             self.actions.push(Action::Send(link, Message::Started));
+            self.forget_conflicts();
         }
     }
 

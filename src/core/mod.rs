@@ -419,10 +419,6 @@ impl Core {
     /// Begins: a mirror waits for its primary, a primary asks its peers whether it still may serve.
     pub fn start(&mut self, now: Duration, view: &View) {
         (self.now, self.now_ns) = (now, view.time_ns);
-        #[cfg(test)]
-        if crate::base::sabotage::sabotaged(crate::base::sabotage::Sabotage::IgnoreFloor) {
-            self.facts.floor = Lsn::ZERO;
-        }
         self.mode_since_ns = view.time_ns;
         if self.facts.handed.is_some() {
             self.set_mode(Mode::HandedOver);
@@ -474,6 +470,15 @@ impl Core {
     pub fn end_batch(&mut self) {
         self.flush_ack();
         self.flush_commit_news();
+    }
+
+    /// The disk does not hold what it once held.
+    pub(super) fn lost_history(&self) -> bool {
+        #[cfg(test)]
+        if crate::base::sabotage::sabotaged(crate::base::sabotage::Sabotage::IgnoreFloor) {
+            return false;
+        }
+        self.tail < self.facts.floor
     }
 
     /// What is to be done, in order.

@@ -214,6 +214,11 @@ impl Peer {
         }
     }
 
+    /// It answers that it follows another primary.
+    pub fn follows_another(&self) -> bool {
+        self.follows_since.is_some()
+    }
+
     /// The connection on which frames flow.
     pub fn streaming_link(&self) -> Option<Link> {
         match self.phase {

@@ -80,7 +80,7 @@ impl Core {
             }
             return;
         }
-        if self.tail < self.facts.floor {
+        if self.lost_history() {
             let nobody = self
                 .peers
                 .iter()
@@ -496,11 +496,12 @@ impl Core {
     /// Asks whether this site may go on without a dead peer that acknowledgements wait for.
     pub(super) fn settle_loss(&mut self, at: usize) {
         let peer = &self.peers[at];
-        // A peer that answers as primary is not lost: going on would only make a fork.
+        // A peer that answers as primary, or follows another, is not lost: going on would only make a fork.
         let may_ask = matches!(self.mode, Mode::Serving)
             && peer.gated
             && peer.dead
-            && peer.conflict.is_none();
+            && peer.conflict.is_none()
+            && !peer.follows_another();
         if may_ask {
             let question = Question::GoAlone {
                 peer: peer.name.clone(),
@@ -519,7 +520,7 @@ impl Core {
         let still_needed = match self.mode {
             Mode::Serving => {
                 let peer = &self.peers[at];
-                peer.gated && peer.dead && peer.conflict.is_none()
+                peer.gated && peer.dead && peer.conflict.is_none() && !peer.follows_another()
             }
             Mode::Returning | Mode::Waiting(_) => true,
             _ => false,

@@ -168,6 +168,14 @@ impl Changes {
         self.peers.retain(|name, _| name == peer);
     }
 
+    /// The set exists and says that nothing differs.
+    #[cfg(test)]
+    pub fn empty(&mut self, peer: &str) {
+        if let Some(dirty) = self.peers.get_mut(peer) {
+            dirty.chunks = ChunkSet::new();
+        }
+    }
+
     /// The tail after `lsn` is dropped; none of it reached a home.
     pub fn truncate_after(&mut self, lsn: Lsn) {
         while self.spans.back().is_some_and(|s| s.first > lsn) {

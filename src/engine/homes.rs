@@ -8,7 +8,7 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
-use crate::core::Event;
+use crate::core::{Event, Mode};
 use crate::journal;
 use crate::store::{Apply, Content};
 
@@ -147,8 +147,8 @@ impl Homes {
     }
 
     /// When the next checkpoint is due by age. Without anything newer than the last there is none to make.
-    pub fn deadline(&self, applied: Lsn) -> Option<Duration> {
-        let age = (applied > self.checkpoint && self.running.is_none())
+    pub fn deadline(&self, applied: Lsn, fenced: bool) -> Option<Duration> {
+        let age = (!fenced && applied > self.checkpoint && self.running.is_none())
             .then(|| self.last_checkpoint + CHECKPOINT_AGE);
         age.into_iter().chain(self.full.retry_at).min()
     }
@@ -468,6 +468,10 @@ impl Group {
         if homes.running.is_some() {
             return;
         }
+        // If it was a sync that failed, the next one says nothing: what the pages held may be gone.
+        if matches!(self.core.mode(), Mode::Fenced(_)) {
+            return;
+        }
         let since = bytes - homes.bytes_at_checkpoint;
         let due = homes.wanted
             || since >= self.log.capacity() / CHECKPOINT_SHARE
@@ -538,6 +542,9 @@ impl Group {
         let Some(running) = &self.homes.running else {
             return;
         };
+        if matches!(self.core.mode(), Mode::Fenced(_)) {
+            return;
+        }
         self.state.checkpoint = self.log.position(running.target);
         self.state.request_checkpoint();
     }

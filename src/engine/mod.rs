@@ -109,6 +109,8 @@ pub struct Group {
     /// Something happened that may have changed it.
     state_may_differ: bool,
     disk: Slab<Pending>,
+    /// Syncs of each home: the first is under way.
+    syncs: BTreeMap<VolumeId, VecDeque<DiskId>>,
     stats: stats::Stats,
     marks: stats::Marks,
     disagreements: Vec<String>,
@@ -325,9 +327,10 @@ impl Group {
             .values()
             .filter_map(|s| s.walk.as_ref()?.deadline(now))
             .min();
+        let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
         [
             self.core.deadline(),
-            self.homes.deadline(self.store.applied_lsn()),
+            self.homes.deadline(self.store.applied_lsn(), fenced),
             stopping,
             walks,
             self.scrub_deadline(),
@@ -494,7 +497,42 @@ impl Group {
 
     fn submit(&mut self, pending: Pending, op: DiskOp) {
         let id = DiskId(self.disk.insert(pending) as u64);
+        if let DiskOp::Sync {
+            file: File::Home(volume),
+        } = op
+        {
+            let turn = self.syncs.entry(volume).or_default();
+            turn.push_back(id);
+            if turn.len() > 1 {
+                return;
+            }
+        }
         self.outputs.push(Output::Disk { id, op });
+    }
+
+    /// Syncs of one home run one after the other: the kernel reports a failed write-back to one of those that wait, and the
+    /// others would succeed although the same pages were dropped (`fsync(2)`; errseq in `mm/filemap.c`).
+    fn next_sync(&mut self, id: DiskId, result: &DiskResult) {
+        let mine = self
+            .syncs
+            .iter_mut()
+            .find(|(_, turn)| turn.front() == Some(&id));
+        let Some((&volume, turn)) = mine else { return };
+        turn.pop_front();
+        if matches!(result, DiskResult::Failed { .. }) {
+            // No later one may say that all is well.
+            turn.clear();
+        }
+        match turn.front() {
+            Some(&id) => {
+                let file = File::Home(volume);
+                let op = DiskOp::Sync { file };
+                self.outputs.push(Output::Disk { id, op });
+            }
+            None => {
+                self.syncs.remove(&volume);
+            }
+        }
     }
 
     fn send(&mut self, link: LinkId, message: Message) {
@@ -507,6 +545,7 @@ impl Group {
             .remove(usize::try_from(id.0).expect("an id of this slab"));
         #[cfg(test)]
         let result = tests::forgiven(&pending, result);
+        self.next_sync(id, &result);
         match (pending, result) {
             (Pending::JournalWrite { last, since }, DiskResult::Done) => {
                 self.frame_written(last, since);

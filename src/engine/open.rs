@@ -122,6 +122,7 @@ impl Group {
             state_since: (None, 0),
             state_may_differ: true,
             disk: Slab::new(),
+            syncs: BTreeMap::new(),
             stats: stats::Stats::new(now.mono),
             marks: stats::Marks::default(),
             disagreements,

@@ -186,6 +186,11 @@ impl Group {
                     "writes wait for {}, which refuses the link: {why}",
                     peer.name
                 ),
+                None if peer.follows_another() => format!(
+                    "writes wait for {}, which has another primary: {}",
+                    peer.name,
+                    peer.trouble.as_deref().unwrap_or_default()
+                ),
                 None => format!(
                     "{} is silent; writes wait until it answers or is declared dead",
                     peer.name

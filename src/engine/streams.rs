@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::stats::Stage;
 use super::walk::{Purpose, Walk};
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ChunkSet, Lsn, Message, Start};
 use crate::core::{Event, Link};
 use crate::journal::{Cursor, Frame, Next};
@@ -89,8 +91,10 @@ impl Group {
 
     /// Proposes a copy of the chunks in which the mirror may differ. It is based on the last frame that is committed as a
     /// whole: what somebody still waits for goes through the mirror's journal, and its confirmation means what it says.
+    /// Nor beyond what is applied: the volumes are told as they are by then, and what makes or grows one later is streamed.
     pub(super) fn propose_copy(&mut self, link: LinkId, shared: Lsn) {
-        let place = self.log.position(self.core.commit());
+        let applied = self.store.applied_lsn();
+        let place = self.log.position(self.core.commit().min(applied));
         let base = place.next.prev();
         let facts = self.core.facts();
         let mut lineage = facts.lineage.clone();
@@ -106,6 +110,10 @@ impl Group {
         };
         let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
         let chunks = self.changes.lacking(&peer, shared, self.frames.sealed());
+        #[cfg(test)]
+        if sabotaged(Sabotage::ClearDirtyByInference) {
+            self.changes.empty(&peer);
+        }
         let mut stream = Stream::new(base.next(), None);
         stream.proposed = Some(base);
         stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));

@@ -882,6 +882,8 @@ impl Group {
             return;
         };
         let (point, chain) = (back.head.point, back.head.chain);
+        // Frames of the copy's history that became durable meanwhile have allowed LSNs which now get another meaning.
+        self.receive.clear(0);
         self.volumes.clone_from(&back.volumes);
         self.changes.restart();
         for peer in self.config.peers.clone() {

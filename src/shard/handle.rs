@@ -145,6 +145,12 @@ impl ShardHandle {
         self.counters.snapshot()
     }
 
+    /// Reads [`ShardHandle::stats`] also when this handle has been taken apart.
+    pub fn counts(&self) -> impl Fn() -> ShardStats + Send + Sync + use<> {
+        let counters = self.counters.clone();
+        move || counters.snapshot()
+    }
+
     /// Waits for its thread, which ends after [`ToShard::Shutdown`] when all groups have stopped.
     ///
     /// # Errors

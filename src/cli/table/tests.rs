@@ -286,6 +286,7 @@ fn site_of(name: &str, groups: Vec<GroupStatus>) -> SiteStatus {
         version: "0.1.0".to_owned(),
         uptime_seconds: 273_612,
         groups,
+        shards: Vec::new(),
     }
 }
 

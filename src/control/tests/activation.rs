@@ -47,7 +47,12 @@ async fn child(dir: &Path, nbd: Vec<Listener>) {
     } else {
         welcoming(7, seen)
     };
-    let shards = Shards::new("clichy", vec![member("registry", 0)], vec![shard.post]);
+    let shards = Shards::new(
+        "clichy",
+        vec![member("registry", 0)],
+        vec![shard.post],
+        Vec::new(),
+    );
     let mut site = Site::new(shards, vec![shard.events]);
     let listeners = Listeners {
         nbd,

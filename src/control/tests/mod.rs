@@ -88,6 +88,7 @@ pub fn site_status(groups: Vec<GroupStatus>) -> SiteStatus {
         version: "0.1.0".to_owned(),
         uptime_seconds: 61,
         groups,
+        shards: Vec::new(),
     }
 }
 
@@ -188,6 +189,7 @@ pub fn shards(fakes: Vec<FakeShard>) -> Shards {
         "clichy",
         members,
         fakes.into_iter().map(|f| f.post).collect(),
+        Vec::new(),
     );
     for name in shards.members().keys() {
         shards.set_condition(name, Condition::Open);

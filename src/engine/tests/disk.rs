@@ -99,6 +99,8 @@ struct SimFile {
 pub struct SimDisk {
     files: BTreeMap<File, SimFile>,
     in_flight: Vec<(DiskId, DiskOp)>,
+    /// What reads under way have seen already.
+    seen: BTreeMap<DiskId, DiskResult>,
     /// Homes cannot be longer.
     pub most_bytes: u64,
     /// Nothing completes.
@@ -157,6 +159,7 @@ impl Default for SimDisk {
         SimDisk {
             files: BTreeMap::new(),
             in_flight: Vec::new(),
+            seen: BTreeMap::new(),
             most_bytes: 1 << 30,
             held: false,
             homes_held: false,
@@ -179,6 +182,15 @@ impl Default for SimDisk {
 impl SimDisk {
     pub fn submit(&mut self, id: DiskId, op: DiskOp) {
         self.in_flight.push((id, op));
+    }
+
+    /// A read sees the medium at some moment before it completes: this one sees it now.
+    pub fn look(&mut self, id: DiskId) {
+        let found = self.in_flight.iter().find(|(other, _)| *other == id);
+        let op = found.expect("under way").1.clone();
+        if let Ok(result) = self.perform(op) {
+            self.seen.insert(id, result);
+        }
     }
 
     /// Completes one request, any of those under way.
@@ -205,6 +217,9 @@ impl SimDisk {
     pub fn complete(&mut self, id: DiskId) -> Option<(DiskOp, DiskResult)> {
         let at = self.in_flight.iter().position(|(i, _)| *i == id)?;
         let (_, op) = self.in_flight.swap_remove(at);
+        if let Some(seen) = self.seen.remove(&id) {
+            return Some((op, seen));
+        }
         let result = self
             .perform(op.clone())
             .unwrap_or_else(|e| DiskResult::Failed {
@@ -425,6 +440,7 @@ impl SimDisk {
 
     /// The power goes. Requests under way and writes not synced leave any subset of their sectors behind.
     pub fn power_cut(&mut self, rng: &mut Rng) {
+        self.seen.clear();
         for (_, op) in std::mem::take(&mut self.in_flight) {
             let (file, offset, data) = match op {
                 DiskOp::Write {

@@ -709,6 +709,46 @@ fn a_failed_sync_of_a_home_fences_and_is_never_tried_again() {
     check_both_sides(&mut sim);
 }
 
+/// The sync of a volume that grew is not a checkpoint's: the next checkpoint would find nothing to sync, and be wrong.
+#[test]
+fn after_any_failed_sync_no_checkpoint_is_made() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..4 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    let checkpoint = sim.status(0).checkpoint_lsn;
+    sim.sites[0].disk.fail_next_home_sync = true;
+    let volume = sim.status(0).volumes[0].name.clone();
+    let size = VOLUME + 4096;
+    sim.command(0, Command::Resize { volume, size });
+    sim.pass(Duration::from_secs(30));
+    assert_eq!(sim.status(0).state, GroupState::Fenced, "{}", sim.logs());
+    assert_eq!(sim.status(0).checkpoint_lsn, checkpoint);
+    sim.kill(0);
+    sim.start(0).unwrap();
+    check_both_sides(&mut sim);
+}
+
+#[test]
+fn a_copy_that_begins_before_a_volume_has_grown_brings_its_growth() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let volume = sim.status(0).volumes[0].name.clone();
+    let size = VOLUME + 4096;
+    // Committed, and not applied when the primary comes back beside an empty mirror.
+    sim.hold_homes(0, true);
+    sim.command(0, Command::Resize { volume, size });
+    sim.settle();
+    sim.kill(1);
+    sim.wipe(1);
+    sim.start(1).expect("a first start");
+    sim.pass(Duration::from_secs(8));
+    sim.hold_homes(0, false);
+    sim.heal();
+    let sizes = [0, 1].map(|at| sim.status(at).volumes[0].size_bytes);
+    assert_eq!(sizes, [size; 2], "{}", sim.logs());
+}
+
 #[test]
 fn a_read_error_is_answered_and_nothing_else_suffers() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);

@@ -11,10 +11,11 @@
 //! - *Bounds*: memory, queues and journal.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::history::{Place, ROOT, reads_as};
 use super::ledger::{Asked, Promise, Waiver, readable};
-use super::world::{NAMES, World, site_named};
+use super::world::{Happening, NAMES, World, site_named};
 use crate::base::{AckMode, ByteRange, Compress, Lsn, VolumeId};
 use crate::core::Mode;
 use crate::engine::{DiskOp, File};
@@ -56,6 +57,7 @@ impl World {
     /// A site was started: what it found on its disk is what it must have.
     pub fn opened(&mut self, at: usize) {
         self.follow(at);
+        self.sites[at].copied_to = self.is_copied_to(at);
         // What recovery found is on the disk, also if the power went before the disk could say so.
         let site = &mut self.sites[at];
         site.durable.extend(site.chain.places());
@@ -70,11 +72,18 @@ impl World {
         self.follow(at);
         self.copy_can_be_undone(at);
         self.sites[at].turns += 1;
-        if self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
+        self.meets_its_fate(at);
+        let copied_to = self.is_copied_to(at);
+        let complete = std::mem::replace(&mut self.sites[at].copied_to, copied_to) && !copied_to;
+        if complete || self.sites[at].turns.is_multiple_of(COMPARE_EVERY) {
             let result = self
                 .compare(at)
                 .map_err(|text| format!("{}: {text}", NAMES[at]));
             self.check(result);
+        }
+        if complete && std::mem::take(&mut self.sites[at].dies_when_consistent) {
+            let down = Duration::from_millis(500);
+            self.later(Duration::ZERO, Happening::Die(at, down));
         }
         let result = self.bounds(at).and_then(|()| self.in_sync_is_confirmed(at));
         let result = result.map_err(|text| format!("{}: {text}", NAMES[at]));
@@ -88,6 +97,8 @@ impl World {
         };
         let head = (group.frames.sealed(), group.frames.chain());
         if head == self.sites[at].chain.head() {
+            // It may stand for what was in memory only.
+            self.copy_begins(at);
             return;
         }
         let site = &mut self.sites[at];
@@ -141,7 +152,7 @@ impl World {
         let group = site.group.as_ref().expect("followed");
         let head = site.chain.head();
         let copies = group.core.facts().inconsistent_until.is_some();
-        if copies && group.log.first_lsn() == head.0.next() {
+        if copies && group.log.first_lsn() == head.0.next() && !site.durable.contains(&head) {
             site.durable.extend(site.chain.places());
             // A copy is to be made while clients write.
             if self.ledger.open.is_empty() {
@@ -216,6 +227,15 @@ impl World {
                 .collect()
         };
         for promise in missing {
+            // That its disk lost it the site knows, and without `--force behind` it does not go on.
+            let lost = self.fragile == Some(at) && self.sites[at].durable.contains(&promise.place);
+            if lost && !self.healing {
+                self.violate(format!(
+                    "{} opens an epoch at LSN {} although its disk lost LSN {}, acknowledged to request {}",
+                    NAMES[at], place.0, promise.place.0, promise.number
+                ));
+                continue;
+            }
             if self.overridden {
                 self.note(|| format!("{promise:?} is overridden"));
                 continue;
@@ -360,7 +380,13 @@ impl World {
     fn promise_is_covered(&self, at: usize, place: Place, durable: bool) -> Result<(), String> {
         let here = &self.sites[at];
         let local = here.durable.contains(&place);
-        let without = |other: &usize| here.alone.contains(NAMES[*other]);
+        // What an earlier epoch committed was acknowledged by the record that was in force then.
+        let epoch = self.history.get(place).map(|node| node.epoch);
+        let current = here.group.as_ref().and_then(|g| g.core.lineage().last());
+        let earlier = self.sites.len() > 2 && epoch != current.map(|e| e.id);
+        let without = |other: &usize| {
+            here.alone.contains(NAMES[*other]) || earlier && self.left.contains(other)
+        };
         let has = |other: &usize| self.sites[*other].durable.contains(&place);
         let remote = self.others(at).all(|other| has(&other) || without(&other));
         // Of those that are waited for all have it, and one site's memory is not enough.

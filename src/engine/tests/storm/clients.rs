@@ -171,7 +171,17 @@ impl World {
             (24 << 10).min(size)
         };
         let last = (space.max(len) - len) / SECTOR;
-        ByteRange::new(self.rng.below(last + 1) * SECTOR, len)
+        let offset = self.rng.below(last + 1) * SECTOR;
+        match self.half.filter(|_| self.plan.large) {
+            Some(half) => {
+                // Grown volumes need not halve into whole sectors.
+                let part = size / 2 / SECTOR * SECTOR;
+                let len = len.min(part);
+                let offset = offset % (part - len + SECTOR);
+                ByteRange::new(offset + part * half as u64, len)
+            }
+            None => ByteRange::new(offset, len),
+        }
     }
 
     fn ask(&mut self, client: usize) {

@@ -46,6 +46,7 @@ impl World {
     fn everything_works_again(&mut self) {
         self.healing = true;
         self.latency = Duration::from_micros(50);
+        self.half = None;
         self.unreachable_until = [self.now; 3];
         self.apart_until.clear();
         // What was held back arrives now, the end of a connection, too.
@@ -56,11 +57,14 @@ impl World {
         }
         for at in 0..self.sites.len() {
             let site = &mut self.sites[at];
-            (site.slow, site.slow_sync) = (1, 1);
+            (site.slow, site.slow_homes, site.slow_sync) = (1, 1, 1);
+            (site.dies_when_alone, site.dies_when_consistent) = (false, false);
             site.disk.free_bytes = None;
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;
             site.disk.fail_next_home_write = false;
+            // Who slept wakes up.
+            site.paused_until = self.now;
             if self.alive(at) {
                 self.command(at, Command::Connect);
             }

@@ -12,6 +12,7 @@ mod hunt;
 mod ledger;
 mod mutations;
 mod plan;
+mod rare;
 mod trouble;
 mod wires;
 mod world;

@@ -131,6 +131,29 @@ pub enum Fault {
         away: Duration,
         within: Duration,
     },
+    /// The mirror is away while clients write so much that it must be copied to. These homes are slow then, and clients
+    /// write into what is being copied.
+    Copy {
+        /// How much slower the homes of the mirror, and of its primary.
+        slow: [u32; 2],
+        within: Duration,
+        ending: Ending,
+    },
+    /// The primary's disk loses part of the journal that the mirror has, neither reaches the other, and an operator who
+    /// does not know tells it to serve.
+    LostHistory {
+        damage: Damage,
+        down: Duration,
+        lasting: Duration,
+    },
+    /// Neither reaches the other. The primary goes on alone, the mirror is promoted by force; then, both serving for a while,
+    /// the first one loses power and comes back to the second one.
+    Fork {
+        /// It dies when it has just acknowledged alone what was under way: no frame and no record says so yet.
+        quiet: bool,
+        within: Duration,
+        down: Duration,
+    },
     /// A slot of the state file rots.
     RotState {
         site: usize,
@@ -144,6 +167,23 @@ pub enum Fault {
         site: usize,
         order: Order,
     },
+}
+
+/// What becomes of a copy.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Ending {
+    /// It completes.
+    Nothing,
+    /// The links break while the mirror makes sure that it can go back.
+    CutBefore,
+    /// The links break in the middle of it.
+    Cut,
+    /// The mirror loses power in the middle of it.
+    MirrorDies,
+    /// The primary does, and an operator takes what the mirror held before.
+    PrimaryDies,
+    /// The mirror loses power when it says that it is consistent.
+    MirrorDiesAfter,
 }
 
 /// What an operator orders in the middle of trouble.
@@ -227,19 +267,12 @@ impl Plan {
                 events.push(Event { phase, at, fault });
             }
         }
-        let mut clones = [more.below(2) == 0, more.below(2) == 0, false];
-        let mut undo = [more.below(4) > 0, more.below(4) > 0, false];
-        let third = &mut Rng::new(seed ^ 0x0000_7414_d517_e000);
-        let sites = if third.below(4) == 0 { 3 } else { 2 };
-        if sites == 3 {
-            (clones[2], undo[2]) = (third.below(2) == 0, third.below(4) > 0);
-            Plan::draw_for_three(third, &phases, &mut events);
-        }
-        Plan::draw_growth(seed, sites, &phases, volumes.len(), &mut events);
-        events.sort_by_key(|e| (e.phase, e.at));
-        Plan {
+        let clones = [more.below(2) == 0, more.below(2) == 0, false];
+        let undo = [more.below(4) > 0, more.below(4) > 0, false];
+        Plan::draw_growth(seed, &phases, volumes.len(), &mut events);
+        let mut plan = Plan {
             seed,
-            sites,
+            sites: 2,
             ack,
             policy,
             compress,
@@ -252,41 +285,124 @@ impl Plan {
             undo,
             phases,
             events,
-        }
+        };
+        draw_rare(&mut plan);
+        draw_third(&mut plan);
+        plan.events.sort_by_key(|e| (e.phase, e.at));
+        plan
     }
 }
 
-impl Plan {
-    /// What goes wrong may be at any of three sites, and a link may be down while the others are up.
-    fn draw_for_three(rng: &mut Rng, phases: &[Duration], events: &mut Vec<Event>) {
-        for event in events.iter_mut() {
-            if let Some(site) = event.fault.site() {
-                *site = rng.below(3) as usize;
-            }
-            if let Fault::CrashAll { down } = &mut event.fault {
-                down[2] = millis(rng, 1, 8_000);
-            }
+/// Situations that chance alone hardly ever brings about, in a phase of their own after the others: what those were without
+/// them they still are.
+fn draw_rare(plan: &mut Plan) {
+    let rng = &mut Rng::new(plan.seed ^ 0x0ddc_a5e5_0000);
+    let phase = plan.phases.len();
+    let kind = rng.below(8);
+    let (fault, lasting) = match plan.policy {
+        // What clients write compresses to nothing: it takes long to fill a journal with that.
+        OnPeerLoss::Continue if plan.large && plan.compress == Compress::Off => {
+            let mut slow = || [1, 20, 80, 300][rng.below(4) as usize];
+            let slow = [slow(), slow()];
+            let fault = Fault::Copy {
+                slow,
+                // A copy to homes that are not slow takes some 400 us.
+                within: Duration::from_micros(rng.below(400 * u64::from(slow[0].max(slow[1])))),
+                ending: match kind {
+                    0 => Ending::Nothing,
+                    1..=2 => Ending::CutBefore,
+                    3 => Ending::Cut,
+                    4 => Ending::MirrorDies,
+                    5..=6 => Ending::PrimaryDies,
+                    _ => Ending::MirrorDiesAfter,
+                },
+            };
+            (fault, Duration::from_secs(14))
         }
-        for (phase, lasting) in phases.iter().enumerate() {
-            for _ in 0..rng.below(3) {
-                let at = Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1));
-                let one = rng.below(3) as usize;
-                let sites = [one, (one + 1 + rng.below(2) as usize) % 3];
-                let lasting = millis(rng, 1, 15_000);
-                let fault = Fault::Apart { sites, lasting };
-                events.push(Event { phase, at, fault });
+        OnPeerLoss::Continue if kind == 0 => {
+            let fault = Fault::Fork {
+                quiet: rng.below(2) == 0,
+                within: millis(rng, 1, 1_000),
+                down: millis(rng, 1, 1_000),
+            };
+            (fault, plan.timeout + Duration::from_secs(8))
+        }
+        _ if kind == 1 && plan.ack != AckMode::Async => {
+            let damage = [Damage::Rot, Damage::Lost, Damage::Misdirected];
+            let fault = Fault::LostHistory {
+                damage: damage[rng.below(3) as usize],
+                down: millis(rng, 1, 2_000),
+                lasting: millis(rng, 500, 5_000),
+            };
+            (fault, Duration::from_secs(8))
+        }
+        _ => return,
+    };
+    plan.phases.push(lasting);
+    let at = Duration::from_micros(300_000 + rng.below(200_000));
+    plan.events.push(Event { phase, at, fault });
+    if rng.below(3) == 0 {
+        let at = Duration::from_micros(rng.below(lasting.as_micros() as u64));
+        let fault = Fault::draw(rng);
+        plan.events.push(Event { phase, at, fault });
+    }
+}
+
+/// A third of the plans without such a situation, a quarter of all, get a second mirror: what goes wrong may be at any of the
+/// three sites, and a link may be down while the others are up. The others stay what they are.
+fn draw_third(plan: &mut Plan) {
+    let rng = &mut Rng::new(plan.seed ^ 0x0000_7414_d517_e000);
+    let rare = |e: &Event| {
+        matches!(
+            e.fault,
+            Fault::Copy { .. } | Fault::LostHistory { .. } | Fault::Fork { .. }
+        )
+    };
+    if rng.below(3) > 0 || plan.events.iter().any(rare) {
+        return;
+    }
+    plan.sites = 3;
+    (plan.clones[2], plan.undo[2]) = (rng.below(2) == 0, rng.below(4) > 0);
+    let mut more = Vec::new();
+    for event in &mut plan.events {
+        match &mut event.fault {
+            Fault::CrashAll { down } => down[2] = millis(rng, 1, 8_000),
+            // Of those at each site one will be where it can be carried out.
+            Fault::Order {
+                site: 0,
+                order: order @ Order::Grow { .. },
+            } => {
+                let (site, order) = (2, order.clone());
+                let fault = Fault::Order { site, order };
+                more.push(Event { fault, ..*event });
+            }
+            Fault::Order {
+                order: Order::Grow { .. },
+                ..
+            } => {}
+            fault => {
+                if let Some(site) = fault.site() {
+                    *site = rng.below(3) as usize;
+                }
             }
         }
     }
+    for (phase, lasting) in plan.phases.iter().enumerate() {
+        for _ in 0..rng.below(3) {
+            let at = Duration::from_micros(rng.below(lasting.as_micros() as u64 + 1));
+            let one = rng.below(3) as usize;
+            let sites = [one, (one + 1 + rng.below(2) as usize) % 3];
+            let lasting = millis(rng, 1, 15_000);
+            let fault = Fault::Apart { sites, lasting };
+            more.push(Event { phase, at, fault });
+        }
+    }
+    plan.events.append(&mut more);
+}
 
+impl Plan {
     /// In every fourth plan volumes grow while things go wrong.
-    fn draw_growth(
-        seed: u64,
-        sites: usize,
-        phases: &[Duration],
-        volumes: usize,
-        events: &mut Vec<Event>,
-    ) {
+    fn draw_growth(seed: u64, phases: &[Duration], volumes: usize, events: &mut Vec<Event>) {
         let rng = &mut Rng::new(seed ^ 0x0000_96ec_0457_ab1e);
         if rng.below(4) > 0 {
             return;
@@ -309,7 +425,7 @@ impl Plan {
                     volume: rng.below(volumes as u64) as usize,
                     by: (1 + rng.below(128)) * 512,
                 };
-                for site in 0..sites {
+                for site in 0..2 {
                     let order = order.clone();
                     let fault = Fault::Order { site, order };
                     events.push(Event { phase, at, fault });
@@ -340,6 +456,9 @@ impl Fault {
             | Fault::ClockJump { site, .. }
             | Fault::Order { site, .. } => Some(site),
             Fault::CrashAll { .. }
+            | Fault::Copy { .. }
+            | Fault::LostHistory { .. }
+            | Fault::Fork { .. }
             | Fault::CutLinks
             | Fault::Partition { .. }
             | Fault::Apart { .. }

@@ -131,6 +131,22 @@ impl World {
                 self.fall_behind(*site, *away, *within);
                 None
             }
+            Fault::Copy { .. } => {
+                self.fall_behind_for_a_copy(index);
+                None
+            }
+            Fault::LostHistory {
+                damage,
+                down,
+                lasting,
+            } => {
+                self.lose_history(*damage, *down, *lasting);
+                None
+            }
+            Fault::Fork { .. } => {
+                self.fork(index);
+                None
+            }
             Fault::RotState { site } => {
                 self.rot_state(*site);
                 None
@@ -154,13 +170,19 @@ impl World {
         match fault {
             Fault::SlowLink { .. } => self.latency = Duration::from_micros(50),
             Fault::SlowDisk { site, .. } => self.sites[*site].slow = 1,
+            Fault::Copy { .. } => {
+                self.half = None;
+                for site in &mut self.sites {
+                    (site.slow_homes, site.slow_sync) = (1, 1);
+                }
+            }
             Fault::LittleSpace { site, .. } => self.sites[*site].disk.free_bytes = None,
             other => unreachable!("{other:?} does not last"),
         }
     }
 
     /// An operator who does not ask why.
-    fn promote_later(&mut self, site: usize, after: Duration) {
+    pub fn promote_later(&mut self, site: usize, after: Duration) {
         let order = Order::Promote(vec![Force::PeerUnreachable]);
         self.later(after, Happening::Order(site, order));
     }

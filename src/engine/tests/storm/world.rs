@@ -8,6 +8,7 @@ use super::clients::Client;
 use super::history::{Chain, History, Place, frame_of, place_of};
 use super::ledger::Ledger;
 use super::plan::{Fault, Order, Plan};
+use super::rare::Awaited;
 use super::wires::{Arrival, Wire};
 use crate::base::{ByteRange, Lsn, Message, Role, VolumeId};
 use crate::engine::tests::Rng;
@@ -41,6 +42,8 @@ pub struct Site {
     /// Of its wall clock.
     pub skew_ms: i64,
     pub slow: u32,
+    /// Only what is read from its homes and written to them.
+    pub slow_homes: u32,
     pub slow_sync: u32,
     tick_at: Option<Duration>,
     /// Its deadline stayed due after so many ticks in a row.
@@ -74,6 +77,12 @@ pub struct Site {
     pub going_back: Option<u64>,
     /// The operator ordered it to become primary whatever the peer says.
     pub forced: bool,
+    /// At the last turn it was inconsistent.
+    pub copied_to: bool,
+    /// It loses power when it has just put on record that it acknowledges alone.
+    pub dies_when_alone: bool,
+    /// It loses power as soon as it is consistent again.
+    pub dies_when_consistent: bool,
     /// Its disk lost frames that it had confirmed: its home may be ahead of its journal up to here.
     pub robbed_until: Lsn,
 }
@@ -126,6 +135,10 @@ pub enum Happening {
         tries: u32,
     },
     Die(usize, Duration),
+    /// Is it time for the next step of a rare situation?
+    Await(Awaited),
+    /// Every connection breaks.
+    Cut,
 }
 
 pub struct World {
@@ -135,6 +148,8 @@ pub struct World {
     pub decay: Rng,
     /// For what only three sites have to decide.
     pub third: Rng,
+    /// For when a disk looks at what it reads.
+    moments: Rng,
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     order: u64,
@@ -146,6 +161,8 @@ pub struct World {
     /// These two do not reach each other before.
     pub apart_until: BTreeMap<[usize; 2], Duration>,
     pub latency: Duration,
+    /// Of large volumes, that clients write to; all if none.
+    pub half: Option<usize>,
     pub clients: Vec<Client>,
     pub next_client: u64,
     pub ledger: Ledger,
@@ -221,6 +238,7 @@ impl World {
             paused_until: Duration::ZERO,
             skew_ms: 0,
             slow: 1,
+            slow_homes: 1,
             slow_sync: 1,
             tick_at: None,
             spins: 0,
@@ -241,6 +259,9 @@ impl World {
             held: None,
             going_back: None,
             forced: false,
+            copied_to: false,
+            dies_when_alone: false,
+            dies_when_consistent: false,
             robbed_until: Lsn::ZERO,
         };
         let role = |at| {
@@ -256,6 +277,7 @@ impl World {
             rng: Rng::new(plan.seed ^ 0x005e_ed0f_7075),
             decay: Rng::new(plan.seed ^ 0x00de_ca1e_d000),
             third: Rng::new(plan.seed ^ 0x0074_4173_d000),
+            moments: Rng::new(plan.seed ^ 0x0b5e_7fed_0000),
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
@@ -265,6 +287,7 @@ impl World {
             unreachable_until: [Duration::ZERO; 3],
             apart_until: BTreeMap::new(),
             latency: Duration::from_micros(50),
+            half: None,
             clients,
             next_client: 1,
             ledger: Ledger::default(),
@@ -386,6 +409,9 @@ impl World {
                 within,
                 tries,
             } => self.watch(site, within, tries),
+            Happening::Await(awaited) => self.await_next(awaited),
+            Happening::Cut if !self.healing => self.cut_links(),
+            Happening::Cut => {}
             Happening::Order(site, order) => self.order(site, &order),
             Happening::Die(site, down) if !self.healing => self.crash(site, down, false, None),
             Happening::Die(..) => {}
@@ -443,6 +469,9 @@ impl World {
             )
         });
         let site = &mut self.sites[at];
+        // Whoever was promoted by force has answered clients, also if the frame of its epoch never reached its journal.
+        let open = site.exports.as_ref().is_some_and(|e| e.open.is_ok());
+        self.overridden |= site.forced && open;
         site.group = None;
         site.life += 1;
         site.exports = None;
@@ -600,7 +629,15 @@ impl World {
             _ if self.rng.below(200) == 0 => 50,
             _ => 1,
         };
-        let slow = u64::from(self.sites[at].slow) * hiccup;
+        let homes = match &op {
+            DiskOp::Write { file, .. } | DiskOp::Read { file, .. } | DiskOp::Zero { file, .. }
+                if matches!(file, File::Home(_)) =>
+            {
+                u64::from(self.sites[at].slow_homes)
+            }
+            _ => 1,
+        };
+        let slow = u64::from(self.sites[at].slow) * hiccup * homes;
         let after = Duration::from_micros(micros * slow).min(SLOWEST);
         if let DiskOp::Write { file, data, .. } = &op {
             match file {
@@ -616,7 +653,11 @@ impl World {
                 File::Discarded(_) | File::Undo => {}
             }
         }
+        let early = matches!(op, DiskOp::Read { .. }) && self.moments.below(2) == 0;
         self.sites[at].disk.submit(id, op);
+        if early {
+            self.sites[at].disk.look(id);
+        }
         let life = self.sites[at].life;
         self.later(after, Happening::DiskDone { site: at, life, id });
     }
