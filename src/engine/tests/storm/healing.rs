@@ -61,8 +61,6 @@ impl World {
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;
             site.disk.fail_next_home_write = false;
-            // Who slept wakes up.
-            site.paused_until = self.now;
             if self.alive(at) {
                 self.command(at, Command::Connect);
             }
@@ -168,6 +166,10 @@ impl World {
     }
 
     fn is_healed(&mut self) -> bool {
+        // Who sleeps is still in the state of before, and its peer may not have missed it yet.
+        if [0, 1].iter().any(|at| self.paused(*at)) {
+            return false;
+        }
         let states = [0, 1].map(|at| self.status(at));
         let [Some(a), Some(b)] = &states else {
             return false;
