@@ -40,6 +40,12 @@ impl ByteRange {
     pub fn overlaps(self, other: ByteRange) -> bool {
         self.offset < other.end() && other.offset < self.end()
     }
+
+    /// What is in both, if anything is.
+    pub fn intersection(self, other: ByteRange) -> Option<ByteRange> {
+        let (from, to) = (self.offset.max(other.offset), self.end().min(other.end()));
+        (from < to).then(|| ByteRange::new(from, to - from))
+    }
 }
 
 /// What one operation does.

@@ -533,20 +533,16 @@ impl Group {
 
     /// A range as of now: the home, with what is closed and not applied yet laid over it.
     fn send_chunk(&mut self, link: LinkId, volume: VolumeId, range: ByteRange, home: Bytes) {
-        let mut overlay = Vec::new();
-        for piece in self.store.read_plan(volume, range).pieces {
-            // What is in the open frame follows in the stream.
+        // What is in the open frame follows in the stream; what lies beneath it is needed all the same, for a mirror that
+        // calls itself consistent before that comes.
+        let overlay = match self.overlay_of(volume, range) {
             #[cfg(test)]
-            if sabotaged(Sabotage::CopyWithoutOverlay) {
-                continue;
-            }
-            if let Source::Overlay(lsn) = piece.source
-                && lsn <= self.frames.sealed()
-                && let Some(content) = self.store.content(lsn, piece.range)
-            {
-                overlay.push((piece.range, content));
-            }
-        }
+            _ if sabotaged(Sabotage::CopyWithoutOverlay) => Vec::new(),
+            #[cfg(test)]
+            None if sabotaged(Sabotage::CopyOnlyTheTop) => self.top_of(volume, range),
+            Some(overlay) => overlay,
+            None => self.store.waiting(volume, range, self.frames.sealed()),
+        };
         let data = laid_over(home, 0, range, &overlay).data;
         let data = if is_zero(&data) { None } else { Some(data) };
         let crc = data.as_ref().map_or(0, |d| crc32fast::hash(d));
@@ -567,6 +563,22 @@ impl Group {
                 crc,
             },
         );
+    }
+
+    #[cfg(test)]
+    fn top_of(&self, volume: VolumeId, range: ByteRange) -> Vec<(ByteRange, Content)> {
+        let closed = |piece: &crate::store::Piece| match piece.source {
+            Source::Overlay(lsn) if lsn <= self.frames.sealed() => Some(lsn),
+            _ => None,
+        };
+        let pieces = self.store.read_plan(volume, range).pieces;
+        let content = |piece: &crate::store::Piece| {
+            Some((
+                piece.range,
+                self.store.content(closed(piece)?, piece.range)?,
+            ))
+        };
+        pieces.iter().filter_map(content).collect()
     }
 
     /// The mirror's hash of a range.

@@ -310,6 +310,31 @@ impl Store {
         }
     }
 
+    /// What is not in the home yet of this range, up to an LSN whose contents are attached: laid over the home one after the
+    /// other this gives the range as of that LSN, whatever came later. Looks at every operation that waits.
+    ///
+    /// No apply that overlaps the range may be in flight.
+    pub fn waiting(
+        &self,
+        volume: VolumeId,
+        range: ByteRange,
+        until: Lsn,
+    ) -> Vec<(ByteRange, Content)> {
+        let mut found = Vec::new();
+        for (lsn, slot) in (self.applied.0 + 1..=until.0).map(Lsn).zip(&self.slots) {
+            let op = &slot.op;
+            if slot.done || op.kind.is_control() || op.volume != volume {
+                continue;
+            }
+            if let Some(part) = op.range.intersection(range)
+                && let Some(content) = self.content(lsn, part)
+            {
+                found.push((part, content));
+            }
+        }
+        found
+    }
+
     /// Keeps applies that overlap this range from starting until it is released: for a full copy, which reads
     /// the range (primary) or writes it (mirror) outside the order of operations. Those already in flight go on: wait
     /// for [`Store::quiet`]. Holds may overlap each other.

@@ -107,6 +107,27 @@ fn a_read_sees_the_newest_operation_for_every_byte_and_the_home_elsewhere() {
 }
 
 #[test]
+fn what_waits_up_to_an_lsn_is_told_also_where_something_newer_covers_it() {
+    let mut t = Bench::new();
+    let first = t.write(A, range(0, 8), b'a');
+    t.write(A, range(4, 8), b'b');
+    t.write(B, range(0, 64), b'x');
+    let third = t.write(A, range(6, 2), b'c');
+    t.write(A, range(0, 64), b'd');
+    t.store.allow(first);
+    assert_eq!(t.start_all(), [first.0]);
+    t.store.applied(first);
+    let mut content = *b"aaaaaaaa........";
+    for (part, laid) in t.store.waiting(A, range(0, 16), third) {
+        let Content::Data(data) = laid else {
+            panic!("{laid:?}");
+        };
+        content[part.offset as usize..part.end() as usize].copy_from_slice(&data);
+    }
+    assert_eq!(&content, b"aaaabbccbbbb....");
+}
+
+#[test]
 fn a_reply_waits_for_the_newest_operation_that_touches_the_range_and_for_no_other() {
     let mut t = Bench::new();
     t.write(A, range(0, 8), b'a');

@@ -63,8 +63,6 @@ impl World {
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;
             site.disk.fail_next_home_write = false;
-            // Who slept wakes up.
-            site.paused_until = self.now;
             if self.alive(at) {
                 self.command(at, Command::Connect);
             }
@@ -180,6 +178,10 @@ impl World {
     }
 
     fn is_healed(&mut self) -> bool {
+        // Who sleeps is still in the state of before, and its peers may not have missed it yet.
+        if (0..self.sites.len()).any(|at| self.paused(at)) {
+            return false;
+        }
         let all = self.all_status();
         let serving = |s: &GroupStatus| {
             s.state == GroupState::Serving && s.peers.iter().all(|p| p.state == PeerState::InSync)
