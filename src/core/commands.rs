@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity,
-    Then, View,
+    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity, Then,
+    View,
 };
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -867,7 +867,10 @@ impl Core {
         // The mirrors are to apply all of it, too.
         self.flush_commit_news();
         self.drop_all_links("stopping");
-        self.set_mode(Mode::Stopped);
+        // A fenced site stays fenced: its disk is not to be trusted with a last checkpoint either.
+        if !matches!(self.mode, Mode::Fenced(_)) {
+            self.set_mode(Mode::Stopped);
+        }
         self.close_clients();
         self.announce_exports();
     }

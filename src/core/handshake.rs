@@ -207,7 +207,11 @@ fn is_third(epoch: &Epoch, one: &Hello, other: &Hello) -> bool {
 /// not told that it is committed: written by a third site that did not wait for this primary.
 fn acknowledged_by_a_third(mirror: &Hello, primary: &Hello, keep: Lsn) -> bool {
     let epochs = mirror.lineage.epochs();
-    let ends = |at: usize| epochs.get(at + 1).map_or(mirror.tail, |e| e.first_lsn.prev());
+    let ends = |at: usize| {
+        epochs
+            .get(at + 1)
+            .map_or(mirror.tail, |e| e.first_lsn.prev())
+    };
     epochs
         .iter()
         .enumerate()
@@ -432,6 +436,65 @@ mod tests {
         );
         init.tail = Lsn(10);
         assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+    }
+
+    /// Changes the last epoch of a lineage.
+    fn with_last(hello: &mut Hello, change: impl Fn(&mut Epoch)) {
+        let mut epochs = hello.lineage.epochs().to_vec();
+        change(epochs.last_mut().unwrap());
+        hello.lineage = Lineage::new(epochs).unwrap();
+    }
+
+    #[test]
+    fn what_a_third_site_wrote_gives_way_only_if_it_waited_for_the_one_that_serves() {
+        let init = hello(Stance::Serving, TWO, 20, 20);
+        let of_a_third = |ack, alone| {
+            let mut acc = accepting(Stance::Mirror, ONE, 12, 10);
+            with_last(&mut acc, |e| {
+                (e.site, e.ack, e.alone) = ("c".into(), ack, alone);
+            });
+            acc
+        };
+        let stream = Outcome::Stream { from: Lsn(11) };
+        let fork = Outcome::Forked { common: Lsn(10) };
+        assert_eq!(decide(&init, &of_a_third(AckMode::Sync, false)), stream);
+        assert_eq!(decide(&init, &of_a_third(AckMode::Sync, true)), fork);
+        assert_eq!(decide(&init, &of_a_third(AckMode::Async, false)), fork);
+        // It had all of that in its memory, or not.
+        assert_eq!(decide(&init, &of_a_third(AckMode::Memsync, false)), fork);
+        let mut complete = init.clone();
+        with_last(&mut complete, |e| e.complete = true);
+        let memsync = of_a_third(AckMode::Memsync, false);
+        assert_eq!(decide(&complete, &memsync), stream);
+        // What the primary itself wrote it knows best.
+        let mut own = of_a_third(AckMode::Sync, true);
+        with_last(&mut own, |e| e.site = "a".into());
+        assert_eq!(decide(&init, &own), stream);
+    }
+
+    #[test]
+    fn an_old_primary_that_went_without_anybody_waits_if_a_third_site_took_over() {
+        let mut init = hello(Stance::Returning, ONE, 12, 10);
+        with_last(&mut init, |e| e.alone = true);
+        let mut acc = accepting(Stance::Serving, TWO, 20, 20);
+        with_last(&mut acc, |e| e.site = "b".into());
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        with_last(&mut acc, |e| e.site = "c".into());
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+    }
+
+    #[test]
+    fn of_two_primaries_by_record_with_one_history_the_one_that_wrote_it_stays() {
+        let init = hello(Stance::Returning, ONE, 10, 10);
+        let acc = accepting(Stance::Returning, ONE, 10, 10);
+        assert_eq!(decide(&init, &acc), Outcome::AcceptorStepsDown);
+        assert_eq!(decide(&acc, &init), Outcome::InitiatorStepsDown);
+        let of_a_third = |mut hello: Hello| {
+            with_last(&mut hello, |e| e.site = "c".into());
+            hello
+        };
+        let outcome = decide(&of_a_third(init), &of_a_third(acc));
+        assert!(matches!(outcome, Outcome::Disagree(_)), "{outcome:?}");
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl Core {
             at => {
                 self.actions.push(Action::Close(link));
                 let now = self.now;
-                let came_late = |p: &&mut super::Peer| matches!(p.phase, PeerPhase::Connecting { .. });
+                let came_late =
+                    |p: &&mut super::Peer| matches!(p.phase, PeerPhase::Connecting { .. });
                 if let Some(peer) = at.map(|at| &mut self.peers[at]).filter(came_late) {
                     peer.link_lost(now);
                 }
@@ -676,10 +677,8 @@ impl Core {
         self.actions.push(Action::StopStream(link));
         self.peers[at].link_lost(now);
         // A mirror does not wait for ever until this site has heard of its other peers; it is greeted anew.
-        let expired = matches!(
-            was,
-            PeerPhase::Agreed { .. } | PeerPhase::Longer { .. }
-        ) && matches!(self.mode, Mode::Returning | Mode::Waiting(_));
+        let expired = matches!(was, PeerPhase::Agreed { .. } | PeerPhase::Longer { .. })
+            && matches!(self.mode, Mode::Returning | Mode::Waiting(_));
         // Whether it is gone or only the connection is will show at the next attempt, which comes at once.
         if matches!(was, PeerPhase::Streaming { .. }) {
             let name = self.peers[at].name.clone();

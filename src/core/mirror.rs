@@ -266,9 +266,9 @@ impl Core {
     /// Ends the handshakes with other sites that would lead to something here.
     fn end_other_handshakes(&mut self, link: Link) {
         let leads = |agreed: &Agreed| agreed.outcome != Outcome::Probe;
-        let ended = self
-            .handshakes
-            .extract_if(.., |h| h.link != link && h.agreed.as_ref().is_some_and(leads));
+        let ended = self.handshakes.extract_if(.., |h| {
+            h.link != link && h.agreed.as_ref().is_some_and(leads)
+        });
         self.actions.extend(ended.map(|h| Action::Close(h.link)));
     }
 

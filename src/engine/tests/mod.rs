@@ -6,6 +6,7 @@ mod resync;
 mod rules;
 mod sim;
 mod storm;
+mod three;
 mod undo;
 mod verify;
 

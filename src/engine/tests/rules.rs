@@ -724,6 +724,9 @@ fn after_any_failed_sync_no_checkpoint_is_made() {
     sim.command(0, Command::Resize { volume, size });
     sim.pass(Duration::from_secs(30));
     assert_eq!(sim.status(0).state, GroupState::Fenced, "{}", sim.logs());
+    sim.command(0, Command::Shutdown);
+    sim.pass(Duration::from_secs(15));
+    assert!(sim.sites[0].stopped);
     assert_eq!(sim.status(0).checkpoint_lsn, checkpoint);
     sim.kill(0);
     sim.start(0).unwrap();

@@ -1,4 +1,4 @@
-//! Two sites, their disks, the network between them and a client, all under one seed.
+//! Two sites or three, their disks, the network between them and a client, all under one seed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -160,15 +160,37 @@ pub struct Site {
     seed: u128,
 }
 
+/// A connection: what is on its way to the site at each end, `None` for the end of it.
+struct Wire {
+    ends: [usize; 2],
+    queues: [VecDeque<Option<Message>>; 2],
+}
+
+impl Wire {
+    /// What is on its way to this site, if it is at one of the ends.
+    fn to(&mut self, at: usize) -> Option<&mut VecDeque<Option<Message>>> {
+        let end = self.ends.iter().position(|end| *end == at)?;
+        Some(&mut self.queues[end])
+    }
+
+    /// The same to the other end.
+    fn from(&mut self, at: usize) -> Option<&mut VecDeque<Option<Message>>> {
+        let end = self.ends.iter().position(|end| *end == at)?;
+        Some(&mut self.queues[1 - end])
+    }
+}
+
 pub struct Sim {
-    pub sites: [Site; 2],
+    pub sites: Vec<Site>,
     pub rng: Rng,
     pub now: Duration,
     /// The wall clocks are late by this.
     pub late: Duration,
     pub record: Record,
     pub connected: bool,
-    wires: BTreeMap<LinkId, [VecDeque<Option<Message>>; 2]>,
+    /// Nothing reaches these or comes from them.
+    pub isolated: BTreeSet<usize>,
+    wires: BTreeMap<LinkId, Wire>,
     next_link: u64,
     client: ClientId,
     attached: Option<usize>,
@@ -224,6 +246,27 @@ impl Sim {
     }
 
     pub fn with(seed: u64, a: GroupConfig, b: GroupConfig) -> Sim {
+        Sim::of(seed, vec![("a", a), ("b", b)])
+    }
+
+    /// A primary and two mirrors.
+    pub fn three(seed: u64, ack: AckMode, policy: OnPeerLoss) -> Sim {
+        let names = ["a", "b", "c"];
+        let site = |name| {
+            let role = if name == "a" {
+                Role::Primary
+            } else {
+                Role::Mirror
+            };
+            let mut config = config(name, None, role, ack, policy);
+            let others = names.iter().filter(|other| **other != name);
+            config.peers = others.map(|other| (*other).into()).collect();
+            (name, config)
+        };
+        Sim::of(seed, names.map(site).into())
+    }
+
+    fn of(seed: u64, configs: Vec<(&'static str, GroupConfig)>) -> Sim {
         let site = |name, config, seed| Site {
             name,
             config,
@@ -235,15 +278,16 @@ impl Sim {
             seed,
         };
         Sim {
-            sites: [
-                site("a", a, u128::from(seed) << 8 | 1),
-                site("b", b, u128::from(seed) << 8 | 2),
-            ],
+            sites: (1..)
+                .zip(configs)
+                .map(|(n, (name, config))| site(name, config, u128::from(seed) << 8 | n))
+                .collect(),
             rng: Rng::new(seed),
             now: Duration::from_secs(1),
             late: Duration::ZERO,
             record: Record::default(),
             connected: true,
+            isolated: BTreeSet::new(),
             wires: BTreeMap::new(),
             next_link: 1,
             client: ClientId(1),
@@ -294,9 +338,9 @@ impl Sim {
             self.attached = None;
             self.asked.clear();
         }
-        for wires in self.wires.values_mut() {
-            wires[at].clear();
-            wires[1 - at].push_back(None);
+        for wire in self.wires.values_mut() {
+            wire.to(at).map(VecDeque::clear);
+            wire.from(at).into_iter().for_each(|q| q.push_back(None));
         }
     }
 
@@ -329,8 +373,9 @@ impl Sim {
                     {
                         self.chunk_bytes += data.len() as u64;
                     }
-                    if let Some(wires) = self.wires.get_mut(&link) {
-                        wires[1 - at].push_back(Some(message));
+                    let wire = self.wires.get_mut(&link);
+                    if let Some(queue) = wire.and_then(|wire| wire.from(at)) {
+                        queue.push_back(Some(message));
                     }
                     self.input(
                         at,
@@ -341,9 +386,9 @@ impl Sim {
                     );
                 }
                 Output::CloseLink { link } => {
-                    if let Some(wires) = self.wires.get_mut(&link) {
-                        wires[at].clear();
-                        wires[1 - at].push_back(None);
+                    if let Some(wire) = self.wires.get_mut(&link) {
+                        wire.to(at).map(VecDeque::clear);
+                        wire.from(at).into_iter().for_each(|q| q.push_back(None));
                     }
                 }
                 Output::Connect { peer } => self.connect(at, peer),
@@ -363,14 +408,21 @@ impl Sim {
     }
 
     fn connect(&mut self, at: usize, peer: String) {
-        if self.connected && self.alive(1 - at) {
+        let named = |site: &Site| site.name == peer;
+        let other = self.sites.iter().position(named).expect("a site");
+        let lost = [at, other].iter().any(|end| self.isolated.contains(end));
+        if self.connected && !lost && self.alive(other) {
             let link = LinkId(self.next_link);
             self.next_link += 1;
-            self.wires.insert(link, Default::default());
-            self.input(1 - at, Input::LinkAccepted { link });
+            let wire = Wire {
+                ends: [at, other],
+                queues: Default::default(),
+            };
+            self.wires.insert(link, wire);
+            self.input(other, Input::LinkAccepted { link });
             self.input(at, Input::LinkConnected { link, peer });
         } else {
-            let refused = self.connected;
+            let refused = self.connected && !lost;
             self.input(
                 at,
                 Input::ConnectFailed {
@@ -384,8 +436,10 @@ impl Sim {
 
     /// Every connection breaks; new ones can be made at once.
     pub fn break_links(&mut self) {
-        for (link, _) in std::mem::take(&mut self.wires) {
-            for at in 0..2 {
+        for (link, wire) in std::mem::take(&mut self.wires) {
+            let mut ends = wire.ends;
+            ends.sort_unstable();
+            for at in ends {
                 let reason = "broken".into();
                 self.input(at, Input::LinkClosed { link, reason });
             }
@@ -398,8 +452,9 @@ impl Sim {
 
     /// Makes one thing happen, chosen by the seed; false if nothing is under way.
     pub fn step(&mut self) -> bool {
-        let at = self.rng.below(2) as usize;
-        for at in [at, 1 - at] {
+        let sites = self.sites.len();
+        let first = self.rng.below(sites as u64) as usize;
+        for at in (first..first + sites).map(|at| at % sites) {
             let disk_first = self.rng.below(2) == 0;
             for disk in [disk_first, !disk_first] {
                 if disk && self.complete_disk(at) || !disk && self.deliver(at) {
@@ -422,14 +477,15 @@ impl Sim {
     }
 
     fn deliver(&mut self, at: usize) -> bool {
-        if !self.connected || !self.alive(at) {
+        if !self.connected || !self.alive(at) || self.isolated.contains(&at) {
             return false;
         }
+        let isolated = &self.isolated;
         let ready: Vec<LinkId> = self
             .wires
-            .iter()
-            .filter(|(_, w)| !w[at].is_empty())
-            .map(|(link, _)| *link)
+            .iter_mut()
+            .filter(|(_, w)| !w.ends.iter().any(|end| isolated.contains(end)))
+            .filter_map(|(link, w)| w.to(at).filter(|q| !q.is_empty()).map(|_| *link))
             .collect();
         if ready.is_empty() {
             return false;
@@ -438,7 +494,7 @@ impl Sim {
         match self
             .wires
             .get_mut(&link)
-            .and_then(|w| w[at].pop_front())
+            .and_then(|w| w.to(at)?.pop_front())
             .flatten()
         {
             Some(message) => self.input(at, Input::Link { link, message }),
@@ -480,7 +536,7 @@ impl Sim {
 
     fn advance_to(&mut self, time: Duration) {
         self.now = self.now.max(time) + Duration::from_nanos(1000);
-        for at in 0..2 {
+        for at in 0..self.sites.len() {
             self.input(at, Input::Tick);
         }
     }
@@ -517,7 +573,7 @@ impl Sim {
     /// The site the client is attached to; attaches it to whichever serves.
     pub fn attached(&mut self) -> Option<usize> {
         if self.attached.is_none() {
-            let _ = self.attach(0) || self.attach(1);
+            let _ = (0..self.sites.len()).any(|at| self.attach(at));
         }
         self.attached
     }
@@ -684,7 +740,7 @@ impl Sim {
         })
     }
 
-    /// Waits until one side serves and the other is in sync.
+    /// Waits until one side serves and the others are in sync.
     pub fn heal(&mut self) {
         for _ in 0..60 {
             if self.in_sync() {
@@ -807,6 +863,15 @@ impl Sim {
             .as_ref()
             .expect("alive")
             .journal_place(Lsn(lsn))
+    }
+
+    /// All homes are the same, byte for byte, after everything was applied.
+    pub fn all_homes_are_equal(&mut self) -> bool {
+        self.pass(Duration::from_secs(1));
+        let home = File::Home(VolumeId(0));
+        let content = |site: &mut Site| site.disk.content(home, 0, VOLUME as usize).clone();
+        let all: Vec<Vec<u8>> = self.sites.iter_mut().map(content).collect();
+        all.windows(2).all(|two| two[0] == two[1])
     }
 
     /// Both homes, byte for byte, after everything was applied.

@@ -431,9 +431,7 @@ impl World {
             if let Some(foreign) = foreign {
                 return Err(format!(
                     "{} acknowledged request {} at LSN {}, which is not in its history: both acknowledge",
-                    NAMES[foreign.site],
-                    foreign.number,
-                    foreign.place.0
+                    NAMES[foreign.site], foreign.number, foreign.place.0
                 ));
             }
         }
@@ -534,8 +532,7 @@ impl World {
             {
                 return Err(format!(
                     "says that {} is in sync and durable up to LSN {}, which its disk never confirmed",
-                    NAMES[other],
-                    peer.durable
+                    NAMES[other], peer.durable
                 ));
             }
             if here.alone.contains(&peer.name) {
@@ -548,11 +545,7 @@ impl World {
                 .group
                 .as_ref()
                 .is_some_and(|g| g.core.facts().inconsistent_until.is_some());
-            if copied
-                && self.alive(other)
-                && peer.durable >= peer.gate_lsn
-                && !self.overridden
-            {
+            if copied && self.alive(other) && peer.durable >= peer.gate_lsn && !self.overridden {
                 return Err(format!(
                     "says that {} is in sync, which is inconsistent",
                     NAMES[other]
@@ -617,8 +610,7 @@ impl World {
             for (n, size) in a.into_iter().enumerate() {
                 let file = File::Home(VolumeId(n as u32));
                 let contents = [0, other];
-                let [a, b] =
-                    contents.map(|at| self.sites[at].disk.content(file, 0, size as usize));
+                let [a, b] = contents.map(|at| self.sites[at].disk.content(file, 0, size as usize));
                 if let Some(byte) = a.iter().zip(&b).position(|(a, b)| a != b) {
                     return Err(format!(
                         "volume {n} differs at byte {byte} although {} and {} are in sync",

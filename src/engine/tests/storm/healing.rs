@@ -268,7 +268,11 @@ impl World {
                 .is_some_and(|e| e.open.is_ok())
         };
         let rank = |at: usize| (usable(at), serves(at), all[at].tail_lsn, Reverse(at));
-        let keep = conflicts.iter().flatten().copied().max_by_key(|at| rank(*at));
+        let keep = conflicts
+            .iter()
+            .flatten()
+            .copied()
+            .max_by_key(|at| rank(*at));
         let keep = keep.expect("a conflict");
         let against = conflicts.iter().filter(|pair| pair.contains(&keep));
         let against = against.flatten().copied().filter(|at| *at != keep);

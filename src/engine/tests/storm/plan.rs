@@ -482,11 +482,7 @@ impl Fault {
                 },
             },
             10..=11 => Fault::CrashAll {
-                down: [
-                    millis(rng, 1, 8_000),
-                    millis(rng, 1, 8_000),
-                    Duration::ZERO,
-                ],
+                down: [millis(rng, 1, 8_000), millis(rng, 1, 8_000), Duration::ZERO],
             },
             12 => Fault::Pause { site, lasting },
             13..=15 => Fault::CutLinks,

@@ -265,11 +265,7 @@ impl World {
             robbed_until: Lsn::ZERO,
         };
         let role = |at| {
-            if at == 0 {
-                Role::Primary
-            } else {
-                Role::Mirror
-            }
+            if at == 0 { Role::Primary } else { Role::Mirror }
         };
         let sites = (0..plan.sites).map(|at| site(at, role(at))).collect();
         let clients = (0..plan.clients).map(|n| Client::new(n, &plan)).collect();
@@ -913,7 +909,8 @@ impl World {
             .group
             .as_ref()
             .is_some_and(|g| g.core.facts().inconsistent_until.is_some());
-        site.going_back.take_if(|id| *id == command && !done && copied);
+        site.going_back
+            .take_if(|id| *id == command && !done && copied);
     }
 
     /// All sites but this one.
