@@ -599,7 +599,7 @@ impl World {
 
     /// All say in sync, and nothing is under way: the homes are the same, byte for byte.
     pub fn homes_are_equal(&mut self) -> Result<(), String> {
-        for other in 1..self.sites.len() {
+        for other in self.others(0) {
             let [a, b] = [0, other].map(|at| self.sizes(at));
             if a != b {
                 return Err(format!(

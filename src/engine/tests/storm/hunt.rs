@@ -144,6 +144,7 @@ fn hunt() {
     }
     let first = number("SIM_FIRST").unwrap_or_else(fresh_seed);
     let step = number("SIM_STEP").unwrap_or(1);
+    let sites = number("SIM_SITES");
     let most = number("SIM_SEEDS").unwrap_or(u64::MAX);
     let end = number("SIM_SECONDS").map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut totals = Report::default();
@@ -151,7 +152,12 @@ fn hunt() {
     let mut done = 0;
     let mut seed = first;
     while done < most && end.is_none_or(|end| Instant::now() < end) {
-        let report = quietly(|| run(Plan::draw(seed), false));
+        let plan = Plan::draw(seed);
+        if sites.is_some_and(|sites| plan.sites as u64 != sites) {
+            seed += step;
+            continue;
+        }
+        let report = quietly(|| run(plan, false));
         if report.violation.is_some() {
             println!("{}", failure(seed, &report));
             failed.push(seed);
