@@ -1125,10 +1125,12 @@ fn a_mirror_whose_disk_lost_history_is_not_promoted_and_refetches() {
 #[test]
 fn history_that_nobody_has_any_more_can_be_given_up_while_the_peer_answers() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
-    (pair.kill(0), pair.kill(1));
+    pair.kill(0);
+    pair.kill(1);
     // A damaged journal ends before the damage, and its site remembers what it held.
     pair.sites[0].saved.floor = Lsn(50);
-    (pair.restart(1), pair.restart(0));
+    pair.restart(1);
+    pair.restart(0);
     pair.pass(TIMEOUT * 2);
     let Mode::Waiting(why) = pair.mode(0) else {
         panic!("{:?}", pair.mode(0));

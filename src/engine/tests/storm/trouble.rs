@@ -373,12 +373,14 @@ impl World {
             Order::Stop => Command::Shutdown,
             Order::Grow { volume, by } => {
                 let group = self.sites[site].group.as_ref().expect("alive");
-                let name = format!("v{volume}");
-                let Some(known) = group.volumes.iter().find(|v| v.name == name) else {
+                let volume = format!("v{volume}");
+                let Some(known) = group.volumes.iter().find(|v| v.name == volume) else {
                     return;
                 };
-                let size = known.size + by;
-                Command::Resize { volume: name, size }
+                Command::Resize {
+                    size: known.size + by,
+                    volume,
+                }
             }
         };
         self.command(site, command);
