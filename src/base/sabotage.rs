@@ -10,6 +10,14 @@ pub enum Sabotage {
     AcknowledgeBeforeDurable,
     /// Acknowledgements do not wait for the peer.
     AcknowledgeBeforePeer,
+    /// Acknowledgements wait for one of several peers.
+    WaitForOnePeer,
+    /// Who took the role over does not wait for the third site.
+    ForgetTheThird,
+    /// A role that was handed to one peer is brought to every peer.
+    HandToAnybody,
+    /// A mirror takes whoever greets it last for its primary.
+    FollowAnybody,
     /// A flush is answered once it is committed.
     FlushBeforePeer,
     /// A mirror confirms what it has only received.

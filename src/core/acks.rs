@@ -96,6 +96,14 @@ impl Core {
             here
         };
         let gated = || self.peers.iter().filter(|p| p.gated);
+        #[cfg(test)]
+        let gated = || {
+            gated().take(if sabotaged(Sabotage::WaitForOnePeer) {
+                1
+            } else {
+                usize::MAX
+            })
+        };
         let met = match self.facts.ack {
             AckMode::Sync => gated().map(|p| p.durable).fold(here, Lsn::min),
             AckMode::Memsync => match gated().map(|p| p.received).min() {

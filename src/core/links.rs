@@ -6,6 +6,8 @@ use uuid::Uuid;
 
 use super::peer::{Conflict, Fork};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
+#[cfg(test)]
+use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
 
 /// A connection that a peer opened and that is not in use yet.
@@ -345,6 +347,10 @@ impl Core {
     /// A mirror has one primary at a time. Who else wants to be its primary has to come to terms with that one, or wait until
     /// it is silent.
     fn follows_another(&self, site: &str) -> Option<String> {
+        #[cfg(test)]
+        if sabotaged(Sabotage::FollowAnybody) {
+            return None;
+        }
         let upstream = self.upstream.as_ref().filter(|u| u.site != site)?;
         let heard = self.now.saturating_sub(upstream.last_heard);
         Some(format!(

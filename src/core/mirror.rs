@@ -604,6 +604,10 @@ impl Core {
         let now = self.now;
         for peer in &mut self.peers {
             let has = if peer.name == site { lsn } else { Lsn::ZERO };
+            #[cfg(test)]
+            if sabotaged(Sabotage::ForgetTheThird) && peer.name != site {
+                continue;
+            }
             peer.wait_for(has, lsn, now);
         }
         self.save(Then::Taken(link, epoch));

@@ -57,6 +57,8 @@ impl Core {
             }
             // What others have is seen against what it has then.
             Mode::Fetching(_) => false,
+            #[cfg(test)]
+            Mode::HandedOver if sabotaged(Sabotage::HandToAnybody) => true,
             Mode::HandedOver => self.facts.handed.as_ref().is_some_and(|h| h.to == peer),
             _ => true,
         };

@@ -14,10 +14,14 @@ const SEEDS: u64 = 400;
 /// Not in it are two that no world can notice as long as every other rule holds, and that are tested for themselves:
 /// `SkipChecksumChain` (an LSN of an epoch is used once and by one site, so a frame of the right epoch at the right LSN follows
 /// the right one) and `AcceptOldEpochs` (an old primary speaks on a link that nobody follows any more).
-const TABLE: [(Sabotage, u64); 37] = [
+const TABLE: [(Sabotage, u64); 41] = [
     (AcknowledgeBeforeDurable, 3),
     (AcknowledgeBeforePeer, 0),
     (FlushBeforePeer, 0),
+    (WaitForOnePeer, 1),
+    (ForgetTheThird, 317),
+    (HandToAnybody, 1026),
+    (FollowAnybody, 8),
     (ConfirmBeforeDurable, 0),
     (ReceivedIsDurable, 0),
     (SkipPayloadChecksums, 137),
