@@ -113,7 +113,10 @@ impl Core {
             },
             AckMode::Async => here,
         };
-        Some(met)
+        // What an earlier epoch left open is committed by the rule of this one, which may wait for fewer peers: whoever holds
+        // it then must be able to tell, by holding the beginning of this epoch, too.
+        let opened = self.facts.lineage.last().map(|epoch| epoch.first_lsn);
+        opened.is_none_or(|first| met >= first).then_some(met)
     }
 
     /// Everything up to here is durable wherever the mode promises durability.

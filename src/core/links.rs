@@ -276,6 +276,16 @@ impl Core {
             self.refuse(link, Refusal::WrongGroup, text);
             return;
         }
+        if !asks && matches!(self.mode, Mode::Probing | Mode::GoingBack) {
+            // Not a mirror for the moment, and not yet anything else.
+            self.handshakes.swap_remove(at);
+            let text = format!(
+                "{} is about to be promoted; connect again",
+                self.config.site
+            );
+            self.refuse(link, Refusal::Busy, text);
+            return;
+        }
         if !asks && let Some(text) = self.follows_another(&theirs.site) {
             self.handshakes.swap_remove(at);
             self.refuse(link, Refusal::Following, text);

@@ -213,6 +213,24 @@ fn what_was_acknowledged_without_a_third_site_is_a_fork_when_that_one_is_promote
     assert_eq!(sim.status(C).state, GroupState::Forked, "{}", sim.logs());
 }
 
+/// Or a mirror could hold what was acknowledged without a third site, and not the epoch that says so.
+#[test]
+fn what_an_epoch_left_open_is_acknowledged_only_with_the_beginning_of_the_next_one() {
+    let mut sim = three(AckMode::Sync);
+    sim.isolated.insert(B);
+    assert!(!acknowledges(&mut sim, A, 0), "b has not confirmed");
+    sim.pass(Duration::from_secs(4));
+    sim.hold_journal(C, true);
+    sim.pass(Duration::from_secs(3));
+    assert_eq!(alone(&mut sim, A), Some("b".into()));
+    assert_eq!(sim.status(C).durable_lsn.next(), sim.status(A).tail_lsn);
+    let before = sim.acked;
+    assert_eq!(sim.status(A).in_flight_requests, 1);
+    sim.hold_journal(C, false);
+    while sim.step() {}
+    assert_eq!(sim.acked, before + 1);
+}
+
 #[test]
 fn a_switchover_goes_to_one_mirror_and_the_new_primary_waits_for_the_other_one_too() {
     let mut sim = three(AckMode::Sync);

@@ -153,6 +153,8 @@ pub struct World {
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     order: u64,
+    /// The number of what happens now.
+    happening: u64,
     pub sites: Vec<Site>,
     pub wires: BTreeMap<LinkId, Wire>,
     next_link: u64,
@@ -277,6 +279,7 @@ impl World {
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
+            happening: 0,
             sites,
             wires: BTreeMap::new(),
             next_link: 1,
@@ -353,7 +356,8 @@ impl World {
             self.now = self.now.max(until);
             return false;
         }
-        let ((at, _), what) = self.queue.pop_first().expect("just seen");
+        let ((at, order), what) = self.queue.pop_first().expect("just seen");
+        self.happening = order;
         self.now = self.now.max(at);
         self.events += 1;
         self.happen(what);
@@ -367,8 +371,10 @@ impl World {
                     return;
                 }
                 if self.asleep(site) {
-                    let after = self.sites[site].paused_until - self.now;
-                    self.later(after, Happening::Input { site, life, input });
+                    // In the order in which it came, also if the site falls asleep again.
+                    let key = (self.sites[site].paused_until, self.happening);
+                    self.queue
+                        .insert(key, Happening::Input { site, life, input });
                     return;
                 }
                 self.input(site, input);
@@ -478,7 +484,8 @@ impl World {
         site.tick_at = None;
         site.writing.clear();
         site.recording.clear();
-        site.forced = false;
+        // An order that is on record holds for the next start.
+        site.forced &= !site.alone.is_empty();
         site.going_back = None;
         site.disk.power_cut(&mut self.rng);
         for client in 0..self.clients.len() {
