@@ -1,13 +1,13 @@
 //! A primary's and a mirror's core driven against each other: virtual time, links that can be cut at any message, disks
 //! that finish when the test says so.
 
-use crate::base::sabotage::Sabotage;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::*;
+use crate::base::sabotage::Sabotage;
 use crate::base::{Epoch, Hello, Start};
 
 const TIMEOUT: Duration = Duration::from_secs(5);

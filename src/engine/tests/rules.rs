@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{SECTOR, Sim, VOLUME, config};
 use crate::base::{AckMode, AlignedBuf, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
-use crate::engine::{Command, Disk, File, Input};
+use crate::engine::{Command, Disk, DiskOp, DiskResult, File, Group, Input, Output, Pending};
 use crate::journal::STATE_FILE_BYTES;
 use crate::nbd::Errno;
 use crate::status::{GroupState, PeerState};
@@ -728,6 +728,43 @@ fn after_any_failed_sync_no_checkpoint_is_made() {
     sim.kill(0);
     sim.start(0).unwrap();
     check_both_sides(&mut sim);
+}
+
+/// The kernel tells only one of those that wait for it.
+#[test]
+fn syncs_of_a_home_take_turns_and_fail_together() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let now = sim.time();
+    let group = sim.sites[0].group.as_mut().expect("it runs");
+    let idle = group.disk.len();
+    let submitted = |group: &mut Group| {
+        let mut ids = Vec::new();
+        for output in group.drain() {
+            if let Output::Disk { id, .. } = output {
+                ids.push(id);
+            }
+        }
+        ids
+    };
+    for _ in 0..3 {
+        let file = File::Home(VolumeId(0));
+        group.submit(Pending::Forgotten, DiskOp::Sync { file });
+    }
+    for (result, left) in [(DiskResult::Done, 2), (failed(), 0)] {
+        let [id] = submitted(group)[..] else {
+            panic!("one is under way at a time");
+        };
+        group.handle(now, Input::Disk { id, result });
+        assert_eq!(group.disk.len(), idle + left);
+    }
+    assert_eq!(submitted(group), [], "none is tried after the failed one");
+}
+
+fn failed() -> DiskResult {
+    DiskResult::Failed {
+        errno: 5,
+        message: "Input/output error".into(),
+    }
 }
 
 #[test]

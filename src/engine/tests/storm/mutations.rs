@@ -49,7 +49,7 @@ const TABLE: [(Sabotage, u64); 37] = [
     (WriteBeforeKept, 257),
     (IgnoreHolds, 257),
     (CopyWithoutOverlay, 133),
-    (CopyOnlyTheTop, 930_000_001_348),
+    (CopyOnlyTheHome, 930_000_001_348),
     (CopyEndsEarly, 345),
     (IgnoreFloor, 12),
 ];

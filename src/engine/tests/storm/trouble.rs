@@ -222,6 +222,11 @@ impl World {
         self.sites[site].slow = 100;
         self.later(lasting, Happening::Over(Box::new(slow)));
         self.later(within, Happening::Die(1 - site, Duration::from_secs(6)));
+        self.take_what_it_held(site, within);
+    }
+
+    /// An operator takes what a mirror held before the copy that its primary did not complete, once that died after so long.
+    pub fn take_what_it_held(&mut self, site: usize, within: Duration) {
         let order = Order::Promote(vec![Force::Inconsistent, Force::PeerUnreachable]);
         for retry in 1..4 {
             let after = within + Duration::from_millis(900) * retry;
