@@ -539,9 +539,6 @@ impl Group {
         let Some(running) = &self.homes.running else {
             return;
         };
-        if self.core.is_fenced() {
-            return;
-        }
         self.state.checkpoint = self.log.position(running.target);
         self.state.request_checkpoint();
     }
