@@ -1,37 +1,30 @@
 //! The map of what may differ on a mirror that is away: 256 KiB chunks of volumes.
 
+#[path = "compare/dice.rs"]
+mod dice;
+
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use dice::Dice;
 use doublure::base::{ByteRange, ChunkSet, VolumeId, VolumeSpec};
 use uuid::Uuid;
 
 const VOLUME: u64 = 100 << 30;
 const BLOCK: u64 = 4096;
 
-/// Offsets of writes like those of a database: nine of ten within a tenth of the volume.
-struct Offsets(u64);
-
-impl Offsets {
-    fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        let span = if (self.0 >> 16).is_multiple_of(10) {
-            VOLUME
-        } else {
-            VOLUME / 10
-        };
-        (self.0 >> 20) % (span / BLOCK) * BLOCK
-    }
+/// Of a write like those of a database: nine of ten lie within a tenth of the volume.
+fn offset(dice: &mut Dice) -> u64 {
+    let all = dice.below(10) == 0;
+    let span = if all { VOLUME } else { VOLUME / 10 };
+    dice.below(span / BLOCK) * BLOCK
 }
 
 fn written(operations: u64, seed: u64) -> ChunkSet {
-    let mut offsets = Offsets(seed);
+    let mut dice = Dice::new(seed);
     let mut set = ChunkSet::new();
     for _ in 0..operations {
-        set.insert(VolumeId(0), ByteRange::new(offsets.next(), BLOCK));
+        set.insert(VolumeId(0), ByteRange::new(offset(&mut dice), BLOCK));
     }
     set
 }
@@ -45,19 +38,19 @@ fn bench(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("dirty map of 100 GiB");
     group.throughput(Throughput::Elements(1));
-    let mut offsets = Offsets(1);
+    let mut dice = Dice::new(1);
     let mut set = ChunkSet::new();
     group.bench_function("note a write of 4 KiB", |b| {
         b.iter(|| {
             set.insert(
                 VolumeId(0),
-                ByteRange::new(black_box(offsets.next()), BLOCK),
+                ByteRange::new(black_box(offset(&mut dice)), BLOCK),
             );
         });
     });
     let set = written(100_000, 2);
     group.bench_function("look a chunk up, 100000 writes noted", |b| {
-        b.iter(|| set.holds(VolumeId(0), black_box(offsets.next())));
+        b.iter(|| set.holds(VolumeId(0), black_box(offset(&mut dice))));
     });
     let segment = written(10_000, 3);
     group.bench_function("join a segment of 10000 writes", |b| {

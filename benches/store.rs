@@ -1,26 +1,21 @@
 //! What an operation costs between its admission and its home, and what a read's plan costs.
 
+#[path = "compare/dice.rs"]
+mod dice;
+
 use std::hint::black_box;
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use dice::Dice;
 use doublure::base::{ByteRange, Lsn, Op, OpKind, VolumeId};
 use doublure::store::{Content, Store};
 
 const VOLUME: u64 = 10 << 30;
 const BLOCK: u64 = 4096;
 
-/// A seeded generator, so that every run sees the same offsets.
-struct Offsets(u64);
-
-impl Offsets {
-    fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 20) % (VOLUME / BLOCK) * BLOCK
-    }
+fn offset(dice: &mut Dice) -> u64 {
+    dice.below(VOLUME / BLOCK) * BLOCK
 }
 
 fn write(offset: u64) -> Op {
@@ -32,11 +27,11 @@ fn write(offset: u64) -> Op {
     }
 }
 
-fn filled(count: u64, offsets: &mut Offsets, data: &Bytes) -> Store {
+fn filled(count: u64, dice: &mut Dice, data: &Bytes) -> Store {
     let mut store = Store::new(Lsn::ZERO);
     for lsn in 1..=count {
         let lsn = Lsn(lsn);
-        store.admit(lsn, &write(offsets.next()));
+        store.admit(lsn, &write(offset(dice)));
         store.attach(lsn, Content::Data(data.clone()));
     }
     store
@@ -47,13 +42,13 @@ fn bench(c: &mut Criterion) {
     let mut group = c.benchmark_group("store");
     group.throughput(Throughput::Elements(1));
     for behind in [0u64, 10_000] {
-        let mut offsets = Offsets(1);
-        let mut store = filled(behind, &mut offsets, &data);
+        let mut dice = Dice::new(1);
+        let mut store = filled(behind, &mut dice, &data);
         let mut tail = Lsn(behind);
         group.bench_function(format!("admit to applied, {behind} unapplied"), |b| {
             b.iter(|| {
                 tail = tail.next();
-                store.admit(tail, &write(offsets.next()));
+                store.admit(tail, &write(offset(&mut dice)));
                 store.attach(tail, Content::Data(data.clone()));
                 store.allow(Lsn(tail.0 - behind));
                 let apply = store.next_apply().expect("allowed");
@@ -61,13 +56,13 @@ fn bench(c: &mut Criterion) {
             });
         });
     }
-    let mut offsets = Offsets(2);
-    let store = filled(10_000, &mut offsets, &data);
+    let mut dice = Dice::new(2);
+    let store = filled(10_000, &mut dice, &data);
     group.bench_function("read plan of 64 KiB, 10000 unapplied", |b| {
         b.iter(|| {
             store.read_plan(
                 VolumeId(0),
-                ByteRange::new(black_box(offsets.next() / 2), 64 << 10),
+                ByteRange::new(black_box(offset(&mut dice) / 2), 64 << 10),
             )
         });
     });

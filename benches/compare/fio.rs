@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
+use super::figures::Sample;
 use super::load::{Durable, Job, Pattern};
 use super::nbd::Door;
 use super::payload::Data;
@@ -19,17 +20,6 @@ pub enum Target<'a> {
     Export(&'a Door),
 }
 
-/// What fio says.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Report {
-    pub per_second: f64,
-    pub bytes_per_second: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
-    pub p999_us: f64,
-    pub max_us: f64,
-}
-
 /// Runs one job. A write is followed by an fsync (a flush) where `job` wants it to be durable: fio's NBD client knows no FUA.
 pub fn run(
     dir: &Path,
@@ -38,7 +28,7 @@ pub fn run(
     size: u64,
     warm_up: Duration,
     interval: Duration,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<Sample> {
     let sequential = job.pattern == Pattern::Sequential;
     let rw = match (job.writes_percent, sequential) {
         (100, false) => "randwrite",
@@ -109,7 +99,7 @@ pub fn run(
 }
 
 /// Reads the report of one job.
-pub fn parse(said: &str) -> anyhow::Result<Report> {
+pub fn parse(said: &str) -> anyhow::Result<Sample> {
     // fio's NBD engine says that it connected before the report begins.
     let json = &said[said.find('{').context("fio made no report")?..];
     let report: serde_json::Value = serde_json::from_str(json).context("fio's report")?;
@@ -126,12 +116,13 @@ pub fn parse(said: &str) -> anyhow::Result<Report> {
     // Of an engine that completes at once all latency is in the submission.
     let latency = &side["clat_ns"];
     let percentile = |name: &str| number(&latency["percentile"][name]) / 1e3;
-    Ok(Report {
+    Ok(Sample {
         per_second: sum("iops"),
         bytes_per_second: sum("bw_bytes"),
         p50_us: percentile("50.000000"),
         p99_us: percentile("99.000000"),
         p999_us: percentile("99.900000"),
         max_us: number(&latency["max"]) / 1e3,
+        ..Sample::default()
     })
 }

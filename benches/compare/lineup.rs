@@ -49,8 +49,7 @@ impl Lineup {
                 dsync: point.who == Who::BareDsync,
             };
             let job = &point.case.job;
-            let report = fio::run(&scratch, &target, job, size, times.warm_up, times.interval)?;
-            return Ok(report.into());
+            return fio::run(&scratch, &target, job, size, times.warm_up, times.interval);
         }
         let scratch = self.place.dir("fio")?;
         let server = self.server(point.who)?;

@@ -156,10 +156,9 @@ pub fn with_fio(
     let doors = candidate.doors();
     let before = candidate.counts()?;
     let target = fio::Target::Export(&doors[0]);
-    let report = fio::run(dir, &target, &case.job, size, times.warm_up, times.interval)?;
+    let mut sample = fio::run(dir, &target, &case.job, size, times.warm_up, times.interval)?;
     let after = candidate.counts()?;
     settle(candidate)?;
-    let mut sample = Sample::from(report);
     sample.checkpoints = after.checkpoints - before.checkpoints;
     if let Some(capacity) = candidate.journal() {
         let journaled = after.journal_bytes - before.journal_bytes;
@@ -179,18 +178,4 @@ fn prepare(candidate: &mut dyn Candidate, case: &Case) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-impl From<fio::Report> for Sample {
-    fn from(report: fio::Report) -> Sample {
-        Sample {
-            per_second: report.per_second,
-            bytes_per_second: report.bytes_per_second,
-            p50_us: report.p50_us,
-            p99_us: report.p99_us,
-            p999_us: report.p999_us,
-            max_us: report.max_us,
-            ..Sample::default()
-        }
-    }
 }

@@ -44,8 +44,8 @@ pub enum Sabotage {
     IgnoreHolds,
     /// A copy leaves out what is not applied yet.
     CopyWithoutOverlay,
-    /// A copy leaves out what is not applied yet and lies beneath what is not closed yet.
-    CopyOnlyTheTop,
+    /// The same only of a chunk that the open frame covers a part of.
+    CopyOnlyTheHome,
     /// A copy counts as complete while chunks are still being written.
     CopyEndsEarly,
     /// What a peer lacks is forgotten once a copy is proposed to it, before it has confirmed anything.

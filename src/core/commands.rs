@@ -548,12 +548,7 @@ impl Core {
                 self.done(id, Err(why));
                 return;
             }
-            // Everybody was asked, and nobody has what is missing.
-            if self
-                .peers
-                .iter()
-                .all(|p| matches!(p.phase, PeerPhase::Agreed { .. }))
-            {
+            if self.everybody_agreed() {
                 self.facts.floor = self.tail;
                 self.promised_command = Some(id);
                 self.try_to_open(view);

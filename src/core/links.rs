@@ -183,11 +183,14 @@ impl Core {
             self.peer_tick(at, view);
             return;
         }
+        if !self.knows(link) {
+            // Nobody here waits for anything on it: the other side shall not wait either.
+            self.actions.push(Action::Close(link));
+            return;
+        }
         self.heard(link);
         self.upstream_spoke(link, view);
-        if let Message::Ping { token } = message
-            && self.knows(link)
-        {
+        if let Message::Ping { token } = message {
             self.actions
                 .push(Action::Send(link, Message::Pong { token }));
             return;
@@ -201,9 +204,6 @@ impl Core {
             self.upstream_message(message, view);
         } else if let Some(at) = self.peer_on(link) {
             self.peer_message(at, message, view);
-        } else {
-            // Nobody here waits for anything on it: the other side shall not wait either.
-            self.actions.push(Action::Close(link));
         }
     }
 

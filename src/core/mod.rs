@@ -472,6 +472,18 @@ impl Core {
         self.flush_commit_news();
     }
 
+    /// A disk failed: nothing is done here any more until the site is started again.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self.mode, Mode::Fenced(_))
+    }
+
+    /// Everybody was asked, and there is nothing to be had from anybody.
+    pub(super) fn everybody_agreed(&self) -> bool {
+        self.peers
+            .iter()
+            .all(|p| matches!(p.phase, PeerPhase::Agreed { .. }))
+    }
+
     /// The disk does not hold what it once held.
     pub(super) fn lost_history(&self) -> bool {
         #[cfg(test)]
@@ -667,7 +679,7 @@ impl Core {
     }
 
     fn disk_failed(&mut self, reason: &str) {
-        if matches!(self.mode, Mode::Fenced(_)) {
+        if self.is_fenced() {
             return;
         }
         self.log(

@@ -83,11 +83,7 @@ impl Core {
             return;
         }
         if self.lost_history() {
-            let nobody = self
-                .peers
-                .iter()
-                .all(|p| matches!(p.phase, PeerPhase::Agreed { .. }));
-            let (who, force) = if nobody {
+            let (who, force) = if self.everybody_agreed() {
                 ("that no peer has either", "behind")
             } else {
                 ("that only a peer can give back", "behind,peer-unreachable")

@@ -50,13 +50,12 @@ pub(super) fn blocks_in(chunk: ByteRange) -> u32 {
 
 /// The blocks of a chunk that a range touches.
 pub(super) fn blocks_touched(chunk: ByteRange, range: ByteRange) -> u64 {
-    if !chunk.overlaps(range) {
+    let Some(part) = chunk.intersection(range) else {
         return 0;
-    }
-    let from = range.offset.max(chunk.offset) - chunk.offset;
-    let to = range.end().min(chunk.end()) - chunk.offset;
+    };
     let block = BLOCK as u64;
-    let (first, after) = (from / block, to.div_ceil(block));
+    let first = (part.offset - chunk.offset) / block;
+    let after = (part.end() - chunk.offset).div_ceil(block);
     (u64::MAX >> (64 - (after - first))) << first
 }
 

@@ -8,7 +8,7 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
-use crate::core::{Event, Mode};
+use crate::core::Event;
 use crate::journal;
 use crate::store::{Apply, Content};
 
@@ -465,11 +465,8 @@ impl Group {
         let target = self.store.applied_lsn();
         let bytes = self.stats.totals.journal_bytes;
         let homes = &self.homes;
-        if homes.running.is_some() {
-            return;
-        }
         // If it was a sync that failed, the next one says nothing: what the pages held may be gone.
-        if matches!(self.core.mode(), Mode::Fenced(_)) {
+        if homes.running.is_some() || self.core.is_fenced() {
             return;
         }
         let since = bytes - homes.bytes_at_checkpoint;
@@ -542,9 +539,6 @@ impl Group {
         let Some(running) = &self.homes.running else {
             return;
         };
-        if matches!(self.core.mode(), Mode::Fenced(_)) {
-            return;
-        }
         self.state.checkpoint = self.log.position(running.target);
         self.state.request_checkpoint();
     }

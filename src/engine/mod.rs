@@ -327,7 +327,7 @@ impl Group {
             .values()
             .filter_map(|s| s.walk.as_ref()?.deadline(now))
             .min();
-        let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
+        let fenced = self.core.is_fenced();
         [
             self.core.deadline(),
             self.homes.deadline(self.store.applied_lsn(), fenced),
@@ -512,26 +512,25 @@ impl Group {
 
     /// Syncs of one home run one after the other: the kernel reports a failed write-back to one of those that wait, and the
     /// others would succeed although the same pages were dropped (`fsync(2)`; errseq in `mm/filemap.c`).
-    fn next_sync(&mut self, id: DiskId, result: &DiskResult) {
+    /// A failure counts for all of them: no later one may say that all is well. Returns those that fail with it.
+    fn next_sync(&mut self, id: DiskId, result: &DiskResult) -> VecDeque<DiskId> {
         let mine = self
             .syncs
             .iter_mut()
             .find(|(_, turn)| turn.front() == Some(&id));
-        let Some((&volume, turn)) = mine else { return };
+        let Some((&volume, turn)) = mine else {
+            return VecDeque::new();
+        };
         turn.pop_front();
-        if matches!(result, DiskResult::Failed { .. }) {
-            // No later one may say that all is well.
-            turn.clear();
-        }
+        let failed = matches!(result, DiskResult::Failed { .. });
         match turn.front() {
-            Some(&id) => {
+            Some(&id) if !failed => {
                 let file = File::Home(volume);
                 let op = DiskOp::Sync { file };
                 self.outputs.push(Output::Disk { id, op });
+                VecDeque::new()
             }
-            None => {
-                self.syncs.remove(&volume);
-            }
+            _ => self.syncs.remove(&volume).expect("just seen"),
         }
     }
 
@@ -545,7 +544,15 @@ impl Group {
             .remove(usize::try_from(id.0).expect("an id of this slab"));
         #[cfg(test)]
         let result = tests::forgiven(&pending, result);
-        self.next_sync(id, &result);
+        let too = self.next_sync(id, &result);
+        let too: Vec<_> = too.into_iter().map(|id| (id, result.clone())).collect();
+        self.disk_ended(pending, result);
+        for (id, result) in too {
+            self.disk_done(id, result);
+        }
+    }
+
+    fn disk_ended(&mut self, pending: Pending, result: DiskResult) {
         match (pending, result) {
             (Pending::JournalWrite { last, since }, DiskResult::Done) => {
                 self.frame_written(last, since);
@@ -651,7 +658,7 @@ impl Group {
         let Some(stopping) = self.stopping.as_ref().filter(|s| !s.stopped) else {
             return;
         };
-        let fenced = matches!(self.core.mode(), core::Mode::Fenced(_));
+        let fenced = self.core.is_fenced();
         if !stopping.said_goodbye {
             let answered = !self.core.serving()
                 || (self.clients.idle()

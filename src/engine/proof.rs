@@ -128,14 +128,12 @@ impl Doubt {
     fn prove(&mut self, range: ByteRange, data: Option<&Bytes>) {
         for block in &mut self.blocks {
             let place = block.place(self.range);
-            if !place.overlaps(range) {
+            let Some(part) = place.intersection(range) else {
                 continue;
-            }
-            let from = place.offset.max(range.offset);
-            let to = place.end().min(range.end());
-            let at = (from - place.offset) as usize;
-            let len = (to - from) as usize;
-            let source = (from - range.offset) as usize;
+            };
+            let at = (part.offset - place.offset) as usize;
+            let len = part.len as usize;
+            let source = (part.offset - range.offset) as usize;
             let data = data.map(|d| &d[source..source + len]);
             block.proof.write(at, len, data);
         }

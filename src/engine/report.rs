@@ -79,7 +79,7 @@ impl Group {
     fn state_and_reason(&self) -> (GroupState, String) {
         let site = &self.config.site;
         // A site that is fenced takes part in nothing until it is started again.
-        let fenced = matches!(self.core.mode(), Mode::Fenced(_));
+        let fenced = self.core.is_fenced();
         let conflict = self.core.peers().iter().find(|p| p.conflict.is_some());
         if let Some(peer) = conflict.filter(|_| !fenced) {
             let state = match peer.conflict.expect("just seen") {

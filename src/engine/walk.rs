@@ -539,7 +539,7 @@ impl Group {
             #[cfg(test)]
             _ if sabotaged(Sabotage::CopyWithoutOverlay) => Vec::new(),
             #[cfg(test)]
-            None if sabotaged(Sabotage::CopyOnlyTheTop) => self.top_of(volume, range),
+            None if sabotaged(Sabotage::CopyOnlyTheHome) => Vec::new(),
             Some(overlay) => overlay,
             None => self.store.waiting(volume, range, self.frames.sealed()),
         };
@@ -563,22 +563,6 @@ impl Group {
                 crc,
             },
         );
-    }
-
-    #[cfg(test)]
-    fn top_of(&self, volume: VolumeId, range: ByteRange) -> Vec<(ByteRange, Content)> {
-        let closed = |piece: &crate::store::Piece| match piece.source {
-            Source::Overlay(lsn) if lsn <= self.frames.sealed() => Some(lsn),
-            _ => None,
-        };
-        let pieces = self.store.read_plan(volume, range).pieces;
-        let content = |piece: &crate::store::Piece| {
-            Some((
-                piece.range,
-                self.store.content(closed(piece)?, piece.range)?,
-            ))
-        };
-        pieces.iter().filter_map(content).collect()
     }
 
     /// The mirror's hash of a range.

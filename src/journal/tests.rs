@@ -1,12 +1,12 @@
 //! Log and recovery together, over a disk on which only durable writes surely survive.
 
-use crate::base::sabotage::Sabotage;
 use std::io;
 
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::base::sabotage::Sabotage;
 use crate::base::{AckMode, BLOCK, ByteRange, Epoch, Lineage, Lsn, Op, OpKind, VolumeId};
 
 const CAPACITY: u64 = 5 * ((4 << 20) + BLOCK as u64);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::sim::{SECTOR, Sim, VOLUME, config};
 use crate::base::{AckMode, AlignedBuf, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
-use crate::engine::{Command, Disk, File, Input};
+use crate::engine::{Command, Disk, DiskOp, DiskResult, File, Group, Input, Output, Pending};
 use crate::journal::STATE_FILE_BYTES;
 use crate::nbd::Errno;
 use crate::status::{GroupState, PeerState};
@@ -603,17 +603,17 @@ fn a_mirror_whose_tail_was_taken_over_keeps_no_journal_for_that() {
     sim.settle();
     sim.kill(0);
     sim.hold_journal(0, false);
-    let tail = sim.status(1).tail_lsn;
     sim.start(0).expect("it starts again");
     sim.heal();
     assert!(sim.logs().contains("taking over LSN"), "{}", sim.logs());
     assert!(sim.attach(0));
-    while sim.status(0).journal.first_lsn <= tail {
-        sim.write(0, ByteRange::new(0, VOLUME / 4), false);
-        sim.settle();
-    }
+    sim.forget_old_journal(0);
     sim.pass(Duration::from_secs(15));
-    assert!(sim.status(1).journal.first_lsn > tail);
+    let logs = sim.logs();
+    assert!(
+        !logs.contains("no progress"),
+        "the mirror had no room:\n{logs}"
+    );
 }
 
 #[test]
@@ -733,21 +733,67 @@ fn after_any_failed_sync_no_checkpoint_is_made() {
     check_both_sides(&mut sim);
 }
 
+/// The kernel tells only one of those that wait for it.
+#[test]
+fn syncs_of_a_home_take_turns_and_fail_together() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let now = sim.time();
+    let group = sim.sites[0].group.as_mut().expect("it runs");
+    let idle = group.disk.len();
+    let submitted = |group: &mut Group| {
+        let mut ids = Vec::new();
+        for output in group.drain() {
+            if let Output::Disk { id, .. } = output {
+                ids.push(id);
+            }
+        }
+        ids
+    };
+    for _ in 0..3 {
+        let file = File::Home(VolumeId(0));
+        group.submit(Pending::Forgotten, DiskOp::Sync { file });
+    }
+    for (result, left) in [(DiskResult::Done, 2), (failed(), 0)] {
+        let [id] = submitted(group)[..] else {
+            panic!("one is under way at a time");
+        };
+        group.handle(now, Input::Disk { id, result });
+        assert_eq!(group.disk.len(), idle + left);
+    }
+    assert_eq!(submitted(group), [], "none is tried after the failed one");
+}
+
+fn failed() -> DiskResult {
+    DiskResult::Failed {
+        errno: 5,
+        message: "Input/output error".into(),
+    }
+}
+
 #[test]
 fn a_copy_that_begins_before_a_volume_has_grown_brings_its_growth() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     let volume = sim.status(0).volumes[0].name.clone();
     let size = VOLUME + 4096;
-    // Committed, and not applied when the primary comes back beside an empty mirror.
-    sim.hold_homes(0, true);
+    // An empty mirror is not reached by the journal, and is copied to.
+    sim.forget_old_journal(0);
+    let before = sim.status(0).tail_lsn;
     sim.command(0, Command::Resize { volume, size });
+    while sim.status(0).tail_lsn == before {
+        assert!(sim.step(), "all sites agree to it");
+    }
+    // Committed, and not applied when the mirror comes back empty.
+    sim.hold_homes(0, true);
     sim.settle();
+    assert!(sim.status(0).commit_lsn > before);
     sim.kill(1);
     sim.wipe(1);
     sim.start(1).expect("a first start");
     sim.pass(Duration::from_secs(8));
+    assert_eq!(sim.status(0).applied_lsn, before);
     sim.hold_homes(0, false);
     sim.heal();
+    assert!(sim.logs().contains("copying to b"), "{}", sim.logs());
     let sizes = [0, 1].map(|at| sim.status(at).volumes[0].size_bytes);
     assert_eq!(sizes, [size; 2], "{}", sim.logs());
 }

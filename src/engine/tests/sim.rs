@@ -305,7 +305,7 @@ impl Sim {
         }
     }
 
-    fn time(&self) -> Now {
+    pub fn time(&self) -> Now {
         Now {
             mono: self.now,
             wall_ns: 1_700_000_000_000_000_000 + self.now.as_nanos() as u64

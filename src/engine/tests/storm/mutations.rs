@@ -53,7 +53,7 @@ const TABLE: [(Sabotage, u64); 41] = [
     (WriteBeforeKept, 257),
     (IgnoreHolds, 257),
     (CopyWithoutOverlay, 133),
-    (CopyOnlyTheTop, 930_000_001_348),
+    (CopyOnlyTheHome, 930_000_001_348),
     (CopyEndsEarly, 345),
     (IgnoreFloor, 12),
 ];

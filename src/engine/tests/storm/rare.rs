@@ -176,11 +176,7 @@ impl World {
             }
             Ending::PrimaryDies => {
                 self.later(within, Happening::Die(primary, Duration::from_secs(6)));
-                let order = Order::Promote(vec![Force::Inconsistent, Force::PeerUnreachable]);
-                for retry in 1..4 {
-                    let after = within + Duration::from_millis(900) * retry;
-                    self.later(after, Happening::Order(mirror, order.clone()));
-                }
+                self.take_what_it_held(mirror, within);
             }
             Ending::MirrorDiesAfter => self.sites[mirror].dies_when_consistent = true,
         }

@@ -230,6 +230,11 @@ impl World {
         self.later(lasting, Happening::Over(Box::new(slow)));
         let primary = self.primary_of(site);
         self.later(within, Happening::Die(primary, Duration::from_secs(6)));
+        self.take_what_it_held(site, within);
+    }
+
+    /// An operator takes what a mirror held before the copy that its primary did not complete, once that died after so long.
+    pub fn take_what_it_held(&mut self, site: usize, within: Duration) {
         let order = Order::Promote(vec![Force::Inconsistent, Force::PeerUnreachable]);
         for retry in 1..4 {
             let after = within + Duration::from_millis(900) * retry;
