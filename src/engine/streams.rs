@@ -239,6 +239,10 @@ impl Group {
             return;
         }
         let next = stream.next;
+        if next > self.log.tail() {
+            // A frame of a large request that waits for a write slot or for space.
+            return;
+        }
         let Some(mut cursor) = stream.cursor.take().or_else(|| self.log.cursor(next)) else {
             self.stream_overtaken(link, next);
             return;
