@@ -125,7 +125,10 @@ impl Group {
     pub(super) fn touched(&mut self, link: LinkId, chunks: &ChunkSet) {
         let stream = self.streams.get_mut(&link).filter(|s| s.proposed.is_some());
         if let Some(walk) = stream.and_then(|s| s.walk.as_mut()) {
-            walk.add(chunks);
+            // A peer may name volumes that do not exist, again and again.
+            let mut chunks = chunks.clone();
+            chunks.clip(&self.volumes);
+            walk.add(&chunks);
         }
     }
 
