@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::super::disk::{Files, Step};
-use super::super::job::{Job, Next, begin};
+use super::super::job::{Begun, Job, Next, begin, do_slowly};
 use super::super::ring::{Done, Op, Ring};
 use super::*;
 use crate::base::ByteRange;
@@ -18,8 +18,9 @@ fn files(dir: &TempDir) -> Files {
 fn run(files: &mut Files, op: DiskOp) -> DiskResult {
     let mut ring: Ring<()> = Ring::new().unwrap();
     let (mut job, op): (Job, Op) = match begin(files, op) {
-        Ok(begun) => begun,
-        Err(result) => return result,
+        Begun::Job(job, op) => (job, op),
+        Begun::Answer(result) => return result,
+        Begun::Slow(work) => return do_slowly(work),
     };
     ring.push((), op);
     loop {
@@ -172,7 +173,7 @@ fn durable_writes_ask_for_it() {
             data,
             durable,
         };
-        let Ok((_, Op::Write { durable: asked, .. })) = begin(&mut files, op.clone()) else {
+        let Begun::Job(_, Op::Write { durable: asked, .. }) = begin(&mut files, op.clone()) else {
             panic!()
         };
         assert_eq!(asked, durable);
