@@ -8,7 +8,7 @@ use super::peer::{Conflict, Fork};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
+use crate::base::{Common, Hello, Lsn, Message, Refusal, Stance, Start};
 
 /// A connection that a peer opened and that is not in use yet.
 #[derive(Debug)]
@@ -427,7 +427,7 @@ impl Core {
             Outcome::Forked { common } => Some(*common),
             Outcome::BothPrimary => lineage
                 .common(self.tail, &theirs.lineage, theirs.tail)
-                .map(|common| common.lsn()),
+                .map(Common::lsn),
             _ => None,
         };
         let Some(peer) = self.peers.iter_mut().find(|p| p.name == *site) else {
@@ -520,7 +520,7 @@ impl Core {
                     return;
                 }
                 self.peers[at].asked = true;
-                self.note_refusal(at, refusal, text);
+                self.note_refusal(at, refusal, &text);
                 self.try_to_open(view);
             }
             (_, Message::Bye { reason }) => {
@@ -542,15 +542,15 @@ impl Core {
     }
 
     /// The peer says why it does not want the link. What it says again is not news.
-    fn note_refusal(&mut self, at: usize, refusal: Refusal, text: String) {
+    fn note_refusal(&mut self, at: usize, refusal: Refusal, text: &str) {
         let peer = &mut self.peers[at];
-        let known = peer.refused.as_ref().or(peer.trouble.as_ref()) == Some(&text);
+        let known = peer.refused.as_deref().or(peer.trouble.as_deref()) == Some(text);
         peer.refusal = Some(refusal);
         match refusal {
             Refusal::Busy => return,
             // It may go on later, or without this site being changed: that is no disagreement.
-            Refusal::Fenced => peer.trouble = Some(text.clone()),
-            _ => peer.refused = Some(text.clone()),
+            Refusal::Fenced => peer.trouble = Some(text.to_owned()),
+            _ => peer.refused = Some(text.to_owned()),
         }
         let severity = match refusal {
             Refusal::Cut => Severity::Warn,
