@@ -123,7 +123,10 @@ impl Group {
     pub(super) fn touched(&mut self, link: LinkId, chunks: &ChunkSet) {
         let stream = self.streams.get_mut(&link).filter(|s| s.proposed.is_some());
         if let Some(walk) = stream.and_then(|s| s.walk.as_mut()) {
-            walk.add(chunks);
+            // A peer may name volumes that do not exist, again and again.
+            let mut chunks = chunks.clone();
+            chunks.clip(&self.volumes);
+            walk.add(&chunks);
         }
     }
 
@@ -237,6 +240,10 @@ impl Group {
             return;
         }
         let next = stream.next;
+        if next > self.log.tail() {
+            // A frame of a large request that waits for a write slot or for space.
+            return;
+        }
         let Some(mut cursor) = stream.cursor.take().or_else(|| self.log.cursor(next)) else {
             self.stream_overtaken(link, next);
             return;

@@ -225,8 +225,9 @@ impl Files {
         Ok(())
     }
 
-    /// Opens the volume's home, or creates it, sparse and of the volume's size.
-    pub fn create_home(&mut self, volume: &VolumeSpec) -> Result<()> {
+    /// Opens the volume's home, or creates it, sparse and of the volume's size. A file that is too short is refused, unless it
+    /// is to be made longer.
+    pub fn create_home(&mut self, volume: &VolumeSpec, lengthen: bool) -> Result<()> {
         self.attach(volume)?;
         let path = self.home_path(&volume.name);
         let home = if let Some(home) = self.homes.get(&volume.id) {
@@ -241,7 +242,7 @@ impl Files {
             return Ok(());
         }
         // Of no length: made by an earlier attempt that was cut off here.
-        if len > 0 || home.device_block.is_some() {
+        if len > 0 && !lengthen || home.device_block.is_some() {
             self.homes.remove(&volume.id);
             return Err(Failure {
                 errno: Errno::FBIG.raw_os_error(),
@@ -426,7 +427,7 @@ impl Disk for Files {
     }
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
-        Ok(Files::create_home(self, volume)?)
+        Ok(Files::create_home(self, volume, false)?)
     }
 }
 

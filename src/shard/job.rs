@@ -119,8 +119,8 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             files.remove_undo()?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
-        DiskOp::CreateHome { volume } => {
-            files.create_home(&volume)?;
+        DiskOp::CreateHome { volume, lengthen } => {
+            files.create_home(&volume, lengthen)?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
     };
