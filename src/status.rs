@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::{AckMode, Lsn, OnPeerLoss, Role};
+use crate::base::{AckMode, Hindrance, Lsn, OnPeerLoss, Role};
 
 /// One site.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -102,8 +102,17 @@ pub struct GroupStatus {
     pub applied_lsn: Lsn,
     /// Durable in the homes up to this LSN.
     pub checkpoint_lsn: Lsn,
-    /// Mirror in a full copy: consistent once this LSN is durable (`u64::MAX` while unknown).
+    /// Mirror in the middle of a full copy: its homes mix old and new content.
+    #[serde(default)]
+    pub inconsistent: bool,
+    /// Mirror in a full copy: consistent once this LSN is durable; nothing while that is not known yet.
     pub inconsistent_until_lsn: Option<Lsn>,
+    /// This site's disk lost what it once held, up to this LSN.
+    #[serde(default)]
+    pub lost_until_lsn: Option<Lsn>,
+    /// The role in the configuration, which counts at the first start only.
+    #[serde(default)]
+    pub configured_role: Option<Role>,
     /// The journal.
     pub journal: JournalStatus,
     /// The record of acknowledging without a peer, if it stands.
@@ -222,6 +231,9 @@ pub struct PeerStatus {
     pub site: String,
     /// How it is.
     pub state: PeerState,
+    /// What stands between it and being in sync; nothing if it is.
+    #[serde(default)]
+    pub hindrance: Option<Hindrance>,
     /// Why, where that needs saying; empty otherwise.
     pub detail: String,
     /// It has received up to this LSN.
@@ -242,6 +254,9 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
+    /// Full copy: how long it will go on at the rate it had so far.
+    #[serde(default)]
+    pub copy_eta_seconds: Option<f64>,
 }
 
 /// What a mirror in the middle of a copy can go back to.
@@ -279,8 +294,28 @@ pub struct ForkSide {
     pub acknowledged_operations: u64,
     /// When its last epoch began.
     pub since_unix_seconds: Option<u64>,
+    /// When it last wrote; only known of this site, and since its daemon started.
+    #[serde(default)]
+    pub last_write_unix_seconds: Option<u64>,
+    /// It serves clients.
+    #[serde(default)]
+    pub serves: bool,
     /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
     pub touched_bytes: Option<u64>,
+    /// Where those chunks lie, the first of them.
+    #[serde(default)]
+    pub touched: Vec<TouchedRange>,
+}
+
+/// A range that was written to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TouchedRange {
+    /// The volume.
+    pub volume: String,
+    /// Where it begins, bytes.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
 }
 
 /// How a verification is, in one word.

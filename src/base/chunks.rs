@@ -9,6 +9,9 @@ use super::{ByteRange, VolumeId, VolumeSpec};
 /// Size of a chunk in bytes: the unit in which sites compare and copy.
 pub const CHUNK_BYTES: u64 = 256 << 10;
 
+/// Largest volume, bytes: 1 PiB, as its chunks are counted in 32 bits.
+pub const VOLUME_MAX_BYTES: u64 = CHUNK_BYTES << 32;
+
 /// Chunks of a group's volumes. Only ever too many, never too few: what is not known is `everything`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct ChunkSet {

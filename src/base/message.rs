@@ -80,6 +80,10 @@ pub enum Refusal {
     Busy,
     /// This side follows another site, of which it has heard a moment ago; try again.
     Following,
+    /// The operator of this side cut the link.
+    Cut,
+    /// A disk of this side failed for this group.
+    Fenced,
 }
 
 /// What the connecting side proposes after both greetings.

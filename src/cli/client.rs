@@ -1,7 +1,7 @@
 //! A client of the control API: HTTP/1.1 over the Unix socket of a running site.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
+use super::offers;
+use crate::config::DEFAULT_CONTROL;
 use crate::status::{CommandAnswer, CommandRequest, GroupStatus, SiteStatus};
 
 /// A running site tells its status at once. Commands may take as long as there is work to drain.
@@ -107,10 +109,18 @@ impl Client {
         let (status, body) = self.exchange(Method::POST, &path, body).await?;
         let answer: CommandAnswer = self.parse(status, &body)?;
         if answer.ok {
-            Ok(answer.message)
+            Ok(self.complete(&answer.message))
         } else {
-            Err(ClientError::Refused(answer.message))
+            Err(ClientError::Refused(self.complete(&answer.message)))
         }
+    }
+
+    /// A text in which the commands that it offers reach the same site: with the socket that was given, if one was.
+    pub fn complete(&self, text: &str) -> String {
+        if self.socket == Path::new(DEFAULT_CONTROL) {
+            return text.to_owned();
+        }
+        offers::complete(text, &self.socket)
     }
 
     async fn status<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -122,7 +132,7 @@ impl Client {
             return self.parse(status, &body);
         }
         let answer: CommandAnswer = self.parse(status, &body)?;
-        Err(ClientError::Refused(answer.message))
+        Err(ClientError::Refused(self.complete(&answer.message)))
     }
 
     async fn exchange(

@@ -4,22 +4,49 @@
 use std::fmt::Write;
 
 use super::units;
-use crate::base::{AckMode, OnPeerLoss, Role};
+use crate::base::{AckMode, Hindrance, Role, Step};
 use crate::status::{ForkSide, ForkStatus, GroupState, GroupStatus, PeerState, PeerStatus};
 
-/// Something the operator can do.
+/// Something the operator can do: one step after the other, and what comes of them, and what it loses.
 #[derive(Clone)]
 struct Choice {
-    /// What to type, or what to see to.
-    action: String,
-    /// What comes of it, and what it loses.
+    steps: Vec<Step>,
     effect: String,
 }
 
-fn choice(action: impl Into<String>, effect: impl Into<String>) -> Choice {
+fn choice(step: Step, effect: impl Into<String>) -> Choice {
     Choice {
-        action: action.into(),
+        steps: vec![step],
         effect: effect.into(),
+    }
+}
+
+fn here(command: impl Into<String>) -> Step {
+    Step::Here(command.into())
+}
+
+fn at(site: &str, command: impl Into<String>) -> Step {
+    Step::At(site.to_owned(), command.into())
+}
+
+/// What gets rid of what keeps the peer away.
+fn mended(group: &GroupStatus) -> Choice {
+    let advice = hindrance(group).advice(other(group), &group.name);
+    choice(advice.step, advice.effect)
+}
+
+/// What keeps the peer away; nothing is known of one that never was there.
+fn hindrance(group: &GroupStatus) -> Hindrance {
+    let known = group.peers.first().and_then(|p| p.hindrance);
+    known.unwrap_or(Hindrance::Unreachable)
+}
+
+/// A step as a line that can be pasted into a shell, if it is a command.
+fn line(step: &Step) -> String {
+    match step {
+        Step::Here(command) => format!("doublure {command}"),
+        Step::At(site, command) => format!("doublure {command}  # on {site}"),
+        Step::SeeTo(what) => what.clone(),
     }
 }
 
@@ -43,15 +70,14 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
         let _ = writeln!(text, "{line}");
     }
     if let Some(fork) = &group.fork {
-        text.push_str(&sides(fork));
+        text.push_str(&sides(&group.name, fork));
     }
     for peer in group.peers.iter().filter(|p| !p.detail.is_empty()) {
-        let _ = writeln!(
-            text,
-            "{} says: {}.",
-            peer.site,
-            peer.detail.trim_end_matches('.')
-        );
+        let detail = peer.detail.trim_end_matches('.');
+        // The reason may be the very same.
+        if !group.reason.contains(detail) {
+            let _ = writeln!(text, "Link to {}: {detail}.", peer.site);
+        }
     }
     let choices = [difference(group, &mut text), choices].concat();
     if choices.is_empty() {
@@ -59,8 +85,11 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
         return text;
     }
     text.push_str("\nWhat can be done:\n");
-    for Choice { action, effect } in choices {
-        let _ = writeln!(text, "\n  {action}");
+    for Choice { steps, effect } in choices {
+        text.push('\n');
+        for step in &steps {
+            let _ = writeln!(text, "  {}", line(step));
+        }
         let _ = writeln!(text, "      {effect}");
     }
     text
@@ -71,18 +100,47 @@ fn word(state: GroupState) -> String {
     word.as_str().unwrap_or_default().replace('_', " ")
 }
 
-fn sides(fork: &ForkStatus) -> String {
+fn sides(group: &str, fork: &ForkStatus) -> String {
     let mut text = format!(
         "Both sites have the same history up to LSN {}. Since then:\n",
         fork.shared_lsn
     );
     for side in &fork.sides {
         let _ = writeln!(text, "  {}", side_text(side));
+        for range in &side.touched {
+            let _ = writeln!(
+                text,
+                "      {} at byte {}, {}",
+                range.volume,
+                units::grouped(range.offset),
+                units::bytes(range.bytes)
+            );
+        }
+        let listed: u64 = side.touched.iter().map(|r| r.bytes).sum();
+        if let Some(more) = side.touched_bytes.filter(|all| *all > listed) {
+            let _ = writeln!(text, "      and {} more", units::bytes(more - listed));
+        }
+    }
+    // A site knows its own journal only.
+    for side in fork.sides.iter().skip(1).filter(|s| s.operations > 0) {
+        let _ = writeln!(
+            text,
+            "Where {} wrote, `doublure explain {group}` on {} tells.",
+            side.site, side.site
+        );
     }
     text
 }
 
 fn side_text(side: &ForkSide) -> String {
+    let serves = if side.serves {
+        "; it serves clients now"
+    } else {
+        "; it serves nobody now"
+    };
+    if side.operations == 0 {
+        return format!("{} wrote nothing{serves}", side.site);
+    }
     let mut text = format!(
         "{} wrote {} (LSN {} to {})",
         side.site,
@@ -100,10 +158,13 @@ fn side_text(side: &ForkSide) -> String {
     if let Some(since) = side.since_unix_seconds {
         let _ = write!(text, ", the last epoch from {} on", units::utc(since));
     }
+    if let Some(last) = side.last_write_unix_seconds {
+        let _ = write!(text, ", the last at {}", units::utc(last));
+    }
     if let Some(bytes) = side.touched_bytes {
         let _ = write!(text, ", in chunks of {} in all", units::bytes(bytes));
     }
-    text
+    text + serves
 }
 
 /// Who is meant by 'the other site'.
@@ -120,98 +181,74 @@ fn case(site: &str, group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
         GroupState::Starting | GroupState::Draining => (
             vec!["This passes by itself.".into()],
             vec![choice(
-                format!("doublure status {name} --watch"),
+                here(format!("status {name} --watch")),
                 "shows how it goes on; nothing is lost by waiting",
             )],
         ),
         GroupState::WaitingForPeer => waiting(site, group, peer),
-        GroupState::Alone => alone(group, peer),
+        GroupState::Alone => alone(group),
         GroupState::Suspect => (
-            vec![
-                "Writes wait, they are not refused. When the peer stays silent for the configured timeout it is \
-                 declared dead, and on_peer_loss decides."
-                    .into(),
-            ],
-            vec![choice(
-                format!("see to {peer} and the network between the sites"),
-                "nothing is lost; what waits is acknowledged when the peer answers",
-            )],
+            vec![match hindrance(group) {
+                Hindrance::Unreachable | Hindrance::Settling => {
+                    "Writes wait, they are not refused. When the peer stays silent for the configured timeout it is \
+                     declared dead, and on_peer_loss decides."
+                        .into()
+                }
+                _ => "Writes wait, they are not refused.".into(),
+            }],
+            vec![mended(group)],
         ),
-        GroupState::Frozen => frozen(group, peer),
+        GroupState::Frozen => frozen(site, group, peer),
         GroupState::HandedOver => (
             vec![format!(
                 "The role was handed to {peer}, durably, and {peer} has not said that it took it. It goes on by itself \
                  when {peer} answers."
             )],
             vec![
+                mended(group),
                 choice(
-                    format!("start {peer}, or mend the network"),
-                    "nothing is lost",
-                ),
-                choice(
-                    format!("doublure promote {name} --force peer-unreachable"),
+                    here(format!("promote {name} --force peer-unreachable")),
                     format!("takes the role back; if {peer} took it, both are primary and their writes fork"),
                 ),
             ],
         ),
         GroupState::Disconnected => disconnected(site, group, peer),
-        GroupState::Inconsistent => (
-            vec![
-                "The homes here mix old and new content until the copy ends; nobody may use them before.".into(),
-            ],
-            vec![
-                choice(
-                    format!("start {peer}, or mend the network"),
-                    "the copy goes on; what was copied already is recognised and not sent again",
-                ),
-                choice(
-                    format!("doublure promote {name} --force inconsistent,peer-unreachable"),
-                    match &group.undo {
-                        Some(undo) => format!(
-                            "undoes the copy and serves what was here before it: up to LSN {}, written {}. What {peer} \
-                             acknowledged after that is lost if {peer} does not come back, and a fork if it does",
-                            undo.lsn,
-                            units::utc(undo.unix_seconds)
-                        ),
-                        None => "serves the mixture: file systems in it are most likely damaged. Only if there is \
-                                 nothing better"
-                            .into(),
-                    },
-                ),
-            ],
-        ),
-        GroupState::BothPrimary => (
-            vec!["Each site acknowledges writes that the other does not have.".into()],
-            vec![
-                choice(
-                    format!("doublure demote {name}   (here, on {site})"),
-                    format!("then `doublure resolve {name} --discard {site}` gives up what was written here since the fork"),
-                ),
-                choice(
-                    format!("doublure demote {name}   (on {peer})"),
-                    format!("then `doublure resolve {name} --discard {peer}` gives up what was written there since the fork"),
-                ),
-            ],
-        ),
+        GroupState::Inconsistent => inconsistent(group, peer),
+        GroupState::BothPrimary => both_primary(site, name, peer),
         GroupState::Forked => forked(site, group, peer),
-        GroupState::Fenced => (
-            vec![
-                "What reached the disk is not known, so nothing is acknowledged here any more. What was acknowledged \
-                 before is in the journals."
-                    .into(),
-            ],
-            vec![
-                choice(
-                    format!("doublure promote {name} --force peer-unreachable   (on {peer})"),
-                    format!("{peer} serves, with everything that was acknowledged while in sync"),
-                ),
-                choice(
-                    "mend the disk, then restart doublure here",
-                    "recovers from the journal, and asks the peer before it serves",
-                ),
-            ],
-        ),
+        GroupState::Fenced => fenced(site, group, peer),
     }
+}
+
+fn fenced(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
+    let name = &group.name;
+    let opened = group.epoch.is_some();
+    let (meaning, restart) = if opened {
+        (
+            "What reached the disk is not known, so nothing is acknowledged here any more. What was acknowledged before is in \
+             the journals.",
+            format!("mend the disk of {site}, then restart doublure here"),
+        )
+    } else {
+        (
+            "The group could not be opened, and nothing was changed.",
+            "settle that, then restart doublure here".to_owned(),
+        )
+    };
+    let mut choices = vec![choice(
+        Step::SeeTo(restart),
+        "recovers from the journal, and asks the peer before it serves; nothing is lost",
+    )];
+    if !group.peers.is_empty() {
+        choices.push(choice(
+            at(peer, format!("promote {name} --force peer-unreachable")),
+            format!(
+                "{peer} serves, if it does not already, with everything that was acknowledged while in sync; what {site} \
+                 acknowledged alone is not there"
+            ),
+        ));
+    }
+    (vec![meaning.into()], choices)
 }
 
 /// What a verification found and nobody mended.
@@ -240,7 +277,7 @@ fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
         );
     }
     let mut choices = vec![choice(
-        format!("doublure verify {name} --repair   (on the primary)"),
+        at(&verify.primary, format!("verify {name} --repair")),
         "compares again, and mends what the journal proves to be wrong or a site cannot read, on either site; nothing is \
          guessed",
     )];
@@ -250,7 +287,7 @@ fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
     ] {
         if verify.undecided_bytes > 0 {
             choices.push(choice(
-                format!("doublure verify {name} --repair --keep {kept}   (on the primary)"),
+                at(&verify.primary, format!("verify {name} --repair --keep {kept}")),
                 format!(
                     "the same, and where nothing shows what is right {other} gets what {kept} holds: what {other} holds \
                      there is lost"
@@ -281,113 +318,190 @@ fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Cho
     }
     if group.role == Role::Primary && peer.is_some_and(|p| p.state == PeerState::InSync) {
         choices.push(choice(
-            format!("doublure switchover {}", group.name),
+            here(format!("switchover {}", group.name)),
             "hands the primary role to the peer; nothing is lost",
         ));
     }
     (text, choices)
 }
 
+fn inconsistent(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
+    let name = &group.name;
+    let meaning =
+        "The homes here mix old and new content until the copy ends; nobody may use them before.";
+    let followed = group
+        .peers
+        .iter()
+        .any(|p| p.state == PeerState::Connected || p.hindrance.is_some_and(Hindrance::passes));
+    if followed {
+        let wait = choice(
+            at(peer, format!("status {name} --watch")),
+            "shows how far the copy is; it ends by itself, and nothing is lost by waiting",
+        );
+        return (vec![meaning.into()], vec![wait]);
+    }
+    let effect = match &group.undo {
+        Some(undo) => format!(
+            "once you are sure that {peer} is down: undoes the copy and serves what was here before it, up to LSN {}, written \
+             {}. What {peer} acknowledged after that is lost if {peer} does not come back, and a fork if it does",
+            undo.lsn,
+            units::utc(undo.unix_seconds)
+        ),
+        None => "serves the mixture: file systems in it are most likely damaged. Only if there is nothing better".into(),
+    };
+    let force = here(format!(
+        "promote {name} --force inconsistent,peer-unreachable"
+    ));
+    let goes_on = "When the primary connects the copy goes on; what was copied already is recognised and not sent again.";
+    (
+        vec![meaning.into(), goes_on.into()],
+        vec![mended(group), choice(force, effect)],
+    )
+}
+
+fn both_primary(site: &str, name: &str, peer: &str) -> (Vec<String>, Vec<Choice>) {
+    let give_up = |loser: &str, keeper: &str, demote: Step| Choice {
+        steps: vec![demote, here(format!("resolve {name} --discard {loser}"))],
+        effect: format!(
+            "{loser} stops serving and gives up what it wrote since the fork, which is kept in a file in its data directory; \
+             {keeper} serves on, and loses nothing"
+        ),
+    };
+    let demote = || format!("demote {name}");
+    (
+        vec![
+            "Each site acknowledges writes that the other does not have. Stop the clients of one of them first."
+                .into(),
+        ],
+        vec![
+            give_up(site, peer, here(demote())),
+            give_up(peer, site, at(peer, demote())),
+        ],
+    )
+}
+
+/// Primary by its record, and not allowed to serve.
 fn waiting(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
+    let demote = choice(
+        here(format!("demote {name}")),
+        format!("{site} becomes a mirror and waits for a primary; nothing is lost"),
+    );
+    let why = hindrance(group);
+    if let Some(lost) = group.lost_until_lsn {
+        let force = match why {
+            Hindrance::Settling => "behind",
+            _ => "behind,peer-unreachable",
+        };
+        let give_up = choice(
+            here(format!("promote {name} --force {force}")),
+            format!(
+                "{site} serves what it has, up to LSN {}, and gives up LSN {} to {lost}: acknowledged writes among them",
+                group.tail_lsn,
+                group.tail_lsn.next()
+            ),
+        );
+        let back = choice(
+            mended(group).steps.remove(0),
+            format!("if {peer} has what is missing it comes back by itself; nothing is lost"),
+        );
+        let text = "This site's disk lost acknowledged writes. Before it serves, a peer is to give them back.";
+        return (vec![text.into()], vec![back, give_up, demote]);
+    }
+    let mut choices = vec![mended(group)];
+    // What the two say of each other is to be settled; going on regardless is refused.
+    if !matches!(
+        why,
+        Hindrance::Refused | Hindrance::CutThere | Hindrance::Settling
+    ) {
+        choices.push(choice(
+            here(format!("promote {name} --force peer-unreachable")),
+            format!(
+                "{site} serves without {peer}. If {peer} acknowledged writes since, they fork from what is written here, and \
+                 one side's have to be given up later"
+            ),
+        ));
+    }
+    choices.push(demote);
     (
         vec![format!(
             "This site is primary by its record, but {peer} may have been promoted while it was down. Until that is known \
              nobody is served here."
         )],
-        vec![
-            choice(
-                format!("start {peer}, or mend the network"),
-                "this site then goes on by itself; nothing is lost",
-            ),
-            choice(
-                format!("doublure promote {name} --force peer-unreachable"),
-                format!(
-                    "{site} serves without {peer}. If {peer} acknowledged writes since, they fork from what is written \
-                     here, and one side's have to be given up later"
-                ),
-            ),
-            choice(
-                format!("doublure demote {name}"),
-                format!("{site} becomes a mirror and waits for a primary"),
-            ),
-        ],
+        choices,
     )
 }
 
-fn alone(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
+fn alone(group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
     let written = group.alone.as_ref().map_or(0, |a| a.operations);
-    let mut text = vec![format!(
-        "{} are on this site only. If its disk is lost now, so are they.",
-        units::counted(written, "acknowledged operation")
-    )];
-    let state = group.peers.first().map(|p| p.state);
-    match state {
-        Some(PeerState::CatchingUp) => {
-            text.push(format!("{peer} is back and receives what it lacks."));
-        }
-        Some(PeerState::Copying) => text.push(format!(
-            "{peer} is back; the chunks in which it may differ are compared and copied."
-        )),
-        _ => {}
-    }
-    (
-        text,
-        vec![choice(
-            format!("start {peer}, or mend the network"),
-            "it gets what it lacks by itself, and is in sync again afterwards; nothing is lost",
-        )],
-    )
+    let text = match written {
+        0 => "Nothing was acknowledged on this site only yet; whatever is from now on is lost if its disk is lost.".into(),
+        1 => "1 acknowledged operation is on this site only. If its disk is lost now, so is it.".into(),
+        n => format!(
+            "{} are on this site only. If its disk is lost now, so are they.",
+            units::counted(n, "acknowledged operation")
+        ),
+    };
+    (vec![text], vec![mended(group)])
 }
 
-fn frozen(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
-    let mut choices = vec![choice(
-        format!("start {peer}, or mend the network"),
-        "what waits is acknowledged then; nothing is lost",
-    )];
-    if group.on_peer_loss == OnPeerLoss::Freeze {
-        choices.push(choice(
-            "set on_peer_loss = \"continue\" in the configuration and restart doublure here",
-            "the site goes on alone, on record; what it acknowledges then is on one site only",
-        ));
+fn frozen(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
+    let name = &group.name;
+    let go_on = choice(
+        here(format!("promote {name} --force peer-unreachable")),
+        format!(
+            "{site} goes on alone, on record: what it acknowledges then is on this site only until {peer} is back, and lost \
+             if its disk is lost. If {peer} was promoted meanwhile, the two fork"
+        ),
+    );
+    let mut choices = vec![mended(group)];
+    if !hindrance(group).passes() {
+        choices.push(go_on);
     }
     (
-        vec!["Writes wait, they are not refused; reads are answered.".into()],
+        vec![
+            "Writes wait, they are not refused; reads are answered.".into(),
+            "A restart does not help: whoever froze asks its peer first. on_peer_loss = \"continue\" in the configuration \
+             counts from the next loss on."
+                .into(),
+        ],
         choices,
     )
 }
 
 fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
+    let mut choices = vec![mended(group)];
+    if group.epoch.is_none() {
+        return (Vec::new(), choices);
+    }
     let loss = match group.ack {
-        AckMode::Async => format!("writes that {peer} acknowledged and had not sent are not here"),
+        AckMode::Async => format!("what {peer} acknowledged and had not sent is not here"),
         _ => format!(
-            "writes that {peer} acknowledged alone since the link was lost, if any, are not here"
+            "what {peer} acknowledged alone since the link was lost, if anything, is not here"
         ),
     };
-    let mut choices = vec![choice(
-        format!("start {peer}, or mend the network"),
-        "this site follows again; nothing is lost",
-    )];
-    if group.epoch.is_some() {
-        choices.push(choice(
-            format!("doublure promote {name}"),
-            format!(
-                "{site} becomes primary, if {peer} answers and is not primary. If it cannot be asked: --force \
-                 peer-unreachable, once you are sure that it is down; {loss}"
-            ),
-        ));
-    }
+    let heard = group.peers.first().and_then(|p| p.last_heard_seconds);
+    let heard = heard.map_or_else(
+        || "it was not heard of since doublure was started here".to_owned(),
+        |s| format!("it was last heard of {} ago", units::seconds(s)),
+    );
+    choices.push(choice(
+        here(format!("promote {name}")),
+        format!("asks {peer} first; {site} becomes primary if {peer} answers and is not primary itself. Nothing is lost"),
+    ));
+    choices.push(choice(
+        here(format!("promote {name} --force peer-unreachable")),
+        format!(
+            "once you are sure that {peer} is down ({heard}): {site} becomes primary; {loss}, and a fork if {peer} comes back \
+             with it"
+        ),
+    ));
     let text = format!(
         "What is here is consistent, a state that the primary's disk once had, up to LSN {}.",
         group.commit_lsn
     );
-    let text = if group.epoch.is_some() {
-        vec![text]
-    } else {
-        Vec::new()
-    };
-    (text, choices)
+    (vec![text], choices)
 }
 
 fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
@@ -403,7 +517,7 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             |s| format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
         );
         choice(
-            format!("doublure resolve {name} --discard {loser}"),
+            here(format!("resolve {name} --discard {loser}")),
             format!(
                 "keeps what {keeper} holds and gives up {what}; that is kept in a file in {loser}'s data directory. {loser} \
                  becomes a mirror and gets what differs"

@@ -5,6 +5,7 @@
 
 mod client;
 mod explain;
+mod offers;
 mod status;
 mod table;
 mod terminal;
@@ -22,7 +23,7 @@ pub use client::{Client, ClientError};
 use crate::config::{Config, DEFAULT_CONTROL, is_plain_name};
 use crate::status::CommandRequest;
 
-/// Ended, but something is missing: a group of `status` is degraded.
+/// Ended, but not all is well: a group of `status` is degraded, `verify` found a difference and did not mend it.
 const EXIT_DEGRADED: u8 = 3;
 /// The command line makes no sense; clap ends with the same code.
 const EXIT_USAGE: u8 = 2;
@@ -33,7 +34,7 @@ const EXIT_USAGE: u8 = 2;
     name = "doublure",
     version,
     max_term_width = 100,
-    after_help = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 degraded (status)."
+    after_help = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 3 degraded (status) or different (verify)."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -78,8 +79,8 @@ enum Command {
     },
     /// Make this site the primary of a group
     ///
-    /// Refused while the peer answers as primary, and whenever something may be lost; the refusal says what, and which
-    /// --force overrides it.
+    /// The peer is asked first. Refused while it answers as primary, which nothing overrides, and whenever something may
+    /// be lost; the refusal says what, and prints the command that overrides it.
     Promote {
         #[command(flatten)]
         target: Target,
@@ -181,9 +182,9 @@ struct SiteArgument {
 enum Force {
     /// The peer cannot be asked whether it is primary: make sure that it is down
     PeerUnreachable,
-    /// This site is in the middle of a full copy: its content is a mixture
+    /// This site is in the middle of a copy: it goes back to what it held before, or serves a mixture if it kept nothing
     Inconsistent,
-    /// The peer has, or this site once had, more history: the difference is lost
+    /// A peer has, or this site once had, more history: it is given up
     Behind,
 }
 
@@ -349,7 +350,8 @@ fn explain_group(target: &Target) -> anyhow::Result<ExitCode> {
         let group = client.group_status(&target.group).await?;
         Ok::<_, ClientError>((client.site_status().await?.site, group))
     })?;
-    terminal::print(&explain::explain(&site, &group, status::now()))?;
+    let text = explain::explain(&site, &group, status::now());
+    terminal::print(&client.complete(&text))?;
     Ok(ExitCode::SUCCESS)
 }
 

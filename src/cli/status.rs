@@ -33,7 +33,7 @@ pub async fn once(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
     let text = match (&status, shown.json) {
         (Status::Site(site), true) => serde_json::to_string_pretty(site)? + "\n",
         (Status::Group(group), true) => serde_json::to_string_pretty(group)? + "\n",
-        (status, false) => picture(status),
+        (status, false) => client.complete(&picture(status)),
     };
     terminal::print(&text)?;
     Ok(if healthy(&status) {
@@ -54,6 +54,7 @@ pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
     } else {
         None
     };
+    let drawn = |status: &Status| client.complete(&picture(status));
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -68,7 +69,7 @@ pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
         match &screen {
             Some(screen) => {
                 let head = format!("{}, every second; Ctrl-C ends\n\n", units::utc(now()));
-                screen.show(&(head + &result.as_ref().map_or_else(trouble, picture)))?;
+                screen.show(&(head + &result.as_ref().map_or_else(trouble, drawn)))?;
             }
             None if shown.json => match &result {
                 Ok(Status::Site(site)) => terminal::print(&(serde_json::to_string(site)? + "\n"))?,
@@ -79,7 +80,7 @@ pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
             },
             None => {
                 let head = format!("---- {}\n", units::utc(now()));
-                terminal::print(&(head + &result.as_ref().map_or_else(trouble, picture)))?;
+                terminal::print(&(head + &result.as_ref().map_or_else(trouble, drawn)))?;
             }
         }
     }

@@ -156,12 +156,12 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
     if let Some(alone) = &group.alone {
         alarms.push((Tone::Bad, alone_alarm(alone, layout)));
     }
-    if let Some(until) = group.inconsistent_until_lsn {
-        let until = if until == Lsn(u64::MAX) {
-            String::new()
-        } else {
-            format!(" until LSN {until} is durable here")
-        };
+    if group.inconsistent {
+        let until = group
+            .inconsistent_until_lsn
+            .map_or_else(String::new, |lsn| {
+                format!(" until LSN {lsn} is durable here")
+            });
         alarms.push((
             Tone::Bad,
             format!("INCONSISTENT: a full copy is not complete; the content is a mixture{until}."),
@@ -249,7 +249,9 @@ fn peers(group: &GroupStatus, layout: &Layout) -> String {
     for peer in &group.peers {
         let (word, tone) = peer_state(peer.state);
         let lags = peer.lag_operations > 0 && peer.state != PeerState::InSync;
-        let behind = if lags && lag_is_known(group, peer) {
+        let behind = if let Some(eta) = peer.copy_eta_seconds {
+            format!("{} to go", units::seconds(eta))
+        } else if lags && lag_is_known(group, peer) {
             units::seconds(peer.lag_seconds)
         } else {
             "-".to_owned()
@@ -402,7 +404,11 @@ fn facts(group: &GroupStatus, layout: &Layout) -> String {
         units::counted(group.in_flight_requests, "request"),
         units::bytes(group.unapplied_bytes),
     );
-    let policy = format!("ack {}, on_peer_loss {}", group.ack, group.on_peer_loss);
+    let mut policy = format!("ack {}, on_peer_loss {}", group.ack, group.on_peer_loss);
+    // Nothing is wrong with that: roles change hands, files do not.
+    if let Some(role) = group.configured_role.filter(|r| *r != group.role) {
+        let _ = write!(policy, "; began as {role}");
+    }
     let facts = [
         ("journal", fill),
         ("epoch", epoch),

@@ -247,8 +247,7 @@ fn fit(line: &str, columns: usize) -> String {
 /// message from far away may hold, do not reach the terminal.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        let word: String = word.chars().filter(|c| !c.is_control()).collect();
+    for word in words(text) {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
                 line.push(' ');
@@ -260,9 +259,37 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
+/// What is not torn apart: words, and commands between backticks, so that they can be copied as a whole.
+fn words(text: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut inside = false;
+    for word in text.split_whitespace() {
+        let word: String = word.chars().filter(|c| !c.is_control()).collect();
+        let ticks = word.matches('`').count();
+        match words.last_mut() {
+            Some(command) if inside => {
+                command.push(' ');
+                command.push_str(&word);
+            }
+            _ => words.push(word),
+        }
+        inside ^= ticks % 2 == 1;
+    }
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_is_not_torn_apart() {
+        let lines = wrap("then `doublure connect registry`: it connects", 16);
+        assert_eq!(
+            lines,
+            ["then", "`doublure connect registry`:", "it connects"]
+        );
+    }
 
     #[test]
     fn a_line_is_cut_by_what_is_visible_of_it() {

@@ -9,13 +9,13 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::client::Client;
-use super::{terminal, units};
+use super::{EXIT_DEGRADED, terminal, units};
 use crate::status::{CommandRequest, DifferingRange, VerifyState, VerifyStatus};
 
 /// How often the site is asked how far it is.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Code 1 if the sites differ, or if it did not come to its end.
+/// Code 3 if the sites differ and that is not mended, an error (code 1) if it could not run or did not come to its end.
 pub async fn run(
     client: &Client,
     group: &str,
@@ -47,11 +47,16 @@ pub async fn run(
         }
     };
     bar.finish_and_clear();
-    terminal::print(&summary(group, &verify))?;
-    Ok(match verify.state {
-        VerifyState::Equal | VerifyState::Repaired => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    terminal::print(&client.complete(&summary(group, &verify)))?;
+    Ok(ExitCode::from(exit_code(verify.state)))
+}
+
+fn exit_code(state: VerifyState) -> u8 {
+    match state {
+        VerifyState::Equal | VerifyState::Repaired => 0,
+        VerifyState::Differs => EXIT_DEGRADED,
+        VerifyState::Running | VerifyState::Interrupted => 1,
+    }
 }
 
 /// What came of it.
@@ -179,6 +184,14 @@ mod tests {
                 range(1_048_576, &[], &[], false),
             ],
         }
+    }
+
+    #[test]
+    fn sites_that_differ_are_told_from_a_verification_that_could_not_end() {
+        assert_eq!(exit_code(VerifyState::Equal), 0);
+        assert_eq!(exit_code(VerifyState::Repaired), 0);
+        assert_eq!(exit_code(VerifyState::Interrupted), 1);
+        assert_eq!(exit_code(VerifyState::Differs), 3);
     }
 
     #[test]

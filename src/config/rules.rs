@@ -3,6 +3,7 @@
 //! A value that was wrong by itself is missing here, so that no error is reported twice.
 
 use std::collections::HashMap;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use super::document::{Located, Problems};
@@ -187,9 +188,27 @@ fn homes_are_apart(draft: &Draft, problems: &Problems) {
                     ),
                     "a path outside the groups' directories, or no home for a file in there",
                 );
+            } else if let Some(what) = no_home(home) {
+                problems.at(
+                    home,
+                    format!("{found}, {what}"),
+                    "an image file or a block device",
+                );
             }
             taken.push((place, &home.key));
         }
+    }
+}
+
+/// What is there already and cannot hold a volume. A file that is not there yet is made at the first start.
+fn no_home(path: &Path) -> Option<&'static str> {
+    let kind = path.metadata().ok()?.file_type();
+    if kind.is_dir() {
+        Some("a directory")
+    } else if kind.is_file() || kind.is_block_device() {
+        None
+    } else {
+        Some("which is neither a file nor a block device")
     }
 }
 

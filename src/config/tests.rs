@@ -376,6 +376,21 @@ fn two_volumes_do_not_share_a_home_nor_does_one_lie_in_the_other() {
 }
 
 #[test]
+fn a_home_is_a_file_or_a_block_device_and_no_directory() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = dir.path().join("home");
+    std::fs::write(&file, "").expect("a file");
+    let text = with_homes(file.to_str().unwrap(), "/dev/null");
+    assert!(
+        only_error(&text).contains("neither a file nor a block device"),
+        "{text}"
+    );
+    let place = tempfile::tempdir().expect("a directory");
+    let text = with_homes(file.to_str().unwrap(), place.path().to_str().unwrap());
+    assert!(only_error(&text).contains(", a directory"), "{text}");
+}
+
+#[test]
 fn two_names_of_one_file_are_one_home() {
     let dir = tempfile::tempdir().expect("a directory");
     let (real, alias) = (dir.path().join("real"), dir.path().join("alias"));

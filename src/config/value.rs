@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use toml::de::DeValue;
 
-use crate::base::{AckMode, Compress, NAME_MAX, OnPeerLoss, Role};
+use crate::base::{AckMode, Compress, NAME_MAX, OnPeerLoss, Role, VOLUME_MAX_BYTES};
 
 /// Smallest journal: segments of 4 MiB at least, with two of them held back for control frames.
 const JOURNAL_MIN_BYTES: u64 = 32 << 20;
@@ -17,8 +17,6 @@ const JOURNAL_MIN_BYTES: u64 = 32 << 20;
 const JOURNAL_MAX_BYTES: u64 = 1 << 40;
 /// Block devices and NBD clients count in sectors.
 const SECTOR_BYTES: u64 = 512;
-/// File offsets are signed.
-const VOLUME_MAX_BYTES: u64 = i64::MAX as u64 / SECTOR_BYTES * SECTOR_BYTES;
 /// The slowest that copies may be told to be, bytes per second.
 const RATE_MIN_BYTES: u64 = 1 << 20;
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
@@ -237,7 +235,7 @@ pub fn journal_size(value: &DeValue<'_>) -> Read<u64> {
 /// Size of a volume.
 pub fn volume_size(value: &DeValue<'_>) -> Read<u64> {
     let allowed = "a size such as \"10GiB\" (1024s) or \"10GB\" (1000s), a multiple of 512 bytes \
-                   (of 4096 for best speed), more than 0";
+                   (of 4096 for best speed), more than 0 and at most 1 PiB (1024TiB)";
     let size = bytes(value, allowed)?;
     if (SECTOR_BYTES..=VOLUME_MAX_BYTES).contains(&size) && size.is_multiple_of(SECTOR_BYTES) {
         Ok(size)
@@ -397,7 +395,15 @@ mod tests {
     #[test]
     fn a_volume_is_a_positive_number_of_sectors() {
         assert_eq!(read(volume_size, "512"), Ok(512));
-        for toml in ["0", "513", "\"1000B\"", "\"16EiB\"", "9223372036854775807"] {
+        assert_eq!(read(volume_size, "\"1024TiB\""), Ok(1 << 50));
+        for toml in [
+            "0",
+            "513",
+            "\"1000B\"",
+            "\"1025TiB\"",
+            "\"16EiB\"",
+            "9223372036854775807",
+        ] {
             assert!(read(volume_size, toml).is_err(), "{toml}");
         }
     }

@@ -38,7 +38,8 @@ pub async fn greet(mut socket: Socket, shards: Shards, refusals: Arc<RateLimit>)
 }
 
 fn hand_over(socket: Socket, group: String, received: BytesMut, shards: &Shards) {
-    tracing::info!(peer = socket.peer, group, "link accepted");
+    // Whether it comes to anything the group says. A peer that is in a conflict knocks every other second.
+    tracing::debug!(peer = socket.peer, group, "link accepted");
     match socket.into_fd() {
         Ok(socket) => {
             let name = group.clone();
@@ -89,7 +90,7 @@ fn recipient(hello: &Hello, shards: &Shards) -> Result<String, (Refusal, String)
             format!("group {} is being opened at {site}", hello.group),
         )),
         Condition::Fenced(why) => Err((
-            Refusal::Busy,
+            Refusal::Fenced,
             format!("group {} is fenced at {site}: {why}", hello.group),
         )),
     }

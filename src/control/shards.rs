@@ -342,7 +342,10 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         commit_lsn: Lsn::ZERO,
         applied_lsn: Lsn::ZERO,
         checkpoint_lsn: Lsn::ZERO,
+        inconsistent: false,
         inconsistent_until_lsn: None,
+        lost_until_lsn: None,
+        configured_role: None,
         journal: JournalStatus {
             capacity_bytes: config.journal_bytes,
             used_bytes: 0,
@@ -381,6 +384,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
             Role::Primary => PeerState::Connecting,
             Role::Mirror => PeerState::Absent,
         },
+        hindrance: None,
         detail: String::new(),
         received_lsn: Lsn::ZERO,
         durable_lsn: Lsn::ZERO,
@@ -391,6 +395,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
         last_heard_seconds: None,
         copied_bytes: 0,
         copy_total_bytes: 0,
+        copy_eta_seconds: None,
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
 };
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Hello, Lsn, Message, Role, Stance};
+use crate::base::{Hello, Hindrance, Lsn, Message, Role, Stance};
 
 /// Asking the peers before a promotion.
 #[derive(Debug)]
@@ -43,9 +43,13 @@ impl Core {
                 let text = if was_cut {
                     "the link may connect again"
                 } else {
-                    "the link was not cut here; `doublure status` shows how it is"
+                    "the link was not cut here"
                 };
-                self.done(id, Ok(text.into()));
+                let text = format!(
+                    "{text}; `doublure status {}` shows how it is",
+                    self.config.group
+                );
+                self.done(id, Ok(text));
             }
             Command::Disconnect => self.disconnect(id),
             Command::Resolve { discard } => self.resolve(id, &discard),
@@ -90,8 +94,9 @@ impl Core {
             Mode::HandedOver if !overrides.peer_unreachable => {
                 let to = self.primary_name();
                 let text = format!(
-                    "{group} was handed to {to} and this completes by itself when {to} answers; if {to} is gone for good, \
-                     `--force peer-unreachable` takes it back (both would be primary if {to} took it)"
+                    "{group} was handed to {to} and this completes by itself when {to} answers; if {to} is gone for good, {} \
+                     takes it back (both would be primary if {to} took it)",
+                    overrides.without_asking().command(&group)
                 );
                 self.done(id, Err(text));
             }
@@ -124,9 +129,11 @@ impl Core {
                 .collect();
             let name = names.join(" and ");
             let text = format!(
-                "{} is primary of {} and acknowledges nothing without {name}; `--force peer-unreachable` lets it go on \
-                 alone",
-                self.config.site, self.config.group
+                "{} is primary of {} already and acknowledges nothing without {name}; {} lets it go on alone: what it \
+                 acknowledges then is on this site only until {name} is back",
+                self.config.site,
+                self.config.group,
+                overrides.without_asking().command(&self.config.group)
             );
             self.done(id, Err(text));
             return;
@@ -148,20 +155,32 @@ impl Core {
             return Ok(());
         }
         if self.facts.inconsistent_until.is_some() && !overrides.inconsistent {
+            let group = &self.config.group;
+            let needed = Overrides {
+                inconsistent: true,
+                ..overrides
+            };
+            let (command, unasked) = (
+                needed.command(group),
+                needed.without_asking().command(group),
+            );
+            let unasked = if needed.peer_unreachable {
+                String::new()
+            } else {
+                format!("; if its primary cannot be asked, {unasked}")
+            };
             if let Some(point) = view.undo {
                 let age = view.time_ns.saturating_sub(point.time_ns) / 1_000_000_000;
                 return Err(format!(
-                    "{me} is in the middle of a copy, and kept what it held before. `--force inconsistent` goes back to that: \
-                     to LSN {}, written {age} s ago. Everything written to the group since then is lost here; if its primary \
-                     may come back, wait for it instead. If the primary cannot be asked, \
-                     `--force inconsistent,peer-unreachable`",
+                    "{me} is in the middle of a copy, and kept what it held before. {command} goes back to that: to LSN {}, \
+                     written {age} s ago{unasked}. Everything written to the group since then is lost here; if its primary \
+                     may come back, wait for it instead",
                     point.lsn
                 ));
             }
             return Err(format!(
                 "{me} is in the middle of a copy: its volumes mix old and new content and are most likely unusable. \
-                 `--force inconsistent` promotes it all the same; if its primary cannot be asked, \
-                 `--force inconsistent,peer-unreachable`"
+                 {command} promotes it all the same{unasked}"
             ));
         }
         if self.facts.lineage.is_empty() {
@@ -171,12 +190,18 @@ impl Core {
             ));
         }
         if self.lost_history() && !overrides.behind {
+            let needed = Overrides {
+                behind: true,
+                ..overrides
+            };
             return Err(format!(
-                "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. `--force behind` \
-                 gives up the {} operations between",
+                "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. {} gives up LSN {} to \
+                 {}; if a peer still has them, promote that one instead",
                 self.facts.floor,
                 self.tail,
-                self.facts.floor.since(self.tail)
+                needed.command(&self.config.group),
+                self.tail.next(),
+                self.facts.floor,
             ));
         }
         Ok(())
@@ -335,8 +360,8 @@ impl Core {
         if let Some(upstream) = &self.upstream {
             if probe.upstream_spoke {
                 let text = format!(
-                    "{} answers as primary; use `doublure switchover {}` there, which loses nothing",
-                    upstream.site, self.config.group
+                    "{} answers as primary; `doublure switchover {}` on {} hands the role over and loses nothing",
+                    upstream.site, self.config.group, upstream.site
                 );
                 self.set_mode(Mode::Mirror);
                 self.done(probe.command, Err(text));
@@ -361,7 +386,7 @@ impl Core {
                     );
                     None
                 }
-                Err(reason) => Some(self.unreachable_text(&asked.peer, reason)),
+                Err(reason) => Some(self.unreachable_text(&asked.peer, reason, probe.overrides)),
             };
             if let Some(text) = verdict {
                 self.set_mode(back.clone());
@@ -387,12 +412,12 @@ impl Core {
         let group = &self.config.group;
         match theirs.stance {
             Stance::Serving => Some(format!(
-                "{} answers as primary; use `doublure switchover {group}` there, which loses nothing",
-                theirs.site
+                "{} answers as primary; `doublure switchover {group}` on {} hands the role over and loses nothing",
+                theirs.site, theirs.site
             )),
             Stance::Returning => Some(format!(
-                "{} is primary by its record and is starting; if it shall not be, run `doublure demote {group}` there first",
-                theirs.site
+                "{} is primary by its record and is starting; if it shall not be, `doublure demote {group}` on {} comes first",
+                theirs.site, theirs.site
             )),
             Stance::HandedOver | Stance::Probe => None,
             Stance::Mirror => {
@@ -401,18 +426,26 @@ impl Core {
                     .lineage
                     .common(self.tail, &theirs.lineage, theirs.tail);
                 let has_more = common.is_none_or(|c| c.they_went_on || c.theirs > c.mine);
+                let needed = Overrides {
+                    behind: true,
+                    ..overrides
+                };
                 (has_more && !overrides.behind).then(|| {
                     format!(
-                        "{} has more: its history ends at LSN {}, here it ends at LSN {}. Promote {} instead, or give its \
-                         surplus up with `--force behind`",
-                        theirs.site, theirs.tail, self.tail, theirs.site
+                        "{} has more: its history ends at LSN {}, here it ends at LSN {}. `doublure promote {group}` on {} \
+                         loses nothing; {} here gives its surplus up",
+                        theirs.site,
+                        theirs.tail,
+                        self.tail,
+                        theirs.site,
+                        needed.command(group)
                     )
                 })
             }
         }
     }
 
-    fn unreachable_text(&self, peer: &str, reason: &str) -> String {
+    fn unreachable_text(&self, peer: &str, reason: &str, overrides: Overrides) -> String {
         let heard = self
             .peers
             .iter()
@@ -433,9 +466,10 @@ impl Core {
         };
         format!(
             "{peer} cannot be reached ({reason}); {heard}. If it still serves, two primaries would write apart from each \
-             other; {loss}. This site is at LSN {} (committed {}). When you are sure that {peer} is down: \
-             `doublure promote {} --force peer-unreachable`",
-            self.tail, self.commit, self.config.group
+             other; {loss}. This site is at LSN {} (committed {}). When you are sure that {peer} is down: {}",
+            self.tail,
+            self.commit,
+            overrides.without_asking().command(&self.config.group)
         )
     }
 
@@ -540,11 +574,7 @@ impl Core {
         }
         if self.lost_history() {
             if !overrides.behind {
-                let why = if let Mode::Waiting(why) = &self.mode {
-                    why.clone()
-                } else {
-                    "starting".into()
-                };
+                let why = self.lost_history_text(overrides);
                 self.done(id, Err(why));
                 return;
             }
@@ -557,6 +587,8 @@ impl Core {
         }
         if !overrides.peer_unreachable {
             let why = match &self.mode {
+                // What is overridden already is not asked for again.
+                Mode::Waiting(_) if self.lost_history() => self.lost_history_text(overrides),
                 Mode::Waiting(why) => why.clone(),
                 _ => "this site is primary by its record and is asking its peer; it serves as soon as that is settled".into(),
             };
@@ -624,19 +656,20 @@ impl Core {
                         .any(|p| p.gated && p.streaming_link().is_none());
                 if stuck && (self.frozen() || self.peers.iter().any(|p| p.conflict.is_some())) {
                     // They wait for a peer that will not confirm them, and nobody was told that they are written.
-                    let dropped = self.tail.since(self.commit);
+                    let dropped = crate::base::counted(self.tail.since(self.commit), "operation");
                     self.log(
                         Severity::Warn,
-                        format!("demoted with {dropped} operations that were never acknowledged"),
+                        format!("demoted; never acknowledged: {dropped}"),
                     );
                     self.facts.role = Role::Mirror;
                     self.save(Then::Demoted(id));
                     return;
                 }
                 if stuck {
+                    let waiting = crate::base::counted(self.tail.since(self.commit), "operation");
                     let text = format!(
-                        "{} operations wait for a peer that is silent; try again when it is back or declared dead",
-                        self.tail.since(self.commit)
+                        "not while writes wait ({waiting}) for a peer that is silent; try again when it is back or declared \
+                         dead"
                     );
                     self.done(id, Err(text));
                     return;
@@ -652,14 +685,15 @@ impl Core {
     }
 
     fn switchover(&mut self, id: u64) {
+        let group = self.config.group.clone();
         if self.mode != Mode::Serving {
             let text = match &self.mode {
                 Mode::Mirror | Mode::Probing => {
                     format!(
-                        "{} is a mirror; give the command to {}. If neither is primary, `doublure promote {}` makes one",
+                        "{} is a mirror: `doublure switchover {group}` on {} does it. If neither is primary, `doublure \
+                         promote {group}` makes one",
                         self.config.site,
                         self.primary_name(),
-                        self.config.group
                     )
                 }
                 Mode::Waiting(why) => why.clone(),
@@ -671,18 +705,15 @@ impl Core {
         let Some(peer) = self.peers.iter().find(|p| p.in_sync) else {
             let text = match self.peers.first() {
                 None => "no peer is configured".to_owned(),
-                Some(p) if p.cut => format!(
-                    "the link to {} is cut; `doublure connect {}` lets it connect",
-                    p.name, self.config.group
-                ),
-                Some(p) => match &p.refused {
-                    Some(why) => format!("the link to {} is refused: {why}", p.name),
-                    None => format!(
-                        "{} is not in sync; a switchover now would lose writes. Wait until `doublure status` says that it \
-                         is",
-                        p.name
-                    ),
-                },
+                Some(p) => {
+                    let why = p.hindrance().unwrap_or(Hindrance::CatchingUp);
+                    format!(
+                        "{} is not in sync, and a switchover now would lose writes: {}. `doublure status {group}` shows when \
+                         it is",
+                        p.name,
+                        why.sentence(&p.name, &group)
+                    )
+                }
             };
             self.done(id, Err(text));
             return;
@@ -744,8 +775,8 @@ impl Core {
         self.done(
             id,
             Ok(format!(
-                "{} is a mirror now; nobody is primary until one is promoted",
-                self.config.site
+                "{} is a mirror now; nobody is primary until one is promoted: `doublure promote {}`",
+                self.config.site, self.config.group
             )),
         );
     }
@@ -813,7 +844,12 @@ impl Core {
         };
         if discard == me && self.serving() {
             return Err(format!(
-                "{me} serves clients with what is to be given up: run `doublure demote {group}` here first"
+                "{me} serves clients with what is to be given up: `doublure demote {group}` comes first"
+            ));
+        }
+        if discard != me && fork.they_serve {
+            return Err(format!(
+                "{discard} serves clients with what is to be given up: `doublure demote {group}` on {discard} comes first"
             ));
         }
         let tail = if discard == me {
@@ -852,7 +888,10 @@ impl Core {
         self.forget_upstream("the operator cut the link");
         self.done(
             id,
-            Ok("the link is cut until `doublure connect`, or until the daemon restarts".into()),
+            Ok(format!(
+                "the link is cut until `doublure connect {}`, or until doublure is restarted here",
+                self.config.group
+            )),
         );
     }
 

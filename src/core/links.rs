@@ -8,7 +8,7 @@ use super::peer::{Conflict, Fork};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Hello, Lsn, Message, Refusal, Stance, Start};
+use crate::base::{Common, Hello, Lsn, Message, Refusal, Stance, Start};
 
 /// A connection that a peer opened and that is not in use yet.
 #[derive(Debug)]
@@ -130,6 +130,10 @@ impl Core {
         let now = self.now;
         self.peers[at].asked = true;
         self.peers[at].trouble = Some(reason.to_owned());
+        if self.peers[at].refusal.take() == Some(Refusal::Cut) {
+            // Whether it still wants that, it can no longer say.
+            self.peers[at].refused = None;
+        }
         self.peers[at].link_lost(now);
         if refused && self.peers[at].gated {
             self.peer_lost(at, reason);
@@ -142,7 +146,15 @@ impl Core {
 
     /// A peer connected to this site.
     pub(super) fn accepted(&mut self, link: Link) {
-        if self.closing || matches!(self.mode, Mode::Fenced(_) | Mode::Stopped) {
+        if let Mode::Fenced(why) = &self.mode {
+            let text = format!(
+                "group {} is fenced at {}: {why}",
+                self.config.group, self.config.site
+            );
+            self.refuse(link, Refusal::Fenced, text);
+            return;
+        }
+        if self.closing || self.mode == Mode::Stopped {
             self.refuse(
                 link,
                 Refusal::Busy,
@@ -273,7 +285,12 @@ impl Core {
                     theirs.site, self.config.group, self.config.site
                 )
             };
-            self.refuse(link, Refusal::WrongGroup, text);
+            let refusal = if cut {
+                Refusal::Cut
+            } else {
+                Refusal::WrongGroup
+            };
+            self.refuse(link, refusal, text);
             return;
         }
         if !asks && matches!(self.mode, Mode::Probing | Mode::GoingBack) {
@@ -386,7 +403,17 @@ impl Core {
                 "{} was told that LSN {} is durable here, but the journal ends at LSN {}: this site's disk lost history",
                 theirs.site, theirs.told_durable, self.tail
             );
-            self.log(Severity::Error, text);
+            if mine.is_empty() {
+                // A new machine in the place of another one, most likely.
+                let text = format!(
+                    "this site is empty, and {} was told that LSN {} is durable here: it gets a copy before it can be \
+                     promoted",
+                    theirs.site, theirs.told_durable
+                );
+                self.log(Severity::Info, text);
+            } else {
+                self.log(Severity::Error, text);
+            }
             self.facts.floor = theirs.told_durable;
             self.save(super::Then::Nothing);
         }
@@ -395,18 +422,24 @@ impl Core {
     fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome) {
         let site = &theirs.site;
         let text = self.conflict_text(site, outcome);
+        let lineage = &self.facts.lineage;
+        let shared = match outcome {
+            Outcome::Forked { common } => Some(*common),
+            Outcome::BothPrimary => lineage
+                .common(self.tail, &theirs.lineage, theirs.tail)
+                .map(Common::lsn),
+            _ => None,
+        };
         let Some(peer) = self.peers.iter_mut().find(|p| p.name == *site) else {
             return;
         };
-        peer.fork = match outcome {
-            Outcome::Forked { common } => Some(Fork {
-                shared: *common,
-                their_tail: theirs.tail,
-                their_commit: theirs.commit,
-                their_epoch: theirs.lineage.last().cloned(),
-            }),
-            _ => None,
-        };
+        peer.fork = shared.map(|shared| Fork {
+            shared,
+            their_tail: theirs.tail,
+            their_commit: theirs.commit,
+            their_epoch: theirs.lineage.last().cloned(),
+            they_serve: theirs.stance == Stance::Serving,
+        });
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
             Outcome::Forked { .. } => Some(Conflict::Forked),
@@ -426,13 +459,13 @@ impl Core {
         let group = &self.config.group;
         match outcome {
             Outcome::BothPrimary => format!(
-                "both {me} and {site} are primary; decide which one's writes to keep and run `doublure demote {group}` on \
-                 the other"
+                "both {me} and {site} are primary; one side's writes must be given up, which only an operator can decide: \
+                 `doublure explain {group}` tells what each side wrote, and what to do"
             ),
             Outcome::Forked { common } => format!(
                 "{me} and {site} have the same history up to LSN {common}, and each has gone on by itself; one side's \
                  writes since must be given up, which only an operator can decide: `doublure explain {group}` tells what \
-                 each side wrote, `doublure resolve {group} --discard SITE` gives one side's up"
+                 each side wrote, and what to do"
             ),
             Outcome::Unrelated => format!(
                 "{me} and {site} both have a history of group {group} and share nothing: one of them must be emptied \
@@ -487,13 +520,7 @@ impl Core {
                     return;
                 }
                 self.peers[at].asked = true;
-                if refusal != Refusal::Busy {
-                    self.log(
-                        Severity::Error,
-                        format!("{} refused the link: {text}", self.peers[at].name),
-                    );
-                    self.peers[at].refused = Some(text);
-                }
+                self.note_refusal(at, refusal, &text);
                 self.try_to_open(view);
             }
             (_, Message::Bye { reason }) => {
@@ -511,6 +538,27 @@ impl Core {
                 let text = format!("{} in phase {phase:?}", kind(&other));
                 self.drop_peer_link(at, &text);
             }
+        }
+    }
+
+    /// The peer says why it does not want the link. What it says again is not news.
+    fn note_refusal(&mut self, at: usize, refusal: Refusal, text: &str) {
+        let peer = &mut self.peers[at];
+        let known = peer.refused.as_deref().or(peer.trouble.as_deref()) == Some(text);
+        peer.refusal = Some(refusal);
+        match refusal {
+            Refusal::Busy => return,
+            // It may go on later, or without this site being changed: that is no disagreement.
+            Refusal::Fenced => peer.trouble = Some(text.to_owned()),
+            _ => peer.refused = Some(text.to_owned()),
+        }
+        let severity = match refusal {
+            Refusal::Cut => Severity::Warn,
+            _ => Severity::Error,
+        };
+        if !known {
+            let name = self.peers[at].name.clone();
+            self.log(severity, format!("{name} refused the link: {text}"));
         }
     }
 
@@ -599,6 +647,7 @@ impl Core {
         self.facts.note_told_durable(&name, told);
         let peer = &mut self.peers[at];
         (peer.conflict, peer.refused, peer.fork) = (None, None, None);
+        peer.refusal = None;
         if copy && matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
             // It holds nothing to wait for until the copy is complete. Whether to go on without it is not decided here.
             if self.peers[at].gated {

@@ -9,7 +9,7 @@ use super::links::Agreed;
 use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId};
+use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted};
 
 /// The link that frames come in on.
 #[derive(Debug)]
@@ -115,6 +115,9 @@ impl Core {
                 ),
             );
             self.actions.push(Action::Close(upstream.link));
+            if let Some(peer) = self.peers.iter_mut().find(|p| p.name == upstream.site) {
+                peer.trouble = Some(format!("the link to {} ended: {why}", upstream.site));
+            }
         }
     }
 
@@ -307,8 +310,9 @@ impl Core {
             self.log(
                 Severity::Info,
                 format!(
-                    "group {}: dropping {dropped} uncommitted operations after LSN {keep}",
-                    self.config.group
+                    "group {}: dropping {} after LSN {keep}, which nobody was told is written",
+                    self.config.group,
+                    counted(dropped, "operation")
                 ),
             );
             self.actions.push(Action::Truncate(keep));

@@ -106,6 +106,31 @@ pub struct Overrides {
     pub behind: bool,
 }
 
+impl Overrides {
+    /// The whole command that promotes with these, for texts.
+    pub fn command(self, group: &str) -> String {
+        let words = [
+            (self.inconsistent, "inconsistent"),
+            (self.behind, "behind"),
+            (self.peer_unreachable, "peer-unreachable"),
+        ];
+        let words: Vec<&str> = words.iter().filter(|w| w.0).map(|w| w.1).collect();
+        if words.is_empty() {
+            format!("`doublure promote {group}`")
+        } else {
+            format!("`doublure promote {group} --force {}`", words.join(","))
+        }
+    }
+
+    /// These, and that the peer cannot be asked.
+    pub(super) fn without_asking(self) -> Overrides {
+        Overrides {
+            peer_unreachable: true,
+            ..self
+        }
+    }
+}
+
 /// What the operator wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Command {
@@ -485,7 +510,7 @@ impl Core {
     }
 
     /// The disk does not hold what it once held.
-    pub(super) fn lost_history(&self) -> bool {
+    pub fn lost_history(&self) -> bool {
         #[cfg(test)]
         if crate::base::sabotage::sabotaged(crate::base::sabotage::Sabotage::IgnoreFloor) {
             return false;

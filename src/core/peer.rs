@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Link;
-use crate::base::{Epoch, Lineage, Lsn};
+use crate::base::{Epoch, Hindrance, Lineage, Lsn, Refusal};
 
 /// First and longest pause between attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -105,6 +105,8 @@ pub struct Peer {
     pub trouble: Option<String>,
     /// Why the link is refused, if it is.
     pub refused: Option<String>,
+    /// What the peer last said instead of accepting the link.
+    pub(super) refusal: Option<Refusal>,
     /// The refusal is a fork or both sides being primary, for the group's state.
     pub conflict: Option<Conflict>,
     /// What it told of itself when the fork was found.
@@ -157,6 +159,8 @@ pub struct Fork {
     pub their_commit: Lsn,
     /// The peer's last epoch.
     pub their_epoch: Option<Epoch>,
+    /// It serves clients.
+    pub they_serve: bool,
 }
 
 /// One round of catching up: the peer must reach what was the tail when it began.
@@ -179,6 +183,7 @@ impl Peer {
             dead: false,
             trouble: None,
             refused: None,
+            refusal: None,
             conflict: None,
             fork: None,
             received: Lsn::ZERO,
@@ -217,6 +222,26 @@ impl Peer {
     /// It answers that it follows another primary.
     pub fn follows_another(&self) -> bool {
         self.follows_since.is_some()
+    }
+
+    /// What stands between this site, which is or wants to be primary, and the peer; nothing if it is in sync.
+    pub fn hindrance(&self) -> Option<Hindrance> {
+        if self.in_sync {
+            return None;
+        }
+        Some(match (self.conflict, self.refusal) {
+            _ if self.cut => Hindrance::CutHere,
+            (Some(Conflict::BothPrimary), _) => Hindrance::BothPrimary,
+            (Some(Conflict::Forked), _) => Hindrance::Forked,
+            _ if self.copying() => Hindrance::Copying,
+            _ if self.streaming_link().is_some() => Hindrance::CatchingUp,
+            (None, Some(Refusal::Cut)) => Hindrance::CutThere,
+            (None, Some(Refusal::Fenced)) => Hindrance::Fenced,
+            _ if self.refused.is_some() => Hindrance::Refused,
+            (None, None) if self.link().is_some() => Hindrance::Settling,
+            _ if self.follows_another() => Hindrance::FollowsAnother,
+            _ => Hindrance::Unreachable,
+        })
     }
 
     /// The connection on which frames flow.

@@ -3,7 +3,7 @@
 use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
+use crate::base::{Epoch, Hindrance, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
 
 impl Core {
     /// Primary by record: ask the peers first, whatever the record says.
@@ -83,16 +83,7 @@ impl Core {
             return;
         }
         if self.lost_history() {
-            let (who, force) = if self.everybody_agreed() {
-                ("that no peer has either", "behind")
-            } else {
-                ("that only a peer can give back", "behind,peer-unreachable")
-            };
-            let text = format!(
-                "its journal ends at LSN {}, but it once held LSN {}: its disk lost history {who}; \
-                 `doublure promote {} --force {force}` gives it up",
-                self.tail, self.facts.floor, self.config.group
-            );
+            let text = self.lost_history_text(super::Overrides::default());
             self.wait(text);
             return;
         }
@@ -118,11 +109,14 @@ impl Core {
             }
             let name = peer.name.clone();
             if self.facts.ever_in_sync && !matches!(peer.phase, PeerPhase::Agreed { .. }) {
+                let why = peer.hindrance().unwrap_or(Hindrance::Unreachable);
                 let text = format!(
-                    "{name} cannot be reached, and when this site stopped the two were in sync: {name} may be primary by \
-                     now. It goes on by itself when {name} answers; `doublure promote {} --force peer-unreachable` makes \
-                     this site serve without it",
-                    self.config.group
+                    "{}, and when this site stopped the two were in sync: {name} may be primary by now. It goes on by itself \
+                     when {name} answers; {} makes this site serve without it",
+                    why.clause(&name),
+                    super::Overrides::default()
+                        .without_asking()
+                        .command(&self.config.group)
                 );
                 self.wait(text);
                 return;
@@ -182,6 +176,27 @@ impl Core {
             Message::Start(Box::new(Start::Fetch { from })),
         ));
         self.begin_fetch(link, name);
+    }
+
+    /// Why this site does not serve although it is primary by its record: it once held more.
+    pub(super) fn lost_history_text(&self, given: super::Overrides) -> String {
+        let nobody_has_it = self.everybody_agreed();
+        let needed = super::Overrides {
+            behind: true,
+            peer_unreachable: given.peer_unreachable || !nobody_has_it,
+            ..given
+        };
+        let who = if nobody_has_it {
+            "that no peer has either"
+        } else {
+            "that only a peer can give back"
+        };
+        format!(
+            "its journal ends at LSN {}, but it once held LSN {}: its disk lost history {who}; {} gives it up",
+            self.tail,
+            self.facts.floor,
+            needed.command(&self.config.group)
+        )
     }
 
     pub(super) fn wait(&mut self, text: String) {
@@ -281,10 +296,23 @@ impl Core {
         self.propose_to_agreed();
         // Who was told that this site is primary may attach at once.
         self.announce_exports();
-        self.promised_done(Ok(format!(
-            "{} is primary of {}",
-            self.config.site, self.config.group
-        )));
+        let (me, group) = (&self.config.site, &self.config.group);
+        let without: Vec<&str> = self.facts.alone.iter().map(|a| a.peer.as_str()).collect();
+        let how = if without.is_empty() {
+            "clients may attach here".to_owned()
+        } else {
+            let without = without.join(" and ");
+            format!(
+                "clients may attach here. It acknowledges alone, without {without}: what is written from LSN {} on is on \
+                 this site only until {without} is back and in sync, which needs no command",
+                self.tail.next()
+            )
+        };
+        let text = format!(
+            "{me} is primary of {group}, which it holds up to LSN {}; {how}",
+            self.tail
+        );
+        self.promised_done(Ok(text));
         for at in 0..self.peers.len() {
             self.settle_loss(at);
         }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::base::sabotage::Sabotage;
-use crate::base::{Epoch, Hello, Start};
+use crate::base::{Epoch, Hello, Hindrance, Start};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -841,6 +841,58 @@ fn promotion_is_refused_while_the_primary_answers_and_needs_force_while_it_canno
     assert_eq!(pair.mode(1), &Mode::Serving);
 }
 
+/// Who follows a refusal's advice to the letter is not sent back to where he was.
+#[test]
+fn a_refusal_prints_the_whole_command_with_all_that_is_overridden_already() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(1);
+    pair.sites[1].saved.inconsistent_until = Some(Lsn(u64::MAX));
+    pair.kill(0);
+    pair.restart(1);
+    pair.settle();
+    let mut overrides = Overrides::default();
+    let mut ask = |overrides| {
+        let id = pair.command(1, Command::Promote(overrides));
+        pair.settle();
+        pair.result(1, id).unwrap().clone()
+    };
+    let text = ask(overrides).unwrap_err();
+    for command in [
+        "`doublure promote g --force inconsistent`",
+        "`doublure promote g --force inconsistent,peer-unreachable`",
+    ] {
+        assert!(text.contains(command), "{text}");
+    }
+    overrides.inconsistent = true;
+    let text = ask(overrides).unwrap_err();
+    let command = "`doublure promote g --force inconsistent,peer-unreachable`";
+    assert!(text.ends_with(command), "{text}");
+}
+
+#[test]
+fn a_link_that_one_side_cut_is_mended_on_that_side() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    let why = |pair: &Pair| pair.sites[0].core.peers()[0].hindrance();
+    assert_eq!(why(&pair), None);
+    pair.command(1, Command::Disconnect);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(why(&pair), Some(Hindrance::CutThere));
+    let id = pair.command(0, Command::Switchover);
+    pair.settle();
+    let text = pair.result(0, id).unwrap().clone().unwrap_err();
+    assert!(text.contains("`doublure connect g` on b"), "{text}");
+    pair.command(0, Command::Disconnect);
+    pair.settle();
+    assert_eq!(why(&pair), Some(Hindrance::CutHere));
+    pair.command(0, Command::Connect);
+    pair.command(1, Command::Connect);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(why(&pair), None);
+    pair.kill(1);
+    pair.pass(TIMEOUT * 2);
+    assert_eq!(why(&pair), Some(Hindrance::Unreachable));
+}
+
 #[test]
 fn the_old_primary_becomes_the_mirror_of_the_promoted_one() {
     for ack in [AckMode::Sync, AckMode::Memsync] {
@@ -941,6 +993,18 @@ fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
             "site {at}"
         );
         assert!(!pair.sites[at].core.peers()[0].in_sync);
+        // Both can tell what each wrote since, and neither gives up what is still being written.
+        let fork = pair.sites[at].core.peers()[0].fork.clone();
+        assert!(fork.expect("known").they_serve);
+        let other = ["b", "a"][at].to_owned();
+        let discard = Command::Resolve {
+            discard: other.clone(),
+        };
+        let id = pair.command(at, discard);
+        pair.settle();
+        let text = pair.result(at, id).unwrap().clone().unwrap_err();
+        let demote = format!("`doublure demote g` on {other} comes first");
+        assert!(text.contains(&demote), "{text}");
     }
 }
 

@@ -249,6 +249,7 @@ impl Group {
     /// Takes an input. Outputs gather until [`Group::drain`].
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = now;
+        self.stats.turn(now.mono);
         match input {
             Input::ClientOpened { client, volume } => self.client_opened(client, volume),
             Input::Request { client, request } => self.request(client, request),
@@ -274,10 +275,7 @@ impl Group {
                 });
             }
             Input::Command { id, command } => self.command(id, &command),
-            Input::Tick => {
-                self.stats.turn(now.mono);
-                self.event(Event::Tick);
-            }
+            Input::Tick => self.event(Event::Tick),
         }
     }
 

@@ -64,8 +64,9 @@ impl Group {
             (None, Some(_)) => {
                 return Err(OpenError::Refused(format!(
                     "group {} has a journal but no state file: something removed the state. Put it back from where it \
-                     went; doublure does not guess what the journal means",
-                    config.group
+                     went; doublure does not guess what the journal means. {}",
+                    config.group,
+                    start_over(&config)
                 )));
             }
             (Some(_), _) => recover(&config, disk, seed)?,
@@ -226,11 +227,25 @@ impl ReadJournal for JournalReader<'_> {
     }
 }
 
+/// What to do when something of a group is gone for good.
+fn start_over(config: &GroupConfig) -> String {
+    let group = &config.group;
+    let Some(peer) = config.peers.first() else {
+        return "If it is gone for good, restore a backup: no peer is configured that has the data"
+            .into();
+    };
+    format!(
+        "If it is gone for good, {peer} has the data: `doublure promote {group} --force peer-unreachable` on {peer}, unless it \
+         is primary already; then stop doublure here, move the folder '{group}' in its data directory away, set role = \
+         \"mirror\" for the group and start doublure: it gets a copy. What was acknowledged here alone is lost with it"
+    )
+}
+
 /// Every later start.
 fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
     let Some((mut state_file, mut record)) = load_state(disk)? else {
         // Created, but never completely written: the first start did not get as far as serving anybody.
-        check_blank_journal(disk)?;
+        check_blank_journal(config, disk)?;
         return create(config, disk, seed);
     };
     if record.group != config.group || record.site != config.site {
@@ -243,19 +258,22 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Open
         Some(len) if len == record.journal_bytes => {}
         Some(len) => {
             return Err(OpenError::Refused(format!(
-                "the journal has {len} bytes, its record says {}: it is not the journal of this group's last run",
-                record.journal_bytes
+                "the journal has {len} bytes, its record says {}: it is not the journal of this group's last run. Put that \
+                 back and restart doublure here. {}",
+                record.journal_bytes,
+                start_over(config)
             )));
         }
         None => {
             return Err(OpenError::Refused(format!(
                 "the journal of group {} is missing (is its device mounted?). It holds acknowledged writes; doublure does \
-                 not create a new one in its place",
-                config.group
+                 not create a new one in its place. Put it back and restart doublure here. {}",
+                config.group,
+                start_over(config)
             )));
         }
     }
-    check_homes(&record, disk)?;
+    check_homes(config, &record, disk)?;
     let lost = state_file.lost_slot();
     if state_file.is_at_risk() {
         // Before anything is done that follows from it.
@@ -290,39 +308,47 @@ fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, O
 }
 
 /// No frame is written before the state is on record: a journal with frames and no record means that the record was lost.
-fn check_blank_journal(disk: &mut dyn Disk) -> Result<(), OpenError> {
+fn check_blank_journal(config: &GroupConfig, disk: &mut dyn Disk) -> Result<(), OpenError> {
     let len = disk.len(File::Journal)?.unwrap_or(0);
     let segment = journal::segment_bytes(len);
     let mut header = AlignedBuf::zeroed(BLOCK);
     for at in 0..len / segment {
         disk.read(File::Journal, at * segment, &mut header)?;
         if !journal::is_zero(&header) {
-            return Err(OpenError::Refused(
-                "the journal holds frames, but the state file holds no record: it was damaged or replaced. Restore it, or \
-                 empty this site and let its peer copy everything"
-                    .into(),
-            ));
+            return Err(OpenError::Refused(format!(
+                "the journal holds frames, but the state file holds no record: it was damaged or replaced. Put it back \
+                     and restart doublure here. {}",
+                start_over(config)
+            )));
         }
     }
     Ok(())
 }
 
-fn check_homes(record: &StateRecord, disk: &mut dyn Disk) -> Result<(), OpenError> {
+fn check_homes(
+    config: &GroupConfig,
+    record: &StateRecord,
+    disk: &mut dyn Disk,
+) -> Result<(), OpenError> {
     for volume in &record.volumes {
         disk.attach_home(volume)?;
         match disk.len(File::Home(volume.id))? {
             Some(len) if len >= volume.size => {}
             Some(len) => {
                 return Err(OpenError::Refused(format!(
-                    "the home of volume '{}' has {len} bytes, the volume has {}: it was cut short or replaced",
-                    volume.name, volume.size
+                    "the home of volume '{}' has {len} bytes, the volume has {}: it was cut short or replaced. Put it back \
+                     and restart doublure here. {}",
+                    volume.name,
+                    volume.size,
+                    start_over(config)
                 )));
             }
             None => {
                 return Err(OpenError::Refused(format!(
                     "the home of volume '{}' is missing (is its device mounted?); doublure does not create an empty one \
-                     in its place",
-                    volume.name
+                     in its place. Put it back and restart doublure here. {}",
+                    volume.name,
+                    start_over(config)
                 )));
             }
         }

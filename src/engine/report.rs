@@ -1,14 +1,17 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{Epoch, Lsn, Role};
+use crate::base::{ChunkSet, Epoch, Hindrance, Lsn, Role};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
-    PeerState, PeerStatus, VolumeStatus,
+    PeerState, PeerStatus, TouchedRange, VolumeStatus,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// Ranges of a fork that are told, at most.
+const TOUCHED_MAX: usize = 16;
 
 impl Group {
     /// For operators.
@@ -43,7 +46,14 @@ impl Group {
             commit_lsn: commit,
             applied_lsn: self.store.applied_lsn(),
             checkpoint_lsn: self.homes.checkpoint(),
-            inconsistent_until_lsn: self.core.copy_end().or(facts.inconsistent_until),
+            inconsistent: facts.inconsistent_until.is_some(),
+            inconsistent_until_lsn: self
+                .core
+                .copy_end()
+                .or(facts.inconsistent_until)
+                .filter(|lsn| facts.inconsistent_until.is_some() && *lsn < Lsn(u64::MAX)),
+            lost_until_lsn: self.core.lost_history().then_some(facts.floor),
+            configured_role: Some(self.config.role),
             journal: JournalStatus {
                 capacity_bytes: self.log.capacity(),
                 used_bytes: self.log.used_bytes(),
@@ -72,7 +82,7 @@ impl Group {
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
             latency: self.stats.latencies(),
-            disagreements: self.disagreements_now(),
+            disagreements: self.disagreements.clone(),
         }
     }
 
@@ -133,9 +143,10 @@ impl Group {
                 Some(name) => {
                     format!("a copy from {name} is under way; not usable until it ends")
                 }
-                None => {
-                    "a copy was cut off; not usable until the primary connects and ends it".into()
-                }
+                None => format!(
+                    "a copy was cut off; not usable until the primary connects and ends it. {}",
+                    self.what_keeps_the_primary_away()
+                ),
             };
             return (GroupState::Inconsistent, reason);
         }
@@ -143,35 +154,56 @@ impl Group {
             Some(name) => (GroupState::Following, format!("following {name}")),
             None if self.core.lineage().is_empty() => (
                 GroupState::Disconnected,
-                "new; waiting for its primary to connect".into(),
+                format!(
+                    "new; waiting for its primary to connect. {}",
+                    self.what_keeps_the_primary_away()
+                ),
             ),
             None => {
-                let name = self.core.primary_name();
-                (
-                    GroupState::Disconnected,
-                    format!(
-                        "consistent up to LSN {}; {name} is not connected. If no site is primary, `doublure promote {}` \
-                         makes this one",
-                        self.core.commit(),
-                        self.config.group
-                    ),
-                )
+                let text = format!(
+                    "consistent up to LSN {}, and no primary is connected. {}. If no site is primary, `doublure promote {}` \
+                     makes this one",
+                    self.core.commit(),
+                    self.what_keeps_the_primary_away(),
+                    self.config.group
+                );
+                (GroupState::Disconnected, text)
             }
         }
     }
 
+    /// A sentence without its full stop.
+    fn what_keeps_the_primary_away(&self) -> String {
+        let name = self.core.primary_name();
+        let peers = self.core.peers();
+        let peer = peers.iter().find(|p| p.name == name).or(peers.first());
+        let Some(peer) = peer else {
+            return "No peer is configured".into();
+        };
+        let why = self.hindrance(peer).unwrap_or(Hindrance::Unreachable);
+        why.sentence(&peer.name, &self.config.group)
+    }
+
+    fn hindrance(&self, peer: &Peer) -> Option<Hindrance> {
+        let follows = self
+            .core
+            .upstream()
+            .is_some_and(|(name, _)| name == peer.name);
+        peer.hindrance().filter(|_| !follows)
+    }
+
     fn serving_state(&self, site: &str) -> (GroupState, String) {
         if self.core.frozen() {
-            let peer = self
-                .core
-                .peers()
-                .iter()
-                .find(|p| p.dead)
-                .map_or("the peer", |p| p.name.as_str());
+            let group = &self.config.group;
+            let dead = self.core.peers().iter().find(|p| p.gated && p.dead);
+            let peer = dead.map_or("the peer", |p| p.name.as_str());
+            let why = dead
+                .and_then(Peer::hindrance)
+                .unwrap_or(Hindrance::Unreachable);
             let text = format!(
-                "acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\"); `doublure promote {} --force \
-                 peer-unreachable` goes on without it",
-                self.config.group
+                "acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\"). {}. `doublure promote {group} \
+                 --force peer-unreachable` goes on without it",
+                why.sentence(peer, group)
             );
             return (GroupState::Frozen, text);
         }
@@ -181,19 +213,15 @@ impl Group {
             .iter()
             .find(|p| p.gated && p.streaming_link().is_none())
         {
-            let text = match &peer.refused {
-                Some(why) => format!(
-                    "writes wait for {}, which refuses the link: {why}",
-                    peer.name
-                ),
-                None if peer.follows_another() => format!(
-                    "writes wait for {}, which has another primary: {}",
-                    peer.name,
-                    peer.trouble.as_deref().unwrap_or_default()
-                ),
-                None => format!(
+            let text = match peer.hindrance() {
+                None | Some(Hindrance::Unreachable | Hindrance::Settling) => format!(
                     "{} is silent; writes wait until it answers or is declared dead",
                     peer.name
+                ),
+                Some(why) => format!(
+                    "writes wait for {}. {}",
+                    peer.name,
+                    why.sentence(&peer.name, &self.config.group)
                 ),
             };
             return (GroupState::Suspect, text);
@@ -210,7 +238,15 @@ impl Group {
             } else {
                 format!("{site} and {}", names(&with))
             };
-            let text = format!("writes are on {whereto}, without {}", names(&without));
+            let why: Vec<String> = without
+                .iter()
+                .filter_map(|p| Some(p.hindrance()?.sentence(&p.name, &self.config.group)))
+                .collect();
+            let text = format!(
+                "writes are on {whereto}, without {}. {}",
+                names(&without),
+                why.join(". ")
+            );
             return (GroupState::Alone, text);
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
@@ -234,16 +270,6 @@ impl Group {
         if self.state_since.0 != Some(state) {
             self.state_since = (Some(state), self.now.wall_ns / SECOND_NS);
         }
-    }
-
-    fn disagreements_now(&self) -> Vec<String> {
-        let (wanted, role) = (self.config.role, self.core.facts().role);
-        let role = (wanted != role).then(|| {
-            format!("role: the configuration says {wanted}, which counts at the first start only; this site is {role}")
-        });
-        role.into_iter()
-            .chain(self.disagreements.iter().cloned())
-            .collect()
     }
 
     fn alone_status(&self) -> Option<AloneStatus> {
@@ -283,7 +309,10 @@ impl Group {
             operations: tail.since(fork.shared),
             acknowledged_operations: commit.since(fork.shared),
             since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
+            last_write_unix_seconds: None,
+            serves: false,
             touched_bytes: None,
+            touched: Vec::new(),
         };
         let tail = self.core.tail();
         let touched = self.changes.after(fork.shared, tail);
@@ -293,13 +322,45 @@ impl Group {
             self.core.commit(),
             self.core.lineage().last(),
         );
-        here.touched_bytes = (!touched.is_everything()).then(|| touched.bytes(&self.volumes));
+        here.serves = self.core.serving();
+        here.last_write_unix_seconds = self.marks.last_time().map(|ns| ns / SECOND_NS);
+        if !touched.is_everything() {
+            here.touched_bytes = Some(touched.bytes(&self.volumes));
+            here.touched = self.ranges_of(&touched);
+        }
         let epoch = fork.their_epoch.as_ref();
-        let there = side(&peer.name, fork.their_tail, fork.their_commit, epoch);
+        let mut there = side(&peer.name, fork.their_tail, fork.their_commit, epoch);
+        there.serves = fork.they_serve;
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
         })
+    }
+
+    /// The first runs of chunks of a set.
+    fn ranges_of(&self, set: &ChunkSet) -> Vec<TouchedRange> {
+        let mut ranges: Vec<TouchedRange> = Vec::new();
+        for volume in &self.volumes {
+            let mut from = 0;
+            while let Some(chunk) = set.next(volume, from) {
+                from = chunk.end();
+                let adjoins = |last: &&mut TouchedRange| {
+                    last.volume == volume.name && last.offset + last.bytes == chunk.offset
+                };
+                if let Some(last) = ranges.last_mut().filter(adjoins) {
+                    last.bytes += chunk.len;
+                } else if ranges.len() == TOUCHED_MAX {
+                    return ranges;
+                } else {
+                    ranges.push(TouchedRange {
+                        volume: volume.name.clone(),
+                        offset: chunk.offset,
+                        bytes: chunk.len,
+                    });
+                }
+            }
+        }
+        ranges
     }
 
     fn journal_holder(&self) -> String {
@@ -340,7 +401,9 @@ impl Group {
             .link()
             .and_then(|l| self.streams.get(&LinkId(l.0)))
             .and_then(super::streams::Stream::copy_progress);
-        let (copied_bytes, copy_total_bytes) = copy.unwrap_or_default();
+        let (copied_bytes, copy_total_bytes) =
+            copy.map_or((0, 0), |c| (c.done_bytes, c.total_bytes));
+        let copy_eta_seconds = copy.and_then(|c| c.eta_seconds(self.now.mono));
         let lag_from = peer.durable;
         let behind_ns = self.marks.time_after(lag_from.0).map_or(0, |t| {
             self.frames.time_after(self.now.wall_ns).saturating_sub(t)
@@ -348,6 +411,7 @@ impl Group {
         PeerStatus {
             site: peer.name.clone(),
             state,
+            hindrance: peer.hindrance(),
             detail: peer
                 .refused
                 .clone()
@@ -364,6 +428,7 @@ impl Group {
                 .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes,
             copy_total_bytes,
+            copy_eta_seconds,
         }
     }
 
@@ -377,7 +442,12 @@ impl Group {
         PeerStatus {
             site: peer.name.clone(),
             state,
-            detail: peer.refused.clone().unwrap_or_default(),
+            hindrance: self.hindrance(peer),
+            detail: peer
+                .refused
+                .clone()
+                .or_else(|| peer.trouble.clone().filter(|_| upstream.is_none()))
+                .unwrap_or_default(),
             received_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
             applied_lsn: Lsn::ZERO,
@@ -390,6 +460,7 @@ impl Group {
                 .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes: 0,
             copy_total_bytes: 0,
+            copy_eta_seconds: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! operation then goes through the journal like a write, so that all sites grow at the same place of the history.
 
 use super::{DiskOp, DiskResult, File, Group, LinkId, Output, Pending};
-use crate::base::{ByteRange, Lsn, Message, Op, OpKind, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, Lsn, Message, Op, OpKind, VOLUME_MAX_BYTES, VolumeId, VolumeSpec};
 use crate::core::{Event, Peer, Severity};
 use crate::journal;
 
@@ -71,9 +71,9 @@ impl Group {
                 volume.size
             ));
         }
-        if !size.is_multiple_of(UNIT) || size > i64::MAX as u64 {
+        if !size.is_multiple_of(UNIT) || size > VOLUME_MAX_BYTES {
             return Err(format!(
-                "{size} bytes cannot be: allowed is a multiple of {UNIT}, below 2^63"
+                "{size} bytes cannot be: allowed is a multiple of {UNIT}, at most {VOLUME_MAX_BYTES} (1 PiB)"
             ));
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {

@@ -69,12 +69,22 @@ impl Stats {
         self.current.histograms[stage as usize].saturating_record(us);
     }
 
-    /// Begins a new window when the current one is full. Call it now and then.
+    /// Begins a new window when the current one is full. Call it before anything is counted.
     pub fn turn(&mut self, now: Duration) {
-        if now.saturating_sub(self.current.began) >= WINDOW {
-            let fresh = Window::new(now, self.totals);
-            self.previous = Some(std::mem::replace(&mut self.current, fresh));
+        let age = now.saturating_sub(self.current.began);
+        if age < WINDOW {
+            return;
         }
+        let fresh = Window::new(now, self.totals);
+        let full = std::mem::replace(&mut self.current, fresh);
+        // Nothing came for long, or this would have been called: what the full window counted is no longer of the last
+        // seconds, which were idle.
+        let idle = age >= 2 * WINDOW;
+        self.previous = Some(if idle {
+            Window::new(now.saturating_sub(WINDOW), self.totals)
+        } else {
+            full
+        });
     }
 
     /// Averages over the window and the one before.
@@ -168,6 +178,11 @@ impl Marks {
         self.bytes - before
     }
 
+    /// When the last operation was made, by the frame clock; `None` if that was before the daemon started.
+    pub fn last_time(&self) -> Option<u64> {
+        self.marks.back().map(|m| m.time_ns)
+    }
+
     /// When the first operation after `lsn` was made, by the frame clock.
     pub fn time_after(&self, lsn: u64) -> Option<u64> {
         let at = self.marks.partition_point(|m| m.lsn <= lsn);
@@ -189,6 +204,20 @@ mod tests {
         assert_eq!(marks.bytes_after(50), 5 * 4096);
         assert_eq!(marks.time_after(50), Some(6));
         assert_eq!(marks.time_after(100), None);
+    }
+
+    #[test]
+    fn after_a_long_rest_the_rates_are_those_of_the_rest() {
+        let mut stats = Stats::new(Duration::ZERO);
+        stats.totals.writes = 1000;
+        stats.record(Stage::Write, Duration::from_millis(1));
+        let hour = Duration::from_hours(1);
+        stats.turn(hour);
+        stats.totals.writes += 10;
+        let rates = stats.rates(hour);
+        assert!((rates.window_seconds - 5.0).abs() < 1e-9, "{rates:?}");
+        assert!((rates.writes_per_second - 2.0).abs() < 1e-9, "{rates:?}");
+        assert_eq!(stats.latencies().write.count, 0);
     }
 
     #[test]

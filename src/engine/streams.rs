@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::stats::Stage;
-use super::walk::{Purpose, Walk};
+use super::walk::{Progress, Purpose, Walk};
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -65,12 +65,10 @@ impl Stream {
         self.proposed.map_or(self.next, Lsn::next)
     }
 
-    /// Progress of a copy: bytes done and in all.
-    pub fn copy_progress(&self) -> Option<(u64, u64)> {
+    /// Progress of a copy.
+    pub fn copy_progress(&self) -> Option<&Progress> {
         let walk = self.walk.as_ref()?;
-        walk.verifying()
-            .is_none()
-            .then_some((walk.progress.done_bytes, walk.progress.total_bytes))
+        walk.verifying().is_none().then_some(&walk.progress)
     }
 
     /// The mirror agreed to what was proposed.

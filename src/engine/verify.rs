@@ -11,7 +11,10 @@ use super::mend::{BATCH_BLOCKS, Doubt, Mend};
 use super::proof::Proving;
 use super::walk::{Pace, Progress, Purpose, Walk};
 use super::{Group, LinkId};
-use crate::base::{ChunkSet, Finding, Lsn, Message, Remedy, Sides, VerifyRun, VolumeId};
+use crate::base::{
+    ChunkSet, Finding, Hindrance, Lsn, Message, Remedy, Role, Sides, VerifyRun, VolumeId,
+    counted_bytes,
+};
 use crate::core::Severity;
 use crate::status::{DifferingRange, VerifyState, VerifyStatus};
 
@@ -115,10 +118,25 @@ impl Group {
     ) -> Result<String, String> {
         let group = self.config.group.clone();
         if !self.core.serving() {
-            return Err(format!(
-                "{} is not serving {group}; give the command to its primary",
-                self.config.site
-            ));
+            let me = &self.config.site;
+            let conflict = self
+                .core
+                .peers()
+                .iter()
+                .find(|p| p.conflict.is_some())
+                .and_then(|p| Some(p.hindrance()?.sentence(&p.name, &group)));
+            return Err(match (conflict, self.core.facts().role) {
+                (Some(why), _) => {
+                    format!("there is nothing to compare before the two agree. {why}")
+                }
+                (None, Role::Mirror) => {
+                    let primary = self.core.primary_name();
+                    format!("{me} is a mirror: `doublure verify {group}` on {primary} does it")
+                }
+                (None, Role::Primary) => format!(
+                    "{me} does not serve {group} yet; `doublure explain {group}` tells what it waits for"
+                ),
+            });
         }
         let keep = match keep {
             None => Sides::NONE,
@@ -138,14 +156,19 @@ impl Group {
         };
         self.consider_verify();
         let Some((name, link)) = self.verified_peer() else {
+            let interrupted = if self.verified.under_way.is_some() {
+                "; the verification that was interrupted then goes on by itself"
+            } else {
+                ""
+            };
+            let Some(peer) = self.core.peers().first() else {
+                return Err(format!("{group} has no peer to compare with"));
+            };
+            let why = peer.hindrance().unwrap_or(Hindrance::CatchingUp);
             return Err(format!(
-                "no peer of {group} is in sync: a peer that is not gets what it lacks by itself, and can be verified \
-                 then{}",
-                if self.verified.under_way.is_some() {
-                    "; the verification that was interrupted goes on by itself"
-                } else {
-                    ""
-                }
+                "there is nothing to compare before {} is in sync{interrupted}. {}",
+                peer.name,
+                why.sentence(&peer.name, &group)
             ));
         };
         let remedy = Remedy { repair, keep };
@@ -155,7 +178,10 @@ impl Group {
                 let run = self.new_run(&name, remedy, false);
                 let total = run.total_bytes;
                 self.start_verifying(link, run);
-                format!("comparing {total} bytes with {name}")
+                {
+                    let total = counted_bytes(total);
+                    format!("comparing {total} with {name}")
+                }
             }
         };
         self.log_line(Severity::Info, format!("group {group}: {text}"));
@@ -262,8 +288,9 @@ impl Group {
             self.log_line(
                 Severity::Info,
                 format!(
-                    "group {}: it is time to verify; comparing {} bytes with {name}, {rate} a second at most",
-                    self.config.group, run.total_bytes
+                    "group {}: it is time to verify; comparing {} with {name}, {rate} a second at most",
+                    self.config.group,
+                    counted_bytes(run.total_bytes)
                 ),
             );
             self.start_verifying(link, run);
@@ -291,8 +318,10 @@ impl Group {
         self.log_line(
             Severity::Info,
             format!(
-                "group {}: the verification goes on after {} of {} bytes",
-                self.config.group, run.done_bytes, run.total_bytes
+                "group {}: the verification goes on after {} of {}",
+                self.config.group,
+                counted_bytes(run.done_bytes),
+                counted_bytes(run.total_bytes)
             ),
         );
         self.start_verifying(link, run);
@@ -416,9 +445,10 @@ impl Group {
         self.log_line(
             Severity::Warn,
             format!(
-                "group {}: the verification was interrupted after {} of {} bytes, and goes on once the sites are in sync \
-                 again",
-                self.config.group, progress.done_bytes, progress.total_bytes
+                "group {}: the verification was interrupted after {} of {}, and goes on once the sites are in sync again",
+                self.config.group,
+                counted_bytes(progress.done_bytes),
+                counted_bytes(progress.total_bytes)
             ),
         );
     }

@@ -75,6 +75,15 @@ pub(super) struct Progress {
     pub total_bytes: u64,
 }
 
+impl Progress {
+    /// How long the rest takes at the rate there was so far.
+    pub fn eta_seconds(&self, now: Duration) -> Option<f64> {
+        let took = now.saturating_sub(self.began).as_secs_f64();
+        let left = self.total_bytes.saturating_sub(self.done_bytes);
+        (self.done_bytes > 0).then(|| took * left as f64 / self.done_bytes as f64)
+    }
+}
+
 /// A chunk whose content is to be compared here.
 #[derive(Clone, Copy)]
 pub(super) struct Look {

@@ -18,7 +18,7 @@ pub(super) const STANCES: Codes<Stance, 5> = Codes([
     (5, Stance::Probe),
 ]);
 
-pub(super) const REFUSALS: Codes<Refusal, 9> = Codes([
+pub(super) const REFUSALS: Codes<Refusal, 11> = Codes([
     (1, Refusal::Incompatible),
     (2, Refusal::WrongGroup),
     (3, Refusal::Unrelated),
@@ -28,6 +28,8 @@ pub(super) const REFUSALS: Codes<Refusal, 9> = Codes([
     (7, Refusal::Disagree),
     (8, Refusal::Busy),
     (9, Refusal::Following),
+    (10, Refusal::Cut),
+    (11, Refusal::Fenced),
 ]);
 
 /// The numbers of the values of a type.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::base::Lsn;
 use crate::cli::table::tests::in_sync;
-use crate::status::AloneStatus;
+use crate::status::{AloneStatus, TouchedRange};
 
 const NOW: u64 = 1_795_399_152;
 
@@ -87,7 +87,7 @@ fn what_a_verification_found_is_explained_with_what_to_do() {
     let text = explain("clichy", &group, NOW);
     for part in [
         "registry-data at byte 8,192, 4.0 KiB: undecided",
-        "doublure verify registry --repair   (on the primary)",
+        "  doublure verify registry --repair  # on clichy\n",
         "--keep clichy",
         "--keep chelles",
     ] {
@@ -113,6 +113,14 @@ fn what_is_on_one_site_only_is_counted() {
         text.contains("start chelles, or mend the network"),
         "{text}"
     );
+    for (count, expected) in [
+        (0, "Nothing was acknowledged on this site only yet"),
+        (1, "1 acknowledged operation is on this site only"),
+    ] {
+        group.alone.as_mut().expect("just set").operations = count;
+        let text = explain("clichy", &group, NOW);
+        assert!(text.contains(expected), "{text}");
+    }
 }
 
 #[test]
@@ -125,7 +133,14 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         operations: last - 100,
         acknowledged_operations: last - 101,
         since_unix_seconds: Some(NOW - 3600),
+        last_write_unix_seconds: (site == "clichy").then_some(NOW),
+        serves: site == "clichy",
         touched_bytes: (site == "clichy").then_some(3 << 20),
+        touched: Vec::from_iter((site == "clichy").then(|| TouchedRange {
+            volume: "data".into(),
+            offset: 1 << 20,
+            bytes: 2 << 20,
+        })),
     };
     group.fork = Some(ForkStatus {
         shared_lsn: Lsn(100),
@@ -135,7 +150,11 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     for part in [
         "the same history up to LSN 100",
         "clichy wrote 40 operations (LSN 101 to 140), of which it committed 39",
-        "in chunks of 3.0 MiB in all",
+        "in chunks of 3.0 MiB in all; it serves clients now",
+        "the last at 2026-11-23 01:59:12 UTC",
+        "data at byte 1,048,576, 2.0 MiB",
+        "and 1.0 MiB more",
+        "Where chelles wrote, `doublure explain registry` on chelles tells.",
         "chelles wrote 5 operations (LSN 101 to 105)",
         "doublure resolve registry --discard clichy",
         "keeps what chelles holds and gives up LSN 101 to 140 of clichy",
@@ -143,4 +162,83 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
+}
+
+fn kept_apart_by(state: GroupState, hindrance: Hindrance) -> String {
+    let mut group = in_state(state);
+    group.peers[0].hindrance = Some(hindrance);
+    group.peers[0].state = PeerState::Connecting;
+    explain("clichy", &group, NOW)
+}
+
+#[test]
+fn a_frozen_group_is_offered_what_unfreezes_it_and_no_restart() {
+    let text = kept_apart_by(GroupState::Frozen, Hindrance::Unreachable);
+    let command = "\n  doublure promote registry --force peer-unreachable\n";
+    assert!(text.contains(command), "{text}");
+    assert!(text.contains("start chelles"), "{text}");
+    assert!(text.contains("A restart does not help"), "{text}");
+}
+
+#[test]
+fn a_peer_is_started_only_if_it_does_not_answer_whatever_the_state() {
+    use GroupState as S;
+    for state in [
+        S::WaitingForPeer,
+        S::Alone,
+        S::Suspect,
+        S::Frozen,
+        S::HandedOver,
+        S::Disconnected,
+        S::Inconsistent,
+    ] {
+        let cut = kept_apart_by(state, Hindrance::CutHere);
+        assert!(!cut.contains("start chelles"), "{cut}");
+        assert!(cut.contains("\n  doublure connect registry\n"), "{cut}");
+        let cut = kept_apart_by(state, Hindrance::CutThere);
+        assert!(
+            cut.contains("\n  doublure connect registry  # on chelles\n"),
+            "{cut}"
+        );
+        let silent = kept_apart_by(state, Hindrance::Unreachable);
+        assert!(silent.contains("start chelles"), "{silent}");
+    }
+}
+
+#[test]
+fn what_would_be_refused_is_not_offered() {
+    let text = kept_apart_by(GroupState::WaitingForPeer, Hindrance::Refused);
+    assert!(!text.contains("--force"), "{text}");
+    let mut group = in_state(GroupState::WaitingForPeer);
+    group.lost_until_lsn = Some(Lsn(2_000_000));
+    let text = explain("clichy", &group, NOW);
+    let command = "\n  doublure promote registry --force behind,peer-unreachable\n";
+    assert!(text.contains(command), "{text}");
+}
+
+#[test]
+fn no_offered_command_has_anything_behind_it_that_a_shell_would_not_take() {
+    use GroupState as S;
+    for state in [S::BothPrimary, S::Fenced, S::Disconnected, S::Inconsistent] {
+        let text = kept_apart_by(state, Hindrance::Unreachable);
+        for line in text
+            .lines()
+            .filter(|l| l.trim_start().starts_with("doublure "))
+        {
+            let command = line.split("  # on ").next().expect("one part at least");
+            assert!(!command.contains(['(', ')', '`', '{']), "{line}");
+        }
+    }
+}
+
+#[test]
+fn the_link_is_told_of_and_not_the_peer_that_says_nothing() {
+    let mut group = in_state(GroupState::Alone);
+    group.peers[0].detail = "cannot connect to 10.0.0.2:10810".into();
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains("Link to chelles: cannot connect to 10.0.0.2:10810."),
+        "{text}"
+    );
+    assert!(!text.contains("chelles says"), "{text}");
 }

@@ -46,7 +46,10 @@ pub fn in_sync() -> GroupStatus {
         commit_lsn: Lsn(1_234_555),
         applied_lsn: Lsn(1_234_500),
         checkpoint_lsn: Lsn(1_230_000),
+        inconsistent: false,
         inconsistent_until_lsn: None,
+        lost_until_lsn: None,
+        configured_role: None,
         journal: JournalStatus {
             capacity_bytes: GIB,
             used_bytes: 276 * MIB,
@@ -58,6 +61,7 @@ pub fn in_sync() -> GroupStatus {
         peers: vec![PeerStatus {
             site: "chelles".to_owned(),
             state: PeerState::InSync,
+            hindrance: None,
             detail: String::new(),
             received_lsn: Lsn(1_234_565),
             durable_lsn: Lsn(1_234_555),
@@ -68,6 +72,7 @@ pub fn in_sync() -> GroupStatus {
             last_heard_seconds: Some(0.001),
             copied_bytes: 0,
             copy_total_bytes: 0,
+            copy_eta_seconds: None,
         }],
         fork: None,
         undo: None,
@@ -235,9 +240,10 @@ fn an_inconsistent_copy_is_loud_and_says_how_far_it_is() {
     status.state = GroupState::Inconsistent;
     status.reason = "receives a full copy from clichy".to_owned();
     status.healthy = false;
-    status.inconsistent_until_lsn = Some(Lsn(u64::MAX));
+    status.inconsistent = true;
     status.peers[0].copied_bytes = 3 * GIB;
     status.peers[0].copy_total_bytes = 10 * GIB;
+    status.peers[0].copy_eta_seconds = Some(754.0);
     let text = group(&status, &layout());
     fits_80_columns(&text);
     insta::assert_snapshot!(text);

@@ -35,7 +35,10 @@ pub fn group_status(name: &str) -> GroupStatus {
         commit_lsn: Lsn(98),
         applied_lsn: Lsn(97),
         checkpoint_lsn: Lsn(50),
+        inconsistent: false,
         inconsistent_until_lsn: None,
+        lost_until_lsn: None,
+        configured_role: None,
         journal: JournalStatus {
             capacity_bytes: 1 << 30,
             used_bytes: 0,
@@ -47,6 +50,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         peers: vec![PeerStatus {
             site: "chelles".to_owned(),
             state: PeerState::InSync,
+            hindrance: None,
             detail: String::new(),
             received_lsn: Lsn(100),
             durable_lsn: Lsn(98),
@@ -57,6 +61,7 @@ pub fn group_status(name: &str) -> GroupStatus {
             last_heard_seconds: Some(0.25),
             copied_bytes: 0,
             copy_total_bytes: 0,
+            copy_eta_seconds: None,
         }],
         fork: None,
         undo: None,

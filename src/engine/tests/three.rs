@@ -187,7 +187,7 @@ fn a_tail_that_was_never_acknowledged_gives_way_to_the_mirror_that_was_promoted(
     }
     check_all(&mut sim);
     assert!(
-        sim.logs().contains("dropping 1 uncommitted operations"),
+        sim.logs().contains("dropping 1 operation after"),
         "{}",
         sim.logs()
     );

@@ -371,7 +371,8 @@ fn a_verification_needs_a_mirror_in_sync_and_waits_for_it() {
     let mut sim = pair(10);
     let (repair, keep) = (false, None);
     let id = sim.command(1, Command::Verify { repair, keep });
-    assert!(sim.answers[&id].clone().unwrap_err().contains("primary"));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("`doublure verify g` on a"), "{refused}");
     sim.hold_disk(1, true);
     command(&mut sim, false, None).unwrap();
     let again = command(&mut sim, false, None).unwrap();

@@ -158,6 +158,8 @@ fn refuse() -> impl Strategy<Value = Message> {
         Just(Refusal::Forked),
         Just(Refusal::StepDown),
         Just(Refusal::Following),
+        Just(Refusal::Cut),
+        Just(Refusal::Fenced),
         Just(Refusal::Disagree),
         Just(Refusal::Busy),
     ];
