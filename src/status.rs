@@ -83,8 +83,8 @@ pub struct GroupStatus {
     pub reason: String,
     /// Since when, seconds since the Unix epoch.
     pub state_since_unix_seconds: u64,
-    /// Nothing is missing, and no verification has found a difference that is not mended: exit code 0 of `doublure
-    /// status`.
+    /// Nothing is missing, no verification has found a difference that is not mended, and writes have room: exit code 0 of
+    /// `doublure status`.
     pub healthy: bool,
     /// Acknowledgement mode.
     pub ack: AckMode,
@@ -137,9 +137,15 @@ pub struct GroupStatus {
     pub in_flight_requests: u64,
     /// Bytes of operations not yet in the homes.
     pub unapplied_bytes: u64,
-    /// Writes were refused within the last minute because a home's file system, here or at the mirror, has no space left.
+    /// The file system of a home, here or at a mirror in sync, has no room: writes are refused, or wait in the journal.
     #[serde(default)]
     pub no_space: bool,
+    /// The sites where that is so.
+    #[serde(default)]
+    pub full_sites: Vec<String>,
+    /// What may still be promised to writers here; `None` if that is not known, or without bounds (block devices).
+    #[serde(default)]
+    pub space_left_bytes: Option<u64>,
     /// Totals since the daemon started.
     pub totals: Totals,
     /// Averages over the last seconds.
@@ -242,6 +248,9 @@ pub struct PeerStatus {
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
+    /// What may still be promised to writers there; `None` if that is not known, or without bounds.
+    #[serde(default)]
+    pub space_left_bytes: Option<u64>,
 }
 
 /// What a mirror in the middle of a copy can go back to.
@@ -273,14 +282,23 @@ pub struct ForkSide {
     pub first_lsn: Lsn,
     /// Last LSN; below the first if it wrote nothing.
     pub last_lsn: Lsn,
-    /// How many operations.
+    /// How many operations clients asked for.
     pub operations: u64,
-    /// Of those, how many are committed, and may have been acknowledged.
+    /// Of those, how many may have been acknowledged: all, where the site wrote alone; else what it knew to be committed.
     pub acknowledged_operations: u64,
     /// When its last epoch began.
     pub since_unix_seconds: Option<u64>,
     /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
     pub touched_bytes: Option<u64>,
+    /// The site is primary by its record, as of when the two last met.
+    #[serde(default)]
+    pub primary: bool,
+    /// It serves clients, likewise.
+    #[serde(default)]
+    pub serving: bool,
+    /// What would be kept if it were given up begins here, because its journal does; `None` if that holds nothing of it.
+    #[serde(default)]
+    pub kept_from_lsn: Option<Lsn>,
 }
 
 /// How a verification is, in one word.

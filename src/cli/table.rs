@@ -179,8 +179,10 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
     if group.no_space {
         alarms.push((
             Tone::Bad,
-            "NO SPACE left for the homes here or at the mirror: writes are refused (ENOSPC)."
-                .to_owned(),
+            format!(
+                "NO SPACE left for the homes on {}: writes are refused (ENOSPC) until some is freed there.",
+                group.full_sites.join(" and ")
+            ),
         ));
     }
     if group.fork.is_some() {

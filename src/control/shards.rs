@@ -366,6 +366,8 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         clients: 0,
         in_flight_requests: 0,
         no_space: false,
+        full_sites: Vec::new(),
+        space_left_bytes: None,
         unapplied_bytes: 0,
         totals: Totals::default(),
         rates: Rates::default(),
@@ -391,6 +393,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
         last_heard_seconds: None,
         copied_bytes: 0,
         copy_total_bytes: 0,
+        space_left_bytes: None,
     }
 }
 

@@ -48,7 +48,7 @@ impl Core {
                 self.done(id, Ok(text.into()));
             }
             Command::Disconnect => self.disconnect(id),
-            Command::Resolve { discard } => self.resolve(id, &discard),
+            Command::Resolve { discard } => self.resolve(id, &discard, view),
             Command::Shutdown => {
                 self.closing = true;
                 self.actions.push(Action::Stop);
@@ -401,7 +401,11 @@ impl Core {
                     .lineage
                     .common(self.tail, &theirs.lineage, theirs.tail);
                 let has_more = common.is_none_or(|c| c.they_went_on || c.theirs > c.mine);
+                let fork = common.filter(|c| c.i_went_on && c.they_went_on);
                 (has_more && !overrides.behind).then(|| {
+                    if let Some(common) = fork {
+                        return self.neither_is_primary(&theirs.site, theirs.tail, common.lsn());
+                    }
                     format!(
                         "{} has more: its history ends at LSN {}, here it ends at LSN {}. Promote {} instead, or give its \
                          surplus up with `--force behind`",
@@ -410,6 +414,18 @@ impl Core {
                 })
             }
         }
+    }
+
+    /// Two mirrors with a fork between them: whose writes to keep decides which one is to be promoted.
+    fn neither_is_primary(&self, peer: &str, their_tail: Lsn, shared: Lsn) -> String {
+        let (me, group, first) = (&self.config.site, &self.config.group, shared.next());
+        format!(
+            "{me} and {peer} have the same history up to LSN {shared}, and each has gone on by itself: {me} from LSN {first} to \
+             {}, {peer} to {their_tail}. To keep what {me} wrote, run `doublure promote {group} --force behind` on {me} and \
+             then `doublure resolve {group} --discard {peer}`; to keep what {peer} wrote, `doublure promote {group} --force \
+             behind` on {peer} and then `doublure resolve {group} --discard {me}`",
+            self.tail
+        )
     }
 
     fn unreachable_text(&self, peer: &str, reason: &str) -> String {
@@ -778,8 +794,8 @@ impl Core {
     }
 
     /// The operator decides a fork. From here on the handshake lets the losing side become a mirror.
-    fn resolve(&mut self, id: u64, discard: &str) {
-        let result = self.give_up(discard);
+    fn resolve(&mut self, id: u64, discard: &str, view: &View) {
+        let result = self.give_up(discard, view);
         if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
             self.facts.given_up = epoch;
             self.save(Then::Nothing);
@@ -792,7 +808,7 @@ impl Core {
     }
 
     /// Whether this site may give up what a side wrote, and what happens then.
-    fn give_up(&self, discard: &str) -> Result<String, String> {
+    fn give_up(&self, discard: &str, view: &View) -> Result<String, String> {
         let (me, group) = (&self.config.site, &self.config.group);
         let forks: Vec<_> = self
             .peers
@@ -816,16 +832,51 @@ impl Core {
                 "{me} serves clients with what is to be given up: run `doublure demote {group}` here first"
             ));
         }
-        let tail = if discard == me {
-            self.tail
+        let (me_primary, they_serve) = (
+            self.facts.role == Role::Primary,
+            fork.their_stance == Stance::Serving,
+        );
+        // Only a primary opens links: between two mirrors nothing would ever happen.
+        let promote = if me_primary {
+            String::new()
         } else {
-            fork.their_tail
+            format!("`doublure promote {group} --force behind` here, ")
         };
-        let other = if discard == me { peer } else { me };
+        if discard == peer && (they_serve || !me_primary) {
+            let demote = if they_serve {
+                format!(
+                    "{peer} serves clients with what is to be given up: run `doublure demote {group}` on {peer}"
+                )
+            } else {
+                format!(
+                    "{me} is a mirror and cannot take over by itself: make sure that {peer} is one, too"
+                )
+            };
+            return Err(format!("{demote}, {promote}and then this again"));
+        }
+        if discard == me && !me_primary && fork.their_stance == Stance::Mirror {
+            return Err(format!(
+                "neither site is primary: run `doublure promote {group} --force behind` on {peer}, and then this again"
+            ));
+        }
+        let first = fork.shared.next();
+        let (other, tail, held) = if discard == me {
+            (peer, self.tail, view.journal_first)
+        } else {
+            (me, fork.their_tail, fork.their_journal_first)
+        };
+        let kept = if held <= first {
+            "what it gives up is kept in a file in its data directory".to_owned()
+        } else if held <= tail {
+            format!(
+                "of what it gives up only LSN {held} to {tail} is kept, in a file in its data directory: its journal no longer \
+                 holds what is before"
+            )
+        } else {
+            "nothing of it is kept: its journal no longer holds that".to_owned()
+        };
         Ok(format!(
-            "{discard} gives up LSN {} to {tail} as soon as it and {other} are connected, and becomes a mirror; what it gives \
-             up is kept in a file in its data directory",
-            fork.shared.next()
+            "{discard} gives up LSN {first} to {tail} as soon as it and {other} are connected, and becomes a mirror; {kept}"
         ))
     }
 

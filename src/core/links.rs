@@ -404,6 +404,9 @@ impl Core {
                 their_tail: theirs.tail,
                 their_commit: theirs.commit,
                 their_epoch: theirs.lineage.last().cloned(),
+                their_epochs: theirs.lineage.opened_after(*common),
+                their_journal_first: theirs.journal_first,
+                their_stance: theirs.stance,
             }),
             _ => None,
         };

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Link;
-use crate::base::{Epoch, Lineage, Lsn};
+use crate::base::{Epoch, Lineage, Lsn, Stance};
 
 /// First and longest pause between attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -157,6 +157,12 @@ pub struct Fork {
     pub their_commit: Lsn,
     /// The peer's last epoch.
     pub their_epoch: Option<Epoch>,
+    /// Epochs that the peer opened since. Nobody wrote the operations that open them.
+    pub their_epochs: u64,
+    /// Oldest LSN that the peer's journal still held.
+    pub their_journal_first: Lsn,
+    /// What the peer was when they last met.
+    pub their_stance: Stance,
 }
 
 /// One round of catching up: the peer must reach what was the tail when it began.

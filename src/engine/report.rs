@@ -1,7 +1,7 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{Epoch, Lsn, Role};
+use crate::base::{Epoch, Lsn, Role, Stance};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
@@ -21,6 +21,7 @@ impl Group {
         let commit = self.core.commit();
         let (verify, last_verify) = self.verify_status();
         let unrepaired = self.unrepaired_bytes();
+        let full_sites = self.full_sites();
         GroupStatus {
             name: self.config.group.clone(),
             id: facts.group_id.to_string(),
@@ -29,7 +30,8 @@ impl Group {
             reason,
             state_since_unix_seconds: self.state_since.1,
             healthy: matches!(state, GroupState::Serving | GroupState::Following)
-                && unrepaired == 0,
+                && unrepaired == 0
+                && full_sites.is_empty(),
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
             epoch: facts.lineage.last().map(|e| EpochStatus {
@@ -67,7 +69,9 @@ impl Group {
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
-            no_space: self.lacks_space(),
+            no_space: !full_sites.is_empty(),
+            full_sites,
+            space_left_bytes: self.space_left(),
             unapplied_bytes: self.store.unapplied_bytes(),
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
@@ -253,12 +257,20 @@ impl Group {
             return None;
         }
         let alone = facts.alone.iter().min_by_key(|a| a.from_lsn)?;
-        // What was inherited, and the operation that opened the epoch, nobody waits for.
-        let opened = facts.lineage.last().filter(|e| e.alone);
+        // What was inherited, and the operations that open epochs, nobody waits for. There is an epoch for every start since.
+        let epochs = facts.lineage.epochs();
+        let opened = epochs
+            .iter()
+            .find(|e| e.alone && e.first_lsn >= alone.from_lsn);
         let before = alone
             .from_lsn
             .prev()
             .max(opened.map_or(Lsn::ZERO, |e| e.first_lsn));
+        let commit = self.core.commit();
+        let openings = epochs
+            .iter()
+            .filter(|e| e.first_lsn > before && e.first_lsn <= commit)
+            .count() as u64;
         Some(AloneStatus {
             peer: {
                 let all: Vec<&str> = facts.alone.iter().map(|a| a.peer.as_str()).collect();
@@ -266,7 +278,7 @@ impl Group {
             },
             since_unix_seconds: alone.since_ns / SECOND_NS,
             from_lsn: before.next(),
-            operations: self.core.commit().since(before),
+            operations: commit.since(before) - openings,
         })
     }
 
@@ -276,15 +288,29 @@ impl Group {
             .peers()
             .iter()
             .find_map(|p| Some((p, p.fork.as_ref()?)))?;
-        let side = |site: &str, tail: Lsn, commit: Lsn, epoch: Option<&Epoch>| ForkSide {
-            site: site.to_owned(),
-            first_lsn: fork.shared.next(),
-            last_lsn: tail,
-            operations: tail.since(fork.shared),
-            acknowledged_operations: commit.since(fork.shared),
-            since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
-            touched_bytes: None,
-        };
+        let first = fork.shared.next();
+        let side =
+            |site: &str, tail: Lsn, commit: Lsn, epoch: Option<&Epoch>, openings, held: Lsn| {
+                let written = |lsn: Lsn| lsn.since(fork.shared).saturating_sub(openings);
+                // A frame tells of the commit LSN when it was closed. Who is alone acknowledges what is durable.
+                let acknowledged = if epoch.is_some_and(|e| e.alone) {
+                    tail
+                } else {
+                    commit
+                };
+                ForkSide {
+                    site: site.to_owned(),
+                    first_lsn: first,
+                    last_lsn: tail,
+                    operations: written(tail),
+                    acknowledged_operations: written(acknowledged),
+                    since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
+                    touched_bytes: None,
+                    primary: false,
+                    serving: false,
+                    kept_from_lsn: Some(first.max(held)).filter(|lsn| *lsn <= tail),
+                }
+            };
         let tail = self.core.tail();
         let touched = self.changes.after(fork.shared, tail);
         let mut here = side(
@@ -292,10 +318,23 @@ impl Group {
             tail,
             self.core.commit(),
             self.core.lineage().last(),
+            self.core.lineage().opened_after(fork.shared),
+            self.log.first_lsn(),
         );
+        here.primary = self.core.facts().role == Role::Primary;
+        here.serving = self.core.serving();
         here.touched_bytes = (!touched.is_everything()).then(|| touched.bytes(&self.volumes));
         let epoch = fork.their_epoch.as_ref();
-        let there = side(&peer.name, fork.their_tail, fork.their_commit, epoch);
+        let mut there = side(
+            &peer.name,
+            fork.their_tail,
+            fork.their_commit,
+            epoch,
+            fork.their_epochs,
+            fork.their_journal_first,
+        );
+        there.primary = fork.their_stance != Stance::Mirror;
+        there.serving = fork.their_stance == Stance::Serving;
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
@@ -364,6 +403,7 @@ impl Group {
                 .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes,
             copy_total_bytes,
+            space_left_bytes: peer.streaming_link().and_then(|_| self.space_left_at(peer)),
         }
     }
 
@@ -390,6 +430,7 @@ impl Group {
                 .map(|at| self.now.mono.saturating_sub(at).as_secs_f64()),
             copied_bytes: 0,
             copy_total_bytes: 0,
+            space_left_bytes: None,
         }
     }
 

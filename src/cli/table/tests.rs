@@ -68,6 +68,7 @@ pub fn in_sync() -> GroupStatus {
             last_heard_seconds: Some(0.001),
             copied_bytes: 0,
             copy_total_bytes: 0,
+            space_left_bytes: None,
         }],
         fork: None,
         undo: None,
@@ -92,6 +93,8 @@ pub fn in_sync() -> GroupStatus {
         clients: 3,
         in_flight_requests: 12,
         no_space: false,
+        full_sites: Vec::new(),
+        space_left_bytes: None,
         unapplied_bytes: 1_300_000,
         totals: Totals::default(),
         rates: Rates {
