@@ -102,7 +102,10 @@ pub struct GroupStatus {
     pub applied_lsn: Lsn,
     /// Durable in the homes up to this LSN.
     pub checkpoint_lsn: Lsn,
-    /// Mirror in a full copy: consistent once this LSN is durable (`u64::MAX` while unknown).
+    /// Mirror in a copy: its homes are a mixture, and not usable.
+    #[serde(default)]
+    pub inconsistent: bool,
+    /// The same: consistent once this LSN is durable here; `None` while that is not known.
     pub inconsistent_until_lsn: Option<Lsn>,
     /// The journal.
     pub journal: JournalStatus,
@@ -236,6 +239,10 @@ pub struct PeerStatus {
     pub durable_lsn: Lsn,
     /// In its homes up to this LSN.
     pub applied_lsn: Lsn,
+    /// A copy to it is not complete, whether one is under way or was cut off: it is not usable, and what follows counts the
+    /// journal only.
+    #[serde(default)]
+    pub needs_copy: bool,
     /// Operations it lacks.
     pub lag_operations: u64,
     /// Journal bytes it lacks.

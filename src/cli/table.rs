@@ -156,12 +156,12 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
     if let Some(alone) = &group.alone {
         alarms.push((Tone::Bad, alone_alarm(alone, layout)));
     }
-    if let Some(until) = group.inconsistent_until_lsn {
-        let until = if until == Lsn(u64::MAX) {
-            String::new()
-        } else {
-            format!(" until LSN {until} is durable here")
-        };
+    if group.inconsistent {
+        let until = group
+            .inconsistent_until_lsn
+            .map_or_else(String::new, |lsn| {
+                format!(" until LSN {lsn} is durable here")
+            });
         alarms.push((
             Tone::Bad,
             format!("INCONSISTENT: a full copy is not complete; the content is a mixture{until}."),
@@ -295,6 +295,7 @@ fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
     }
     match peer.lag_operations {
         _ if group.role == Role::Mirror => "-".to_owned(),
+        _ if peer.needs_copy => "a copy".to_owned(),
         _ if !lag_is_known(group, peer) => "unknown".to_owned(),
         0 => "nothing".to_owned(),
         // Acknowledgements wait for it, so nothing that matters to anybody is missing.

@@ -187,6 +187,12 @@ fn homes_are_apart(draft: &Draft, problems: &Problems) {
                     ),
                     "a path outside the groups' directories, or no home for a file in there",
                 );
+            } else if place.is_dir() {
+                problems.at(
+                    home,
+                    format!("{found}, which is a directory"),
+                    "a file, or a block device",
+                );
             }
             taken.push((place, &home.key));
         }

@@ -237,7 +237,7 @@ pub fn journal_size(value: &DeValue<'_>) -> Read<u64> {
 /// Size of a volume.
 pub fn volume_size(value: &DeValue<'_>) -> Read<u64> {
     let allowed = "a size such as \"10GiB\" (1024s) or \"10GB\" (1000s), a multiple of 512 bytes \
-                   (of 4096 for best speed), more than 0";
+                   (of 4096 for best speed), more than 0 and less than 8EiB";
     let size = bytes(value, allowed)?;
     if (SECTOR_BYTES..=VOLUME_MAX_BYTES).contains(&size) && size.is_multiple_of(SECTOR_BYTES) {
         Ok(size)

@@ -342,6 +342,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         commit_lsn: Lsn::ZERO,
         applied_lsn: Lsn::ZERO,
         checkpoint_lsn: Lsn::ZERO,
+        inconsistent: false,
         inconsistent_until_lsn: None,
         journal: JournalStatus {
             capacity_bytes: config.journal_bytes,
@@ -387,6 +388,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
         received_lsn: Lsn::ZERO,
         durable_lsn: Lsn::ZERO,
         applied_lsn: Lsn::ZERO,
+        needs_copy: false,
         lag_operations: 0,
         lag_bytes: 0,
         lag_seconds: 0.0,

@@ -602,6 +602,7 @@ impl Core {
         self.facts.note_told_durable(&name, told);
         let peer = &mut self.peers[at];
         (peer.conflict, peer.refused, peer.fork) = (None, None, None);
+        peer.needs_copy = copy;
         if copy && matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
             // It holds nothing to wait for until the copy is complete. Whether to go on without it is not decided here.
             if self.peers[at].gated {

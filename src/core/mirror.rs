@@ -575,6 +575,9 @@ impl Core {
 
     /// The homes hold a complete copy, durably: this site is consistent again.
     pub(super) fn copy_durable(&mut self) {
+        if let Some(upstream) = self.upstream.as_mut() {
+            upstream.copy_end = None;
+        }
         if self.facts.inconsistent_until.take().is_some() {
             self.log(
                 Severity::Info,

@@ -123,6 +123,8 @@ pub struct Peer {
     pub last_heard: Option<Duration>,
     /// Since when it owes progress: unacknowledged frames, or no link.
     pub owes_since: Option<Duration>,
+    /// A copy to it began, and it has not said since that it is consistent.
+    pub needs_copy: bool,
     /// Catching up does not converge; writers should be slowed.
     pub cannot_keep_up: bool,
     /// Answered or failed at least once since the start.
@@ -194,6 +196,7 @@ impl Peer {
             gate_lsn: Lsn::ZERO,
             last_heard: None,
             owes_since: None,
+            needs_copy: false,
             cannot_keep_up: false,
             asked: false,
             follows_since: None,

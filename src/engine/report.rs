@@ -1,7 +1,7 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{Epoch, Lsn, Role, Stance};
+use crate::base::{AckMode, Epoch, Lsn, OnPeerLoss, Role, Stance};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
@@ -45,7 +45,8 @@ impl Group {
             commit_lsn: commit,
             applied_lsn: self.store.applied_lsn(),
             checkpoint_lsn: self.homes.checkpoint(),
-            inconsistent_until_lsn: self.core.copy_end().or(facts.inconsistent_until),
+            inconsistent: facts.inconsistent_until.is_some(),
+            inconsistent_until_lsn: self.core.copy_end(),
             journal: JournalStatus {
                 capacity_bytes: self.log.capacity(),
                 used_bytes: self.log.used_bytes(),
@@ -202,6 +203,19 @@ impl Group {
             };
             return (GroupState::Suspect, text);
         }
+        if let Some((peer, silent)) = self
+            .core
+            .peers()
+            .iter()
+            .find_map(|p| Some((p, self.stalls(p)?)))
+        {
+            let text = format!(
+                "{} has confirmed nothing for {:.0} s; writes wait until it does or is declared dead",
+                peer.name,
+                silent.as_secs_f64()
+            );
+            return (GroupState::Suspect, text);
+        }
         let facts = self.core.facts();
         if !facts.alone.is_empty() {
             let (without, with): (Vec<&Peer>, Vec<&Peer>) = self
@@ -214,7 +228,10 @@ impl Group {
             } else {
                 format!("{site} and {}", names(&with))
             };
-            let text = format!("writes are on {whereto}, without {}", names(&without));
+            let mut text = format!("writes are on {whereto}, without {}", names(&without));
+            if self.config.on_peer_loss == OnPeerLoss::Freeze && !facts.ever_in_sync {
+                text += "; on_peer_loss = \"freeze\" binds from the first time in sync on";
+            }
             return (GroupState::Alone, text);
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
@@ -230,6 +247,15 @@ impl Group {
             _ => "all peers in sync".to_owned(),
         };
         (GroupState::Serving, text)
+    }
+
+    /// How long acknowledgements have waited for this peer, if that is worth a word: a fifth of the time after which it is
+    /// declared dead.
+    fn stalls(&self, peer: &Peer) -> Option<std::time::Duration> {
+        let waited_for = peer.gated && self.core.facts().ack != AckMode::Async;
+        let since = peer.owes_since.filter(|_| waited_for)?;
+        let silent = self.now.mono.saturating_sub(since);
+        (silent >= self.config.timeout / 5).then_some(silent)
     }
 
     /// Keeps the time at which the state became what it is.
@@ -360,7 +386,9 @@ impl Group {
         if self.core.facts().role == Role::Mirror && peer.link().is_none() {
             return self.primary_seen_from_mirror(peer);
         }
-        let state = if peer.in_sync {
+        let state = if peer.in_sync && self.stalls(peer).is_some() {
+            PeerState::Suspect
+        } else if peer.in_sync {
             PeerState::InSync
         } else if peer.cut {
             PeerState::CutByOperator
@@ -395,6 +423,7 @@ impl Group {
             received_lsn: peer.received,
             durable_lsn: peer.durable,
             applied_lsn: peer.applied,
+            needs_copy: peer.needs_copy,
             lag_operations: self.core.tail().since(peer.durable),
             lag_bytes: self.marks.bytes_after(lag_from.0),
             lag_seconds: behind_ns as f64 / 1e9,
@@ -421,6 +450,7 @@ impl Group {
             received_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
             applied_lsn: Lsn::ZERO,
+            needs_copy: false,
             lag_operations: 0,
             lag_bytes: 0,
             lag_seconds: 0.0,

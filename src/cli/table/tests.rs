@@ -46,6 +46,7 @@ pub fn in_sync() -> GroupStatus {
         commit_lsn: Lsn(1_234_555),
         applied_lsn: Lsn(1_234_500),
         checkpoint_lsn: Lsn(1_230_000),
+        inconsistent: false,
         inconsistent_until_lsn: None,
         journal: JournalStatus {
             capacity_bytes: GIB,
@@ -62,6 +63,7 @@ pub fn in_sync() -> GroupStatus {
             received_lsn: Lsn(1_234_565),
             durable_lsn: Lsn(1_234_555),
             applied_lsn: Lsn(1_234_490),
+            needs_copy: false,
             lag_operations: 12,
             lag_bytes: 48 << 10,
             lag_seconds: 0.000_4,
@@ -165,6 +167,7 @@ fn mirror() -> GroupStatus {
     group.peers[0] = PeerStatus {
         site: "clichy".to_owned(),
         state: PeerState::Connected,
+        needs_copy: false,
         lag_operations: 0,
         lag_bytes: 0,
         lag_seconds: 0.0,
@@ -238,7 +241,7 @@ fn an_inconsistent_copy_is_loud_and_says_how_far_it_is() {
     status.state = GroupState::Inconsistent;
     status.reason = "receives a full copy from clichy".to_owned();
     status.healthy = false;
-    status.inconsistent_until_lsn = Some(Lsn(u64::MAX));
+    status.inconsistent = true;
     status.peers[0].copied_bytes = 3 * GIB;
     status.peers[0].copy_total_bytes = 10 * GIB;
     let text = group(&status, &layout());

@@ -35,6 +35,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         commit_lsn: Lsn(98),
         applied_lsn: Lsn(97),
         checkpoint_lsn: Lsn(50),
+        inconsistent: false,
         inconsistent_until_lsn: None,
         journal: JournalStatus {
             capacity_bytes: 1 << 30,
@@ -51,6 +52,7 @@ pub fn group_status(name: &str) -> GroupStatus {
             received_lsn: Lsn(100),
             durable_lsn: Lsn(98),
             applied_lsn: Lsn(90),
+            needs_copy: false,
             lag_operations: 2,
             lag_bytes: 8192,
             lag_seconds: 0.0,

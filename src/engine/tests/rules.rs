@@ -330,13 +330,46 @@ fn a_copy_whose_end_was_known_when_the_power_went_starts_again() {
     sim.start(1).unwrap();
     // All chunks have been sent, and the homes are not synced.
     sim.pass_until(Duration::from_secs(5), |sim| {
-        let until = sim.status(1).inconsistent_until_lsn;
-        until.is_some_and(|lsn| lsn.0 != u64::MAX)
+        let status = sim.status(1);
+        status.inconsistent && status.inconsistent_until_lsn.is_some()
     });
     sim.settle_disk(1, File::State);
     sim.kill(1);
+    let peer = sim.status(0).peers.remove(0);
+    assert!(peer.needs_copy, "cut off in the middle: {peer:?}");
     sim.start(1).unwrap();
     check_both_sides(&mut sim);
+    assert!(!sim.status(0).peers[0].needs_copy);
+    let there = sim.status(1);
+    assert!(!there.inconsistent, "the link still is the one of the copy");
+    assert_eq!(there.inconsistent_until_lsn, None);
+}
+
+/// Its machine answers, and its disk does not: nothing is acknowledged meanwhile, and that is told before it is declared dead.
+#[test]
+fn a_mirror_that_confirms_nothing_is_told_as_suspect_although_its_link_is_up() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.hold_journal(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    assert_eq!(
+        sim.status(0).state,
+        GroupState::Serving,
+        "a moment is nothing"
+    );
+    sim.pass(Duration::from_secs(2));
+    let status = sim.status(0);
+    assert_eq!(status.state, GroupState::Suspect);
+    assert_eq!(status.peers[0].state, PeerState::Suspect);
+    assert!(
+        status.reason.contains("b has confirmed nothing"),
+        "{}",
+        status.reason
+    );
+    sim.hold_journal(1, false);
+    sim.settle();
+    assert_eq!(sim.status(0).state, GroupState::Serving);
+    assert_eq!(sim.outstanding(), 0);
 }
 
 #[test]
