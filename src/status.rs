@@ -83,8 +83,8 @@ pub struct GroupStatus {
     pub reason: String,
     /// Since when, seconds since the Unix epoch.
     pub state_since_unix_seconds: u64,
-    /// Nothing is missing, and no verification has found a difference that is not mended: exit code 0 of `doublure
-    /// status`.
+    /// Nothing is missing, no verification has found a difference that is not mended, and writes have room: exit code 0 of
+    /// `doublure status`.
     pub healthy: bool,
     /// Acknowledgement mode.
     pub ack: AckMode,
@@ -102,10 +102,10 @@ pub struct GroupStatus {
     pub applied_lsn: Lsn,
     /// Durable in the homes up to this LSN.
     pub checkpoint_lsn: Lsn,
-    /// Mirror in the middle of a full copy: its homes mix old and new content.
+    /// Mirror in a copy: its homes are a mixture, and not usable.
     #[serde(default)]
     pub inconsistent: bool,
-    /// Mirror in a full copy: consistent once this LSN is durable; nothing while that is not known yet.
+    /// The same: consistent once this LSN is durable here; `None` while that is not known.
     pub inconsistent_until_lsn: Option<Lsn>,
     /// This site's disk lost what it once held, up to this LSN.
     #[serde(default)]
@@ -146,9 +146,15 @@ pub struct GroupStatus {
     pub in_flight_requests: u64,
     /// Bytes of operations not yet in the homes.
     pub unapplied_bytes: u64,
-    /// Writes were refused within the last minute because a home's file system, here or at the mirror, has no space left.
+    /// The file system of a home, here or at a mirror in sync, has no room: writes are refused, or wait in the journal.
     #[serde(default)]
     pub no_space: bool,
+    /// The sites where that is so.
+    #[serde(default)]
+    pub full_sites: Vec<String>,
+    /// What may still be promised to writers here; `None` if that is not known, or without bounds (block devices).
+    #[serde(default)]
+    pub space_left_bytes: Option<u64>,
     /// Totals since the daemon started.
     pub totals: Totals,
     /// Averages over the last seconds.
@@ -242,6 +248,10 @@ pub struct PeerStatus {
     pub durable_lsn: Lsn,
     /// In its homes up to this LSN.
     pub applied_lsn: Lsn,
+    /// A copy to it is not complete, whether one is under way or was cut off: it is not usable, and what follows counts the
+    /// journal only.
+    #[serde(default)]
+    pub needs_copy: bool,
     /// Operations it lacks.
     pub lag_operations: u64,
     /// Journal bytes it lacks.
@@ -257,6 +267,9 @@ pub struct PeerStatus {
     /// Full copy: how long it will go on at the rate it had so far.
     #[serde(default)]
     pub copy_eta_seconds: Option<f64>,
+    /// What may still be promised to writers there; `None` if that is not known, or without bounds.
+    #[serde(default)]
+    pub space_left_bytes: Option<u64>,
 }
 
 /// What a mirror in the middle of a copy can go back to.
@@ -288,23 +301,29 @@ pub struct ForkSide {
     pub first_lsn: Lsn,
     /// Last LSN; below the first if it wrote nothing.
     pub last_lsn: Lsn,
-    /// How many operations.
+    /// How many operations clients asked for.
     pub operations: u64,
-    /// Of those, how many are committed, and may have been acknowledged.
+    /// Of those, how many may have been acknowledged: all, where the site wrote alone; else what it knew to be committed.
     pub acknowledged_operations: u64,
     /// When its last epoch began.
     pub since_unix_seconds: Option<u64>,
     /// When it last wrote; only known of this site, and since its daemon started.
     #[serde(default)]
     pub last_write_unix_seconds: Option<u64>,
-    /// It serves clients.
-    #[serde(default)]
-    pub serves: bool,
     /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
     pub touched_bytes: Option<u64>,
     /// Where those chunks lie, the first of them.
     #[serde(default)]
     pub touched: Vec<TouchedRange>,
+    /// The site is primary by its record, as of when the two last met.
+    #[serde(default)]
+    pub primary: bool,
+    /// It serves clients, likewise.
+    #[serde(default)]
+    pub serving: bool,
+    /// What would be kept if it were given up begins here, because its journal does; `None` if that holds nothing of it.
+    #[serde(default)]
+    pub kept_from_lsn: Option<Lsn>,
 }
 
 /// A range that was written to.

@@ -181,6 +181,11 @@ impl Lineage {
         self.0.iter().rev().find(|e| e.first_lsn <= lsn)
     }
 
+    /// How many epochs were opened after this LSN: as many operations there are that no client asked for.
+    pub fn opened_after(&self, lsn: Lsn) -> u64 {
+        self.epochs().iter().filter(|e| e.first_lsn > lsn).count() as u64
+    }
+
     /// Forgets the epochs that begin after `lsn`.
     pub fn truncate_after(&mut self, lsn: Lsn) {
         while self.0.last().is_some_and(|e| e.first_lsn > lsn) {

@@ -133,7 +133,7 @@ fn sides(group: &str, fork: &ForkStatus) -> String {
 }
 
 fn side_text(side: &ForkSide) -> String {
-    let serves = if side.serves {
+    let serves = if side.serving {
         "; it serves clients now"
     } else {
         "; it serves nobody now"
@@ -151,7 +151,7 @@ fn side_text(side: &ForkSide) -> String {
     if side.acknowledged_operations > 0 {
         let _ = write!(
             text,
-            ", of which it committed {}",
+            ", of which it may have acknowledged {}",
             units::grouped(side.acknowledged_operations)
         );
     }
@@ -506,28 +506,61 @@ fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Ve
 
 fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
+    let written_by = |site: &str| {
+        let sides = group.fork.iter().flat_map(|f| &f.sides);
+        sides.into_iter().find(|s| s.site == site)
+    };
     let give_up = |loser: &str, keeper: &str| {
-        let lost = group
-            .fork
-            .iter()
-            .flat_map(|f| &f.sides)
-            .find(|s| s.site == loser);
+        let lost = written_by(loser);
         let what = lost.map_or_else(
             || format!("what {loser} wrote since the fork"),
             |s| format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
         );
-        choice(
-            here(format!("resolve {name} --discard {loser}")),
-            format!(
-                "keeps what {keeper} holds and gives up {what}; that is kept in a file in {loser}'s data directory. {loser} \
-                 becomes a mirror and gets what differs"
+        // Only a primary opens links, and nobody gives up what it serves.
+        let keeper_waits = written_by(keeper).is_some_and(|s| !s.primary);
+        let on = |at: &str, command: String| {
+            if at == site {
+                Step::Here(command)
+            } else {
+                Step::At(at.to_owned(), command)
+            }
+        };
+        let mut steps = Vec::new();
+        if lost.is_some_and(|s| s.serving || s.primary && keeper_waits) {
+            steps.push(on(loser, format!("demote {name}")));
+        }
+        if keeper_waits {
+            steps.push(on(keeper, format!("promote {name} --force behind")));
+        }
+        steps.push(Step::Here(format!("resolve {name} --discard {loser}")));
+        Choice {
+            steps,
+            effect: format!(
+                "keeps what {keeper} holds and gives up {what}; {}. {loser} becomes a mirror and gets what differs",
+                kept(lost, loser)
             ),
-        )
+        }
     };
     (
         vec!["Nothing is given up without an operator's word.".into()],
         vec![give_up(site, peer), give_up(peer, site)],
     )
+}
+
+/// What remains of what a side gives up.
+fn kept(lost: Option<&ForkSide>, loser: &str) -> String {
+    match lost {
+        Some(side) if side.operations > 0 => match side.kept_from_lsn {
+            Some(from) if from > side.first_lsn => format!(
+                "of that only LSN {from} to {} is kept, in a file in {loser}'s data directory: its journal no longer holds \
+                 what is before",
+                side.last_lsn
+            ),
+            Some(_) => format!("that is kept in a file in {loser}'s data directory"),
+            None => format!("nothing of that is kept: {loser}'s journal no longer holds it"),
+        },
+        _ => format!("what there is of that is kept in a file in {loser}'s data directory"),
+    }
 }
 
 #[cfg(test)]

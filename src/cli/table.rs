@@ -179,8 +179,10 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
     if group.no_space {
         alarms.push((
             Tone::Bad,
-            "NO SPACE left for the homes here or at the mirror: writes are refused (ENOSPC)."
-                .to_owned(),
+            format!(
+                "NO SPACE left for the homes on {}: writes are refused (ENOSPC) until some is freed there.",
+                group.full_sites.join(" and ")
+            ),
         ));
     }
     if group.fork.is_some() {
@@ -295,6 +297,7 @@ fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
     }
     match peer.lag_operations {
         _ if group.role == Role::Mirror => "-".to_owned(),
+        _ if peer.needs_copy => "a copy".to_owned(),
         _ if !lag_is_known(group, peer) => "unknown".to_owned(),
         0 => "nothing".to_owned(),
         // Acknowledgements wait for it, so nothing that matters to anybody is missing.

@@ -35,10 +35,10 @@ const fn metric<T, V>(name: &'static str, help: &'static str, value: fn(&T) -> V
 
 #[rustfmt::skip]
 const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
-    metric("doublure_group_healthy", "1 if nothing is missing: the group serves or follows, with every peer in sync.", |g| flag(g.healthy)),
+    metric("doublure_group_healthy", "1 if nothing is missing: the group serves or follows, with every peer in sync, no known difference and room for writes.", |g| flag(g.healthy)),
     metric("doublure_group_frozen", "1 if the primary acknowledges nothing until its peer is back (on_peer_loss = freeze).", |g| flag(g.state == GroupState::Frozen)),
     metric("doublure_group_alone", "1 if the primary acknowledges without a peer that the rule would need.", |g| flag(g.alone.is_some())),
-    metric("doublure_group_inconsistent", "1 if the homes here are in the middle of a full copy and not usable.", |g| flag(g.inconsistent || g.state == GroupState::Inconsistent)),
+    metric("doublure_group_inconsistent", "1 if the homes here are in the middle of a full copy and not usable.", |g| flag(g.inconsistent)),
     metric("doublure_group_alone_operations", "Operations acknowledged on this site only since it is alone.", |g| number(g.alone.as_ref().map_or(0, |a| a.operations))),
     metric("doublure_group_tail_lsn", "Last LSN in the journal or on its way there.", |g| number(g.tail_lsn.0)),
     metric("doublure_group_durable_lsn", "Last LSN that is durable in the journal here.", |g| number(g.durable_lsn.0)),
@@ -52,6 +52,8 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_journal_used_bytes", "Bytes of the journal in use.", |g| number(g.journal.used_bytes)),
     metric("doublure_group_journal_fill_ratio", "Used part of the journal, 0 to 1.", journal_fill),
     metric("doublure_group_journal_writers_wait", "1 if writers wait because the journal is full.", |g| flag(g.journal.writers_wait)),
+    metric("doublure_group_no_space", "1 if a home's file system, here or at a mirror in sync, has no room and writes are refused.", |g| flag(g.no_space)),
+    metric("doublure_group_space_left_bytes", "What may still be promised to writers before the homes here are full; absent if that is not known or without bounds.", |g| g.space_left_bytes.map(|n| n as f64)),
     metric("doublure_group_state_since_timestamp_seconds", "When the group entered its state, in seconds since the Unix epoch.", |g| number(g.state_since_unix_seconds)),
     metric("doublure_group_forked", "1 if both sites went on after the last LSN they share, and nobody has decided which counts.", |g| flag(g.fork.is_some())),
     metric("doublure_group_verified_differing_bytes", "Bytes that the last complete verification found to differ; absent if there was none.", |g| g.last_verify.as_ref().map(|v| v.differing_bytes as f64)),
@@ -82,6 +84,7 @@ const GROUP_COUNTERS: &[Counter<GroupStatus>] = &[
 #[rustfmt::skip]
 const PEER_GAUGES: &[Gauge<PeerStatus>] = &[
     metric("doublure_peer_in_sync", "1 if the peer is consistent, streaming, and acknowledgements wait for it; only at the primary.", in_sync),
+    metric("doublure_peer_needs_copy", "1 while a copy to the peer is not complete, under way or cut off: it is not usable.", |p| flag(p.needs_copy)),
     metric("doublure_peer_behind_operations", "Operations that the peer lacks.", |p| number(p.lag_operations)),
     metric("doublure_peer_behind_bytes", "Journal bytes that the peer lacks.", |p| number(p.lag_bytes)),
     metric("doublure_peer_behind_seconds", "How far the peer is behind in time.", |p| Some(p.lag_seconds)),
@@ -89,6 +92,7 @@ const PEER_GAUGES: &[Gauge<PeerStatus>] = &[
     metric("doublure_peer_durable_lsn", "Last LSN that is durable at the peer.", |p| number(p.durable_lsn.0)),
     metric("doublure_peer_applied_lsn", "Last LSN that is in the peer's homes.", |p| number(p.applied_lsn.0)),
     metric("doublure_peer_last_heard_seconds", "Time since the peer was last heard of; absent if it never was.", |p| p.last_heard_seconds),
+    metric("doublure_peer_space_left_bytes", "What may still be promised to writers before the peer's homes are full; absent if that is not known or without bounds.", |p| p.space_left_bytes.map(|n| n as f64)),
     metric("doublure_peer_copied_bytes", "Bytes done of a running full copy.", |p| number(p.copied_bytes)),
     metric("doublure_peer_copy_size_bytes", "Bytes in all of a running full copy; 0 if none runs.", |p| number(p.copy_total_bytes)),
 ];

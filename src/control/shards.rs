@@ -369,6 +369,8 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         clients: 0,
         in_flight_requests: 0,
         no_space: false,
+        full_sites: Vec::new(),
+        space_left_bytes: None,
         unapplied_bytes: 0,
         totals: Totals::default(),
         rates: Rates::default(),
@@ -389,6 +391,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
         received_lsn: Lsn::ZERO,
         durable_lsn: Lsn::ZERO,
         applied_lsn: Lsn::ZERO,
+        needs_copy: false,
         lag_operations: 0,
         lag_bytes: 0,
         lag_seconds: 0.0,
@@ -396,6 +399,7 @@ fn blank_peer(site: &str, role: Role) -> PeerStatus {
         copied_bytes: 0,
         copy_total_bytes: 0,
         copy_eta_seconds: None,
+        space_left_bytes: None,
     }
 }
 

@@ -52,7 +52,7 @@ impl Core {
                 self.done(id, Ok(text));
             }
             Command::Disconnect => self.disconnect(id),
-            Command::Resolve { discard } => self.resolve(id, &discard),
+            Command::Resolve { discard } => self.resolve(id, &discard, view),
             Command::Shutdown => {
                 self.closing = true;
                 self.actions.push(Action::Stop);
@@ -430,7 +430,11 @@ impl Core {
                     behind: true,
                     ..overrides
                 };
+                let fork = common.filter(|c| c.i_went_on && c.they_went_on);
                 (has_more && !overrides.behind).then(|| {
+                    if let Some(common) = fork {
+                        return self.neither_is_primary(&theirs.site, theirs.tail, common.lsn());
+                    }
                     format!(
                         "{} has more: its history ends at LSN {}, here it ends at LSN {}. `doublure promote {group}` on {} \
                          loses nothing; {} here gives its surplus up",
@@ -443,6 +447,18 @@ impl Core {
                 })
             }
         }
+    }
+
+    /// Two mirrors with a fork between them: whose writes to keep decides which one is to be promoted.
+    fn neither_is_primary(&self, peer: &str, their_tail: Lsn, shared: Lsn) -> String {
+        let (me, group, first) = (&self.config.site, &self.config.group, shared.next());
+        format!(
+            "{me} and {peer} have the same history up to LSN {shared}, and each has gone on by itself: {me} from LSN {first} to \
+             {}, {peer} to {their_tail}. To keep what {me} wrote, run `doublure promote {group} --force behind` and then \
+             `doublure resolve {group} --discard {peer}`; to keep what {peer} wrote, `doublure promote {group} --force \
+             behind` on {peer} and then `doublure resolve {group} --discard {me}` on {peer}",
+            self.tail
+        )
     }
 
     fn unreachable_text(&self, peer: &str, reason: &str, overrides: Overrides) -> String {
@@ -809,8 +825,8 @@ impl Core {
     }
 
     /// The operator decides a fork. From here on the handshake lets the losing side become a mirror.
-    fn resolve(&mut self, id: u64, discard: &str) {
-        let result = self.give_up(discard);
+    fn resolve(&mut self, id: u64, discard: &str, view: &View) {
+        let result = self.give_up(discard, view);
         if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
             self.facts.given_up = epoch;
             self.save(Then::Nothing);
@@ -823,7 +839,7 @@ impl Core {
     }
 
     /// Whether this site may give up what a side wrote, and what happens then.
-    fn give_up(&self, discard: &str) -> Result<String, String> {
+    fn give_up(&self, discard: &str, view: &View) -> Result<String, String> {
         let (me, group) = (&self.config.site, &self.config.group);
         let forks: Vec<_> = self
             .peers
@@ -847,21 +863,51 @@ impl Core {
                 "{me} serves clients with what is to be given up: `doublure demote {group}` comes first"
             ));
         }
-        if discard != me && fork.they_serve {
+        let (me_primary, they_serve) = (
+            self.facts.role == Role::Primary,
+            fork.their_stance == Stance::Serving,
+        );
+        // Only a primary opens links: between two mirrors nothing would ever happen.
+        let promote = if me_primary {
+            String::new()
+        } else {
+            format!("`doublure promote {group} --force behind` here, ")
+        };
+        if discard == peer && (they_serve || !me_primary) {
+            let demote = if they_serve {
+                format!(
+                    "{peer} serves clients with what is to be given up: run `doublure demote {group}` on {peer}"
+                )
+            } else {
+                format!(
+                    "{me} is a mirror and cannot take over by itself: make sure that {peer} is one, too"
+                )
+            };
+            return Err(format!("{demote}, {promote}and then this again"));
+        }
+        if discard == me && !me_primary && fork.their_stance == Stance::Mirror {
             return Err(format!(
-                "{discard} serves clients with what is to be given up: `doublure demote {group}` on {discard} comes first"
+                "neither site is primary: run `doublure promote {group} --force behind` on {peer}, and then this again"
             ));
         }
-        let tail = if discard == me {
-            self.tail
+        let first = fork.shared.next();
+        let (other, tail, held) = if discard == me {
+            (peer, self.tail, view.journal_first)
         } else {
-            fork.their_tail
+            (me, fork.their_tail, fork.their_journal_first)
         };
-        let other = if discard == me { peer } else { me };
+        let kept = if held <= first {
+            "what it gives up is kept in a file in its data directory".to_owned()
+        } else if held <= tail {
+            format!(
+                "of what it gives up only LSN {held} to {tail} is kept, in a file in its data directory: its journal no longer \
+                 holds what is before"
+            )
+        } else {
+            "nothing of it is kept: its journal no longer holds that".to_owned()
+        };
         Ok(format!(
-            "{discard} gives up LSN {} to {tail} as soon as it and {other} are connected, and becomes a mirror; what it gives \
-             up is kept in a file in its data directory",
-            fork.shared.next()
+            "{discard} gives up LSN {first} to {tail} as soon as it and {other} are connected, and becomes a mirror; {kept}"
         ))
     }
 

@@ -438,7 +438,9 @@ impl Core {
             their_tail: theirs.tail,
             their_commit: theirs.commit,
             their_epoch: theirs.lineage.last().cloned(),
-            they_serve: theirs.stance == Stance::Serving,
+            their_epochs: theirs.lineage.opened_after(shared),
+            their_journal_first: theirs.journal_first,
+            their_stance: theirs.stance,
         });
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
@@ -648,6 +650,7 @@ impl Core {
         let peer = &mut self.peers[at];
         (peer.conflict, peer.refused, peer.fork) = (None, None, None);
         peer.refusal = None;
+        peer.needs_copy = copy;
         if copy && matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
             // It holds nothing to wait for until the copy is complete. Whether to go on without it is not decided here.
             if self.peers[at].gated {

@@ -11,6 +11,9 @@ use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted};
 
+/// What may be promised here is news to the primary when it changes by this much, bytes.
+const CREDIT_NEWS_BYTES: u64 = 1 << 20;
+
 /// The link that frames come in on.
 #[derive(Debug)]
 pub(super) struct Upstream {
@@ -30,6 +33,8 @@ pub(super) struct Upstream {
     pub copied: Option<(VolumeId, u64)>,
     /// What the last acknowledgement said.
     acked: Option<(Lsn, Lsn, Lsn, bool)>,
+    /// What it said may still be promised here, bytes.
+    credit_told: u64,
     /// A copy's base, until the reset is durable.
     resetting: Option<Lsn>,
 }
@@ -58,6 +63,7 @@ impl Upstream {
             copy_end: None,
             copied: None,
             acked: None,
+            credit_told: u64::MAX,
             resetting: None,
         }
     }
@@ -520,10 +526,16 @@ impl Core {
             applied_news,
             inconsistent_until.is_some(),
         );
-        if upstream.acked == Some(news) {
+        // While nothing is under way no other news would carry it, and writers may be refused because of it.
+        let told = upstream.credit_told;
+        let credit_news = applied == tail
+            && (credit_bytes.abs_diff(told) >= CREDIT_NEWS_BYTES
+                || (credit_bytes == 0) != (told == 0));
+        if upstream.acked == Some(news) && !credit_news {
             return;
         }
         upstream.acked = Some(news);
+        upstream.credit_told = credit_bytes;
         let (link, copied) = (upstream.link, upstream.copied);
         self.actions.push(Action::Send(
             link,
@@ -567,6 +579,9 @@ impl Core {
 
     /// The homes hold a complete copy, durably: this site is consistent again.
     pub(super) fn copy_durable(&mut self) {
+        if let Some(upstream) = self.upstream.as_mut() {
+            upstream.copy_end = None;
+        }
         if self.facts.inconsistent_until.take().is_some() {
             self.log(
                 Severity::Info,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Link;
-use crate::base::{Epoch, Hindrance, Lineage, Lsn, Refusal};
+use crate::base::{Epoch, Hindrance, Lineage, Lsn, Refusal, Stance};
 
 /// First and longest pause between attempts to connect.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -125,6 +125,8 @@ pub struct Peer {
     pub last_heard: Option<Duration>,
     /// Since when it owes progress: unacknowledged frames, or no link.
     pub owes_since: Option<Duration>,
+    /// A copy to it began, and it has not said since that it is consistent.
+    pub needs_copy: bool,
     /// Catching up does not converge; writers should be slowed.
     pub cannot_keep_up: bool,
     /// Answered or failed at least once since the start.
@@ -159,8 +161,12 @@ pub struct Fork {
     pub their_commit: Lsn,
     /// The peer's last epoch.
     pub their_epoch: Option<Epoch>,
-    /// It serves clients.
-    pub they_serve: bool,
+    /// Epochs that the peer opened since. Nobody wrote the operations that open them.
+    pub their_epochs: u64,
+    /// Oldest LSN that the peer's journal still held.
+    pub their_journal_first: Lsn,
+    /// What the peer was when they last met.
+    pub their_stance: Stance,
 }
 
 /// One round of catching up: the peer must reach what was the tail when it began.
@@ -193,6 +199,7 @@ impl Peer {
             gate_lsn: Lsn::ZERO,
             last_heard: None,
             owes_since: None,
+            needs_copy: false,
             cannot_keep_up: false,
             asked: false,
             follows_since: None,

@@ -439,6 +439,7 @@ impl Core {
             peer.owes_since = Some(now);
         }
         *copying = ack.inconsistent;
+        peer.needs_copy = ack.inconsistent;
         if ack.durable > peer.durable || ack.received > peer.received {
             peer.owes_since = if ack.durable < tail { Some(now) } else { None };
         }

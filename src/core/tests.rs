@@ -995,7 +995,7 @@ fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
         assert!(!pair.sites[at].core.peers()[0].in_sync);
         // Both can tell what each wrote since, and neither gives up what is still being written.
         let fork = pair.sites[at].core.peers()[0].fork.clone();
-        assert!(fork.expect("known").they_serve);
+        assert!(fork.expect("known").their_stance == crate::base::Stance::Serving);
         let other = ["b", "a"][at].to_owned();
         let discard = Command::Resolve {
             discard: other.clone(),

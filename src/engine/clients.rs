@@ -219,12 +219,15 @@ impl Group {
         }
         let allocates = !matches!(request.command, Command::Trim { .. });
         if allocates && !self.space_for(range) {
-            self.note_no_space();
+            self.note_no_space(range.len);
             self.error(
                 client,
                 to,
                 Errno::NoSpc,
-                "no space left in the file system of the home".into(),
+                format!(
+                    "no space left for the homes on {}",
+                    self.full_sites().join(" and ")
+                ),
             );
             return None;
         }

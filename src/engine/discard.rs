@@ -16,17 +16,24 @@ pub(super) struct Keeping {
 }
 
 impl Group {
-    /// Copies the frames after this LSN into a file named after the epoch they end in.
+    /// Copies the frames after this LSN, as far as the journal holds them, into a file named after the epoch they end in.
     pub(super) fn keep_after(&mut self, after: Lsn) {
         let from = after.next();
         let epoch = self.core.lineage().last().map(|e| e.id);
-        let Some((cursor, epoch)) = self.log.cursor(from).zip(epoch) else {
+        // What the journal no longer holds cannot be kept; the operator was told so before.
+        let held = from.max(self.log.first_lsn());
+        if held > from {
             self.log_line(
                 Severity::Warn,
                 format!(
-                    "the journal begins at LSN {} and no longer holds all that is given up from LSN {from}: nothing is kept",
-                    self.log.first_lsn()
+                    "what is given up begins at LSN {from}, but the journal at LSN {held}: only what is from there on is kept"
                 ),
+            );
+        }
+        let Some((cursor, epoch)) = self.log.cursor(held).zip(epoch) else {
+            self.log_line(
+                Severity::Warn,
+                format!("the journal holds nothing of what is given up from LSN {from} on: nothing is kept"),
             );
             self.event(Event::Kept);
             return;

@@ -8,7 +8,7 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
-use crate::core::Event;
+use crate::core::{Event, Peer};
 use crate::journal;
 use crate::store::{Apply, Content};
 
@@ -29,6 +29,11 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 const SPACE_AGE: Duration = Duration::from_millis(500);
 const SPACE_SHARE: u64 = 8;
 
+/// With less than this left to promise it is looked at again and again, whether anybody writes or not: who was refused
+/// may be waiting for somebody to free some.
+const SHORT_BYTES: u64 = 1 << 30;
+const SHORT_RETRY: Duration = Duration::from_secs(1);
+
 /// A checkpoint is made when this share of the journal was written since the last, and after this time at the latest.
 const CHECKPOINT_SHARE: u64 = 4;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
@@ -47,6 +52,8 @@ pub(super) struct Homes {
     space: Space,
     /// When it was last told that writes are refused for lack of it.
     no_space: Option<Duration>,
+    /// Length of the last write that was refused for lack of it, bytes, until one of this length would not be.
+    refused_bytes: Option<u64>,
     /// Applies that found no space, and when they are tried again.
     full: Full,
 }
@@ -93,6 +100,12 @@ impl Space {
         }
     }
 
+    /// When it is to be looked at again although nobody asks.
+    fn retry_at(&self, promised: u64) -> Option<Duration> {
+        let known = self.known.as_ref().filter(|_| self.asked.is_none())?;
+        (self.credit_bytes(promised) < SHORT_BYTES).then(|| known.asked.at + SHORT_RETRY)
+    }
+
     fn is_old(&self, now: Duration, promised: u64) -> bool {
         self.known.as_ref().is_none_or(|known| {
             // Not since what was allocated: if much waits to be applied, the next answer could be no newer than this one.
@@ -122,6 +135,7 @@ impl Homes {
             wanted: false,
             space: Space::default(),
             no_space: None,
+            refused_bytes: None,
             full: Full::default(),
         }
     }
@@ -146,11 +160,13 @@ impl Homes {
         self.running.is_none() && !self.wanted
     }
 
-    /// When the next checkpoint is due by age. Without anything newer than the last there is none to make.
-    pub fn deadline(&self, applied: Lsn, fenced: bool) -> Option<Duration> {
+    /// When something is due: the next checkpoint by its age (without anything newer than the last there is none to
+    /// make), a home without space, a look at the space. `promised`: everything that ever was, bytes.
+    pub fn deadline(&self, applied: Lsn, promised: u64, fenced: bool) -> Option<Duration> {
         let age = (!fenced && applied > self.checkpoint && self.running.is_none())
             .then(|| self.last_checkpoint + CHECKPOINT_AGE);
-        age.into_iter().chain(self.full.retry_at).min()
+        let space = self.space.retry_at(promised).filter(|_| !fenced);
+        [age, self.full.retry_at, space].into_iter().flatten().min()
     }
 
     pub fn free_space(&mut self, bytes: u64) {
@@ -189,39 +205,45 @@ impl Group {
     /// extents for each.
     pub(super) fn space_for(&mut self, range: ByteRange) -> bool {
         self.refresh_free_space();
-        let here = self.space_credit();
-        // What a mirror said does not count what is on its way to it, which is not applied here either.
-        let there = self
-            .core
-            .peers()
-            .iter()
-            .filter(|p| p.gated && p.credit_bytes != u64::MAX)
-            .map(|p| p.credit_bytes.saturating_sub(self.store.allocating_bytes()))
-            .min()
-            .unwrap_or(u64::MAX);
-        range.len <= here.min(there)
+        let there = self.core.peers().iter().filter(|p| p.gated);
+        let there = there.filter_map(|p| self.space_left_at(p));
+        range.len <= there.fold(self.space_credit(), u64::min)
+    }
+
+    /// What may still be promised here, bytes; `None` if that is not known, or without bounds.
+    pub(super) fn space_left(&self) -> Option<u64> {
+        Some(self.space_credit()).filter(|bytes| *bytes != u64::MAX)
+    }
+
+    /// The same at a peer. What it said does not count what is on its way to it, which is not applied here either.
+    pub(super) fn space_left_at(&self, peer: &Peer) -> Option<u64> {
+        let said = Some(peer.credit_bytes).filter(|bytes| *bytes != u64::MAX)?;
+        Some(said.saturating_sub(self.store.allocating_bytes()))
+    }
+
+    /// The sites without room for what was refused last, or for anything at all.
+    pub(super) fn full_sites(&self) -> Vec<String> {
+        let needed = self.homes.refused_bytes.unwrap_or(1);
+        let here = self.space_credit() < needed || self.homes.full.retry_at.is_some();
+        let here = here.then(|| self.config.site.clone());
+        let full = |p: &&Peer| p.gated && self.space_left_at(p).is_some_and(|left| left < needed);
+        let there = self.core.peers().iter().filter(full);
+        here.into_iter()
+            .chain(there.map(|p| p.name.clone()))
+            .collect()
     }
 
     /// A write was refused for lack of space: say so, now and then.
-    pub(super) fn note_no_space(&mut self) {
+    pub(super) fn note_no_space(&mut self, bytes: u64) {
         self.stats.totals.refused_no_space += 1;
+        self.homes.refused_bytes = Some(bytes);
         let now = self.now.mono;
         let old = self.homes.no_space.is_none_or(|told| now >= told + REMIND);
         if !old {
             return;
         }
         self.homes.no_space = Some(now);
-        let here = self.space_credit();
-        let whose = if here == 0 {
-            self.config.site.clone()
-        } else {
-            self.core
-                .peers()
-                .iter()
-                .filter(|p| p.gated)
-                .min_by_key(|p| p.credit_bytes)
-                .map_or_else(|| self.config.site.clone(), |p| p.name.clone())
-        };
+        let whose = self.full_sites().join(" and ");
         self.log_line(
             crate::core::Severity::Error,
             format!(
@@ -272,15 +294,11 @@ impl Group {
         self.homes.full = Full::default();
     }
 
-    /// Whether a write found no space within the last minute.
-    pub(super) fn lacks_space(&self) -> bool {
-        let now = self.now.mono;
-        if self.homes.full.retry_at.is_some() {
-            return true;
+    /// What was refused fits again: it is not remembered.
+    fn consider_refused(&mut self) {
+        if self.homes.refused_bytes.is_some() && self.full_sites().is_empty() {
+            self.homes.refused_bytes = None;
         }
-        self.homes
-            .no_space
-            .is_some_and(|told| now < told + Duration::from_secs(60))
     }
 
     /// Asks how much space there is, if the last answer is old.
@@ -296,11 +314,14 @@ impl Group {
         }
     }
 
-    /// A mirror that takes frames tells its primary how much it can still promise.
+    /// A mirror tells its primary how much it can still promise, with what it acknowledges and whenever that is little.
     pub(super) fn tell_credit(&mut self) {
-        if self.core.upstream().is_some() && !self.frames.idle() {
+        let takes = self.core.upstream().is_some() && !self.frames.idle();
+        let due = self.homes.space.retry_at(self.store.allocating_total());
+        if takes || due.is_some_and(|at| self.now.mono >= at) {
             self.refresh_free_space();
         }
+        self.consider_refused();
         self.watch_undo_space();
         self.core.set_credit(self.space_credit());
     }

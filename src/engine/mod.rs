@@ -328,7 +328,11 @@ impl Group {
         let fenced = self.core.is_fenced();
         [
             self.core.deadline(),
-            self.homes.deadline(self.store.applied_lsn(), fenced),
+            self.homes.deadline(
+                self.store.applied_lsn(),
+                self.store.allocating_total(),
+                fenced,
+            ),
             stopping,
             walks,
             self.scrub_deadline(),

@@ -1,7 +1,7 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{ChunkSet, Epoch, Hindrance, Lsn, Role};
+use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
@@ -24,6 +24,7 @@ impl Group {
         let commit = self.core.commit();
         let (verify, last_verify) = self.verify_status();
         let unrepaired = self.unrepaired_bytes();
+        let full_sites = self.full_sites();
         GroupStatus {
             name: self.config.group.clone(),
             id: facts.group_id.to_string(),
@@ -32,7 +33,8 @@ impl Group {
             reason,
             state_since_unix_seconds: self.state_since.1,
             healthy: matches!(state, GroupState::Serving | GroupState::Following)
-                && unrepaired == 0,
+                && unrepaired == 0
+                && full_sites.is_empty(),
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
             epoch: facts.lineage.last().map(|e| EpochStatus {
@@ -47,11 +49,7 @@ impl Group {
             applied_lsn: self.store.applied_lsn(),
             checkpoint_lsn: self.homes.checkpoint(),
             inconsistent: facts.inconsistent_until.is_some(),
-            inconsistent_until_lsn: self
-                .core
-                .copy_end()
-                .or(facts.inconsistent_until)
-                .filter(|lsn| facts.inconsistent_until.is_some() && *lsn < Lsn(u64::MAX)),
+            inconsistent_until_lsn: self.core.copy_end(),
             lost_until_lsn: self.core.lost_history().then_some(facts.floor),
             configured_role: Some(self.config.role),
             journal: JournalStatus {
@@ -77,7 +75,9 @@ impl Group {
             volumes: self.volume_status(),
             clients: self.clients.attached().len() as u64,
             in_flight_requests: self.clients.in_flight(),
-            no_space: self.lacks_space(),
+            no_space: !full_sites.is_empty(),
+            full_sites,
+            space_left_bytes: self.space_left(),
             unapplied_bytes: self.store.unapplied_bytes(),
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
@@ -226,6 +226,19 @@ impl Group {
             };
             return (GroupState::Suspect, text);
         }
+        if let Some((peer, silent)) = self
+            .core
+            .peers()
+            .iter()
+            .find_map(|p| Some((p, self.stalls(p)?)))
+        {
+            let text = format!(
+                "{} has confirmed nothing for {:.0} s; writes wait until it does or is declared dead",
+                peer.name,
+                silent.as_secs_f64()
+            );
+            return (GroupState::Suspect, text);
+        }
         let facts = self.core.facts();
         if !facts.alone.is_empty() {
             let (without, with): (Vec<&Peer>, Vec<&Peer>) = self
@@ -242,11 +255,14 @@ impl Group {
                 .iter()
                 .filter_map(|p| Some(p.hindrance()?.sentence(&p.name, &self.config.group)))
                 .collect();
-            let text = format!(
+            let mut text = format!(
                 "writes are on {whereto}, without {}. {}",
                 names(&without),
                 why.join(". ")
             );
+            if self.config.on_peer_loss == OnPeerLoss::Freeze && !facts.ever_in_sync {
+                text += "; on_peer_loss = \"freeze\" binds from the first time in sync on";
+            }
             return (GroupState::Alone, text);
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
@@ -264,6 +280,15 @@ impl Group {
         (GroupState::Serving, text)
     }
 
+    /// How long acknowledgements have waited for this peer, if that is worth a word: a fifth of the time after which it is
+    /// declared dead.
+    fn stalls(&self, peer: &Peer) -> Option<std::time::Duration> {
+        let waited_for = peer.gated && self.core.facts().ack != AckMode::Async;
+        let since = peer.owes_since.filter(|_| waited_for)?;
+        let silent = self.now.mono.saturating_sub(since);
+        (silent >= self.config.timeout / 5).then_some(silent)
+    }
+
     /// Keeps the time at which the state became what it is.
     pub(super) fn note_state(&mut self) {
         let (state, _) = self.state_and_reason();
@@ -279,12 +304,20 @@ impl Group {
             return None;
         }
         let alone = facts.alone.iter().min_by_key(|a| a.from_lsn)?;
-        // What was inherited, and the operation that opened the epoch, nobody waits for.
-        let opened = facts.lineage.last().filter(|e| e.alone);
+        // What was inherited, and the operations that open epochs, nobody waits for. There is an epoch for every start since.
+        let epochs = facts.lineage.epochs();
+        let opened = epochs
+            .iter()
+            .find(|e| e.alone && e.first_lsn >= alone.from_lsn);
         let before = alone
             .from_lsn
             .prev()
             .max(opened.map_or(Lsn::ZERO, |e| e.first_lsn));
+        let commit = self.core.commit();
+        let openings = epochs
+            .iter()
+            .filter(|e| e.first_lsn > before && e.first_lsn <= commit)
+            .count() as u64;
         Some(AloneStatus {
             peer: {
                 let all: Vec<&str> = facts.alone.iter().map(|a| a.peer.as_str()).collect();
@@ -292,7 +325,7 @@ impl Group {
             },
             since_unix_seconds: alone.since_ns / SECOND_NS,
             from_lsn: before.next(),
-            operations: self.core.commit().since(before),
+            operations: commit.since(before) - openings,
         })
     }
 
@@ -302,18 +335,31 @@ impl Group {
             .peers()
             .iter()
             .find_map(|p| Some((p, p.fork.as_ref()?)))?;
-        let side = |site: &str, tail: Lsn, commit: Lsn, epoch: Option<&Epoch>| ForkSide {
-            site: site.to_owned(),
-            first_lsn: fork.shared.next(),
-            last_lsn: tail,
-            operations: tail.since(fork.shared),
-            acknowledged_operations: commit.since(fork.shared),
-            since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
-            last_write_unix_seconds: None,
-            serves: false,
-            touched_bytes: None,
-            touched: Vec::new(),
-        };
+        let first = fork.shared.next();
+        let side =
+            |site: &str, tail: Lsn, commit: Lsn, epoch: Option<&Epoch>, openings, held: Lsn| {
+                let written = |lsn: Lsn| lsn.since(fork.shared).saturating_sub(openings);
+                // A frame tells of the commit LSN when it was closed. Who is alone acknowledges what is durable.
+                let acknowledged = if epoch.is_some_and(|e| e.alone) {
+                    tail
+                } else {
+                    commit
+                };
+                ForkSide {
+                    site: site.to_owned(),
+                    first_lsn: first,
+                    last_lsn: tail,
+                    operations: written(tail),
+                    acknowledged_operations: written(acknowledged),
+                    since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
+                    last_write_unix_seconds: None,
+                    touched_bytes: None,
+                    touched: Vec::new(),
+                    primary: false,
+                    serving: false,
+                    kept_from_lsn: Some(first.max(held)).filter(|lsn| *lsn <= tail),
+                }
+            };
         let tail = self.core.tail();
         let touched = self.changes.after(fork.shared, tail);
         let mut here = side(
@@ -321,16 +367,27 @@ impl Group {
             tail,
             self.core.commit(),
             self.core.lineage().last(),
+            self.core.lineage().opened_after(fork.shared),
+            self.log.first_lsn(),
         );
-        here.serves = self.core.serving();
+        here.primary = self.core.facts().role == Role::Primary;
+        here.serving = self.core.serving();
         here.last_write_unix_seconds = self.marks.last_time().map(|ns| ns / SECOND_NS);
         if !touched.is_everything() {
             here.touched_bytes = Some(touched.bytes(&self.volumes));
             here.touched = self.ranges_of(&touched);
         }
         let epoch = fork.their_epoch.as_ref();
-        let mut there = side(&peer.name, fork.their_tail, fork.their_commit, epoch);
-        there.serves = fork.they_serve;
+        let mut there = side(
+            &peer.name,
+            fork.their_tail,
+            fork.their_commit,
+            epoch,
+            fork.their_epochs,
+            fork.their_journal_first,
+        );
+        there.primary = fork.their_stance != Stance::Mirror;
+        there.serving = fork.their_stance == Stance::Serving;
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
@@ -382,7 +439,9 @@ impl Group {
         if self.core.facts().role == Role::Mirror && peer.link().is_none() {
             return self.primary_seen_from_mirror(peer);
         }
-        let state = if peer.in_sync {
+        let state = if peer.in_sync && self.stalls(peer).is_some() {
+            PeerState::Suspect
+        } else if peer.in_sync {
             PeerState::InSync
         } else if peer.cut {
             PeerState::CutByOperator
@@ -420,6 +479,7 @@ impl Group {
             received_lsn: peer.received,
             durable_lsn: peer.durable,
             applied_lsn: peer.applied,
+            needs_copy: peer.needs_copy,
             lag_operations: self.core.tail().since(peer.durable),
             lag_bytes: self.marks.bytes_after(lag_from.0),
             lag_seconds: behind_ns as f64 / 1e9,
@@ -429,6 +489,7 @@ impl Group {
             copied_bytes,
             copy_total_bytes,
             copy_eta_seconds,
+            space_left_bytes: peer.streaming_link().and_then(|_| self.space_left_at(peer)),
         }
     }
 
@@ -451,6 +512,7 @@ impl Group {
             received_lsn: Lsn::ZERO,
             durable_lsn: Lsn::ZERO,
             applied_lsn: Lsn::ZERO,
+            needs_copy: false,
             lag_operations: 0,
             lag_bytes: 0,
             lag_seconds: 0.0,
@@ -461,6 +523,7 @@ impl Group {
             copied_bytes: 0,
             copy_total_bytes: 0,
             copy_eta_seconds: None,
+            space_left_bytes: None,
         }
     }
 

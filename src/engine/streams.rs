@@ -175,8 +175,10 @@ impl Group {
     }
 
     /// Sends what the link takes.
+    ///
+    /// Nothing beyond what was handed to the journal: closed frames of a large request may still wait for their turn there.
     fn pump(&mut self, link: LinkId) {
-        let sealed = self.frames.sealed();
+        let written = self.log.tail();
         while let Some(stream) = self.streams.get_mut(&link) {
             if stream.proposed.is_some() {
                 return;
@@ -185,13 +187,13 @@ impl Group {
                 self.core.tell_commit();
                 return;
             }
-            let end = stream.end.unwrap_or(sealed);
-            if stream.next > end {
-                if stream.end.is_some() {
-                    // All of it is sent; it keeps nothing of the journal any more.
-                    self.streams.remove(&link);
-                    self.send(link, Message::FetchEnd { tail: end });
-                }
+            if let Some(end) = stream.end.filter(|end| stream.next > *end) {
+                // All of it is sent; it keeps nothing of the journal any more.
+                self.streams.remove(&link);
+                self.send(link, Message::FetchEnd { tail: end });
+                return;
+            }
+            if stream.next > written {
                 return;
             }
             if let Some(frame) = stream.read_frames.pop_front() {

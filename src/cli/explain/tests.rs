@@ -134,13 +134,15 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         acknowledged_operations: last - 101,
         since_unix_seconds: Some(NOW - 3600),
         last_write_unix_seconds: (site == "clichy").then_some(NOW),
-        serves: site == "clichy",
         touched_bytes: (site == "clichy").then_some(3 << 20),
         touched: Vec::from_iter((site == "clichy").then(|| TouchedRange {
             volume: "data".into(),
             offset: 1 << 20,
             bytes: 2 << 20,
         })),
+        primary: site == "chelles",
+        serving: site == "chelles",
+        kept_from_lsn: Some(Lsn(if site == "clichy" { 120 } else { 101 })),
     };
     group.fork = Some(ForkStatus {
         shared_lsn: Lsn(100),
@@ -149,8 +151,8 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     let text = explain("clichy", &group, NOW);
     for part in [
         "the same history up to LSN 100",
-        "clichy wrote 40 operations (LSN 101 to 140), of which it committed 39",
-        "in chunks of 3.0 MiB in all; it serves clients now",
+        "clichy wrote 40 operations (LSN 101 to 140), of which it may have acknowledged 39",
+        "in chunks of 3.0 MiB in all; it serves nobody now",
         "the last at 2026-11-23 01:59:12 UTC",
         "data at byte 1,048,576, 2.0 MiB",
         "and 1.0 MiB more",
@@ -159,6 +161,11 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         "doublure resolve registry --discard clichy",
         "keeps what chelles holds and gives up LSN 101 to 140 of clichy",
         "doublure resolve registry --discard chelles",
+        "only LSN 120 to 140 is kept, in a file in clichy's data directory",
+        "that is kept in a file in chelles's data directory",
+        // Chelles serves, and clichy is a mirror: what has to come first is named, in order.
+        "  doublure demote registry   (on chelles)\n  doublure promote registry --force behind   (on clichy)\n  doublure resolve \
+         registry --discard chelles\n",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }

@@ -66,6 +66,7 @@ pub fn in_sync() -> GroupStatus {
             received_lsn: Lsn(1_234_565),
             durable_lsn: Lsn(1_234_555),
             applied_lsn: Lsn(1_234_490),
+            needs_copy: false,
             lag_operations: 12,
             lag_bytes: 48 << 10,
             lag_seconds: 0.000_4,
@@ -73,6 +74,7 @@ pub fn in_sync() -> GroupStatus {
             copied_bytes: 0,
             copy_total_bytes: 0,
             copy_eta_seconds: None,
+            space_left_bytes: None,
         }],
         fork: None,
         undo: None,
@@ -97,6 +99,8 @@ pub fn in_sync() -> GroupStatus {
         clients: 3,
         in_flight_requests: 12,
         no_space: false,
+        full_sites: Vec::new(),
+        space_left_bytes: None,
         unapplied_bytes: 1_300_000,
         totals: Totals::default(),
         rates: Rates {
@@ -167,6 +171,7 @@ fn mirror() -> GroupStatus {
     group.peers[0] = PeerStatus {
         site: "clichy".to_owned(),
         state: PeerState::Connected,
+        needs_copy: false,
         lag_operations: 0,
         lag_bytes: 0,
         lag_seconds: 0.0,

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::sim::{Sim, VOLUME, config};
-use crate::base::{AckMode, ByteRange, CHUNK_BYTES, OnPeerLoss, Role, VolumeId};
+use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, File, Force};
+use crate::journal::Frame;
 use crate::status::{GroupState, PeerState};
 
 const HOME: File = File::Home(VolumeId(0));
@@ -269,6 +270,141 @@ fn the_writes_of_the_promoted_site_can_be_given_up_instead() {
     settle_for_what_is_read(&mut sim, 0);
     assert_same(&mut sim);
     assert_eq!(discarded(&sim, 1), 1);
+}
+
+/// What a site serves it does not give up, and it would never come to that: the other site says so at once.
+#[test]
+fn a_fork_is_not_resolved_against_who_serves_and_the_way_to_it_is_told() {
+    let mut sim = forked(8);
+    let discard = || Command::Resolve {
+        discard: "b".into(),
+    };
+    let id = sim.command(0, discard());
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("`doublure demote g` on b"), "{refused}");
+    let fork = sim.status(0).fork.expect("a fork");
+    assert!(fork.sides[0].primary && !fork.sides[0].serving);
+    assert!(fork.sides[1].primary && fork.sides[1].serving);
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(5));
+    assert!(!sim.status(0).fork.expect("a fork").sides[1].serving);
+    let id = sim.command(0, discard());
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    sim.pass(Duration::from_secs(5));
+    assert!(sim.attach(0), "{}", sim.logs());
+    settle_for_what_is_read(&mut sim, 0);
+    assert_same(&mut sim);
+}
+
+#[test]
+fn between_two_mirrors_with_a_fork_the_promotion_to_make_is_named_and_ends_it() {
+    let mut sim = forked(9);
+    for at in [0, 1] {
+        sim.command(at, Command::Demote);
+        sim.pass(Duration::from_secs(5));
+    }
+    let discard = || Command::Resolve {
+        discard: "b".into(),
+    };
+    let id = sim.command(0, discard());
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("promote g --force behind"), "{refused}");
+    let promote = |sim: &mut Sim, force: Vec<Force>| {
+        let id = sim.command(0, Command::Promote { force });
+        sim.pass(Duration::from_secs(5));
+        sim.answers[&id].clone()
+    };
+    let refused = promote(&mut sim, Vec::new()).unwrap_err();
+    for part in [
+        "`doublure promote g --force behind` on a and then `doublure resolve g --discard b`",
+        "`doublure promote g --force behind` on b and then `doublure resolve g --discard a`",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    // As told.
+    let _ = promote(&mut sim, vec![Force::Behind]);
+    let id = sim.command(0, discard());
+    assert!(
+        sim.answers[&id].is_ok(),
+        "{:?}\n{}",
+        sim.answers[&id],
+        sim.logs()
+    );
+    sim.pass(Duration::from_secs(5));
+    assert!(sim.attach(0), "{}", sim.logs());
+    settle_for_what_is_read(&mut sim, 0);
+    assert_same(&mut sim);
+    assert_eq!(discarded(&sim, 1), 1);
+}
+
+/// Alone for longer than its journal reaches back: what there is of it is kept, and what is not is told before.
+#[test]
+fn what_the_journal_still_holds_of_a_fork_is_kept() {
+    let mut sim = pair(10);
+    sim.cut();
+    sim.pass(Duration::from_secs(8));
+    let shared = sim.status(0).alone.expect("alone").from_lsn;
+    while sim.status(0).journal.first_lsn <= shared {
+        for n in 0..8 {
+            let eighth = VOLUME / 8;
+            sim.write(0, ByteRange::new(n * eighth, eighth), false);
+            sim.settle();
+        }
+        sim.pass(Duration::from_secs(1));
+    }
+    sim.kill(0);
+    let force = vec![Force::PeerUnreachable];
+    sim.command(1, Command::Promote { force });
+    sim.pass(Duration::from_secs(12));
+    assert!(sim.attach(1), "{}", sim.logs());
+    settle_for_what_is_read(&mut sim, 1);
+    sim.write(1, ByteRange::new(0, 4096), false);
+    sim.connected = true;
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(5));
+    for (at, side) in [(0, 0), (1, 1)] {
+        let fork = sim.status(at).fork.expect("a fork");
+        let held = sim.status(0).journal.first_lsn;
+        assert!(held > fork.sides[side].first_lsn);
+        assert_eq!(fork.sides[side].kept_from_lsn, Some(held));
+    }
+    let held = sim.status(0).journal.first_lsn;
+    let discard = "a".to_owned();
+    let id = sim.command(1, Command::Resolve { discard });
+    let told = sim.answers[&id].clone().unwrap();
+    assert!(told.contains(&format!("only LSN {held} to ")), "{told}");
+    assert_same(&mut sim);
+    let disk = &mut sim.sites[0].disk;
+    let file = disk.files().find(|f| matches!(f, File::Discarded(_)));
+    let file = file.expect("a file of what was given up");
+    let len = Frame::peek_len(&disk.content(file, 0, BLOCK)).unwrap();
+    let frame = Frame::parse(disk.content(file, 0, len).into()).unwrap();
+    assert_eq!(frame.first_lsn(), held, "from the first frame there is");
+}
+
+/// Each start of a site that is alone opens an epoch; it has been alone since the first of them.
+#[test]
+fn a_restart_does_not_forget_what_was_acknowledged_alone() {
+    let mut sim = pair(12);
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    for n in 0..5 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    let before = sim.status(0).alone.expect("alone");
+    assert_eq!(before.operations, 5);
+    for more in 0..2 {
+        sim.kill(0);
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(8));
+        assert!(sim.attach(0), "{}", sim.logs());
+        let after = sim.status(0).alone.expect("alone");
+        assert_eq!(after.from_lsn, before.from_lsn);
+        assert_eq!(after.operations, 5 + more);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.settle();
+    }
 }
 
 #[test]

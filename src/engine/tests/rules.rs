@@ -330,13 +330,46 @@ fn a_copy_whose_end_was_known_when_the_power_went_starts_again() {
     sim.start(1).unwrap();
     // All chunks have been sent, and the homes are not synced.
     sim.pass_until(Duration::from_secs(5), |sim| {
-        let until = sim.status(1).inconsistent_until_lsn;
-        until.is_some_and(|lsn| lsn.0 != u64::MAX)
+        let status = sim.status(1);
+        status.inconsistent && status.inconsistent_until_lsn.is_some()
     });
     sim.settle_disk(1, File::State);
     sim.kill(1);
+    let peer = sim.status(0).peers.remove(0);
+    assert!(peer.needs_copy, "cut off in the middle: {peer:?}");
     sim.start(1).unwrap();
     check_both_sides(&mut sim);
+    assert!(!sim.status(0).peers[0].needs_copy);
+    let there = sim.status(1);
+    assert!(!there.inconsistent, "the link still is the one of the copy");
+    assert_eq!(there.inconsistent_until_lsn, None);
+}
+
+/// Its machine answers, and its disk does not: nothing is acknowledged meanwhile, and that is told before it is declared dead.
+#[test]
+fn a_mirror_that_confirms_nothing_is_told_as_suspect_although_its_link_is_up() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.hold_journal(1, true);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    assert_eq!(
+        sim.status(0).state,
+        GroupState::Serving,
+        "a moment is nothing"
+    );
+    sim.pass(Duration::from_secs(2));
+    let status = sim.status(0);
+    assert_eq!(status.state, GroupState::Suspect);
+    assert_eq!(status.peers[0].state, PeerState::Suspect);
+    assert!(
+        status.reason.contains("b has confirmed nothing"),
+        "{}",
+        status.reason
+    );
+    sim.hold_journal(1, false);
+    sim.settle();
+    assert_eq!(sim.status(0).state, GroupState::Serving);
+    assert_eq!(sim.outstanding(), 0);
 }
 
 #[test]
@@ -823,6 +856,45 @@ fn a_read_error_is_answered_and_nothing_else_suffers() {
 }
 
 /// On either site: nothing is promised that has no place in the home.
+/// A request becomes many frames at once, and only two are written at a time: the mirror gets the others in their turn.
+#[test]
+fn a_request_as_large_as_is_allowed_goes_to_the_mirror_without_a_lost_link() {
+    const SIZE: u64 = 64 << 20;
+    let (ack, policy) = (AckMode::Sync, OnPeerLoss::Continue);
+    let mut primary = config("a", Some("b"), Role::Primary, ack, policy);
+    primary.volumes = vec![("v".into(), SIZE)];
+    let mirror = config("b", Some("a"), Role::Mirror, ack, policy);
+    let mut sim = Sim::with(11, primary, mirror);
+    for at in [1, 0] {
+        sim.start(at).expect("a first start");
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    let epoch = sim.status(0).epoch.expect("serving").number;
+    // The last one is as large as the journal.
+    for (byte, mib) in [(1, 4), (2, 16), (3, 32)] {
+        let range = ByteRange::new(u64::from(byte) << 20, mib << 20);
+        sim.write_filled(0, range, byte);
+        sim.pass(Duration::from_secs(3));
+        assert_eq!(sim.outstanding(), 0, "{mib} MiB:\n{}", sim.logs());
+        let status = sim.status(0);
+        assert_eq!(status.peers[0].state, PeerState::InSync, "{}", sim.logs());
+        let now = status.epoch.expect("serving").number;
+        assert_eq!(now, epoch, "it was never alone:\n{}", sim.logs());
+        let logs = sim.logs();
+        assert!(
+            !logs.contains("no longer holds"),
+            "the link was cut:\n{logs}"
+        );
+        for at in [0, 1] {
+            let home = File::Home(VolumeId(0));
+            let disk = &mut sim.sites[at].disk;
+            let content = disk.content(home, range.offset, range.len as usize);
+            assert!(content.iter().all(|b| *b == byte), "{mib} MiB at site {at}");
+        }
+    }
+}
+
 #[test]
 fn a_write_without_space_is_refused_before_anything_happened() {
     for at in 0..2 {
@@ -840,6 +912,42 @@ fn a_write_without_space_is_refused_before_anything_happened() {
         assert_eq!(sim.refused, [Errno::NoSpc], "{}", sim.logs());
         assert_eq!(sim.status(0).tail_lsn, tail);
         assert_eq!(sim.status(0).state, GroupState::Serving);
+    }
+}
+
+/// Refused writes bring no acknowledgements, and those carry what a mirror can promise: it has to say by itself that there
+/// is space again.
+#[test]
+fn writes_go_on_by_themselves_once_there_is_space_again_on_either_site() {
+    for at in 0..2 {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        sim.sites[at].disk.free_bytes = Some(64 << 20);
+        sim.errors_expected = true;
+        for n in 0..4 {
+            sim.write(0, ByteRange::new(n * 4096, 4096), false);
+            sim.pass(Duration::from_secs(2));
+        }
+        assert!(sim.refused.contains(&Errno::NoSpc), "{}", sim.logs());
+        // Nobody writes any more: it is told all the same, for as long as it lasts.
+        sim.pass(Duration::from_secs(300));
+        let status = sim.status(0);
+        assert_eq!(status.full_sites, [["a", "b"][at]], "the site is named");
+        assert!(status.no_space && !status.healthy, "{status:?}");
+        let left = [status.space_left_bytes, status.peers[0].space_left_bytes];
+        assert_eq!(left[at], Some(0));
+        assert_eq!(left[1 - at], None, "unknown, or without bounds");
+        let there = sim.status(1);
+        assert_eq!(there.no_space, at == 1, "a full mirror says it, too");
+        assert_eq!(there.healthy, at == 0);
+        let refused = sim.refused.len();
+        sim.sites[at].disk.free_bytes = Some(1 << 40);
+        sim.pass(Duration::from_secs(2));
+        let status = sim.status(0);
+        assert!(status.full_sites.is_empty() && !status.no_space && status.healthy);
+        sim.write(0, ByteRange::new(65536, 4096), false);
+        sim.settle();
+        assert_eq!(sim.outstanding(), 0);
+        assert_eq!(sim.refused.len(), refused, "{}", sim.logs());
     }
 }
 

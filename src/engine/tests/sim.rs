@@ -609,6 +609,16 @@ impl Sim {
         self.ask(at, command, Asked::Write { range, id })
     }
 
+    /// Writes a range beyond what the record of contents covers: every byte is `byte`.
+    pub fn write_filled(&mut self, at: usize, range: ByteRange, byte: u8) -> u64 {
+        let command = nbd::Command::Write {
+            offset: range.offset,
+            data: Bytes::from(vec![byte; range.len as usize]),
+            fua: false,
+        };
+        self.ask(at, command, Asked::Other)
+    }
+
     pub fn random_range(&mut self) -> ByteRange {
         let len = [1, 1, 8, 8, 8, 64, 100][self.rng.below(7) as usize] * SECTOR;
         // Half of the writes go to a narrow part, so that they overlap.

@@ -259,8 +259,7 @@ impl World {
 
     /// One side's writes are given up: the one's that does not serve, or has less.
     fn end_fork(&mut self, all: &[GroupStatus], conflicts: &[[usize; 2]]) {
-        let usable =
-            |at: usize| all[at].inconsistent_until_lsn.is_none() && self.fragile != Some(at);
+        let usable = |at: usize| !all[at].inconsistent && self.fragile != Some(at);
         let serves = |at: usize| {
             self.sites[at]
                 .exports
@@ -307,7 +306,7 @@ impl World {
     /// Nobody serves: the one that has most is promoted; if that is refused, another one; by force only if nothing else
     /// helps.
     fn find_a_primary(&mut self, attempt: u64, all: &[GroupStatus]) {
-        let consistent = |at: usize| all[at].inconsistent_until_lsn.is_none();
+        let consistent = |at: usize| !all[at].inconsistent;
         let usable = |at: usize| consistent(at) && self.fragile != Some(at);
         let rank = |at: usize| (usable(at), all[at].tail_lsn, Reverse(at));
         let mut sites: Vec<usize> = (0..all.len()).collect();
