@@ -38,6 +38,7 @@ fn the_seeds_of_the_fuzz_targets_are_what_the_encoders_write() {
     nbd_requests(&mut seeds);
     link_messages(&mut seeds);
     state_file(&mut seeds);
+    undo_file(&mut seeds);
     journal_recovery(&mut seeds);
     configuration(&mut seeds);
     operations(&mut seeds);
@@ -424,6 +425,25 @@ fn verified() -> Verified {
             ..run.clone()
         }),
         under_way: Some(run),
+    }
+}
+
+/// The target holds the file itself; these are changes of it.
+fn undo_file(seeds: &mut Seeds) {
+    let (plain, mended) = (0, 1);
+    for (name, bytes) in [
+        ("untouched", &[plain][..]),
+        ("cut-short", &[6 << 1]),
+        ("magic", &[plain, 0, 0, 0, 1]),
+        ("clones", &[mended, 0, 10, 0, 1]),
+        ("frames", &[mended, 0, 65, 0, 16]),
+        ("record", &[mended, 1, 48, 0, 31]),
+        ("entry-number", &[mended, 2, 24, 0, 9]),
+        ("entry-length", &[mended, 2, 49, 0, 0xff]),
+        ("entry-beyond", &[mended, 4, 47, 0, 0xff, 4, 46, 0, 0xff]),
+        ("content", &[plain, 130, 5, 16, 1]),
+    ] {
+        add(seeds, "undo_file", name, bytes.to_vec());
     }
 }
 

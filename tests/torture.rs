@@ -403,6 +403,10 @@ impl Torture {
                 let len = noise.len().min((32 * MIB - offset) as usize);
                 file.write_all_at(&noise[..len], offset).expect("written");
             }
+            // Pages that are still on their way to the disk get between the daemon's direct writes, and the kernel calls that
+            // EIO: a fault that nobody here has asked for.
+            file.sync_all().expect("synced");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("dropped");
         }
         self.site(at).start();
         // One copy at a time.

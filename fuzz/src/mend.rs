@@ -69,6 +69,29 @@ pub fn state_slot(slot: &mut [u8]) {
     }
 }
 
+/// The head of an undo file.
+pub fn undo_head(head: &mut [u8]) {
+    const RECORD: usize = 4096;
+    if head.len() > RECORD {
+        state_slot(&mut head[RECORD..]);
+        let crc = crc_without(head, 60);
+        put(head, 60, crc);
+    }
+}
+
+/// An entry of an undo file, its content included as far as it is there.
+pub fn undo_entry(entry: &mut [u8]) {
+    let len = u64::from_le_bytes(entry[48..56].try_into().expect("eight bytes"));
+    if let Ok(len) = usize::try_from(len)
+        && let Some(content) = entry.get(BLOCK..BLOCK.saturating_add(len))
+    {
+        let crc = crc32fast::hash(content);
+        put(entry, 36, crc);
+    }
+    let crc = crc_without(&entry[..68], 64);
+    put(entry, 64, crc);
+}
+
 /// Messages of the link, one after the other, as far as their lengths make sense.
 pub fn link(mut bytes: &mut [u8]) {
     const HEADER: usize = 16;

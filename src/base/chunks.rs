@@ -108,6 +108,19 @@ impl ChunkSet {
         (start < volume.size).then(|| ByteRange::new(start, CHUNK_BYTES.min(volume.size - start)))
     }
 
+    /// Forgets chunks that none of these volumes has.
+    pub fn clip(&mut self, volumes: &[VolumeSpec]) {
+        self.volumes.retain(|id, chunks| {
+            let Some(volume) = volumes.iter().find(|v| v.id == *id) else {
+                return false;
+            };
+            if let Ok(end) = u32::try_from(volume.size.div_ceil(CHUNK_BYTES)) {
+                chunks.remove_range(end..);
+            }
+            !chunks.is_empty()
+        });
+    }
+
     /// Bytes of its chunks, in these volumes.
     pub fn bytes(&self, volumes: &[VolumeSpec]) -> u64 {
         let of = |volume: &VolumeSpec| {
@@ -202,6 +215,21 @@ mod tests {
             at = range.end();
         }
         found
+    }
+
+    #[test]
+    fn what_no_volume_has_is_clipped() {
+        let mut set = ChunkSet::new();
+        set.insert(VolumeId(1), ByteRange::new(0, 10 * CHUNK_BYTES));
+        set.insert(VolumeId(2), ByteRange::new(0, 1));
+        set.insert(VolumeId(3), ByteRange::new(5 * CHUNK_BYTES, 1));
+        set.clip(&[volume(1, 2 * CHUNK_BYTES + 1), volume(3, CHUNK_BYTES)]);
+        let mut left = ChunkSet::new();
+        left.insert(VolumeId(1), ByteRange::new(0, 3 * CHUNK_BYTES));
+        assert_eq!(set, left);
+        let mut all = ChunkSet::everything();
+        all.clip(&[]);
+        assert!(all.is_everything());
     }
 
     #[test]

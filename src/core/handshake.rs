@@ -162,9 +162,8 @@ fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
 
 /// Whether the side with this greeting may drop its history after `keep`, because nothing there was acknowledged.
 ///
-/// What is committed may have been acknowledged. Beyond the commit LSN that it wrote down, a primary may have
-/// acknowledged more, unless it ran in sync with its peer: then whatever it acknowledged the peer has. In `sync` mode
-/// that needs no more proof; in `memsync` the one who went on must say that its memory was not lost in between.
+/// What is committed may have been acknowledged. Beyond the commit LSN that it wrote down there may be more; that depends on
+/// who wrote it and for whom its acknowledgements waited, not on the role that the side has now: a demotion gives nothing up.
 fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     #[cfg(test)]
     if sabotaged(Sabotage::ForgetForks) {
@@ -176,22 +175,38 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if side.commit > keep {
         return false;
     }
-    if side.stance == Stance::Mirror {
-        return true;
-    }
-    // A third site took over first, and `alone` speaks of the winner only: then the epoch tells of anybody.
-    let third = next_epoch(side, winner).is_some_and(|next| is_third(next, side, winner));
-    let alone = side.alone || third && side.lineage.last().is_some_and(|last| last.alone);
-    !alone && winner_had_all(side.ack, side, winner)
+    let epochs = side.lineage.epochs();
+    let ends = |at: usize| epochs.get(at + 1).map_or(side.tail, |e| e.first_lsn.prev());
+    epochs
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| ends(*at) > keep)
+        .all(|(_, epoch)| is_unacknowledged(epoch, side, winner, keep))
 }
 
-/// Whether the one that went on held everything that can have been acknowledged while acknowledgements waited for it.
-fn winner_had_all(ack: AckMode, side: &Hello, winner: &Hello) -> bool {
-    match ack {
-        AckMode::Sync => true,
-        AckMode::Memsync => next_epoch(side, winner).is_some_and(|next| next.complete),
-        AckMode::Async => false,
+/// Whether nothing that this epoch wrote after `keep`, and that is not on record as committed, was acknowledged.
+///
+/// Whatever was acknowledged in sync with the winner the winner has. In `sync` mode that needs no more proof; in `memsync`
+/// the one who went on must say that its memory was not lost in between.
+fn is_unacknowledged(epoch: &Epoch, side: &Hello, winner: &Hello, keep: Lsn) -> bool {
+    // What the winner wrote itself it knows best.
+    if epoch.site == winner.site {
+        return true;
     }
+    let without_winner = if epoch.site == side.site {
+        // A third site took over first, and `alone` speaks of the winner only: then the epoch tells of anybody.
+        let third = next_epoch(side, winner).is_some_and(|next| is_third(next, side, winner));
+        // The winner had confirmed more than it has now: its disk lost what was acknowledged.
+        side.alone || third && epoch.alone || side.told_durable > keep
+    } else {
+        epoch.alone
+    };
+    !without_winner
+        && match epoch.ack {
+            AckMode::Sync => true,
+            AckMode::Memsync => next_epoch(side, winner).is_some_and(|next| next.complete),
+            AckMode::Async => false,
+        }
 }
 
 /// The epoch in which the winner's history left this side's last one.
@@ -201,22 +216,6 @@ fn next_epoch<'a>(side: &Hello, winner: &'a Hello) -> Option<&'a Epoch> {
 
 fn is_third(epoch: &Epoch, one: &Hello, other: &Hello) -> bool {
     epoch.site != one.site && epoch.site != other.site
-}
-
-/// Whether what a mirror holds after `keep`, and the primary does not, may have been acknowledged although the mirror was
-/// not told that it is committed: written by a third site that did not wait for this primary.
-fn acknowledged_by_a_third(mirror: &Hello, primary: &Hello, keep: Lsn) -> bool {
-    let epochs = mirror.lineage.epochs();
-    let ends = |at: usize| {
-        epochs
-            .get(at + 1)
-            .map_or(mirror.tail, |e| e.first_lsn.prev())
-    };
-    epochs
-        .iter()
-        .enumerate()
-        .filter(|(at, epoch)| ends(*at) > keep && is_third(epoch, mirror, primary))
-        .any(|(_, epoch)| epoch.alone || !winner_had_all(epoch.ack, mirror, primary))
 }
 
 /// Whether an operator gave up what this side wrote in its last epoch. Said on either side.
@@ -268,7 +267,7 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     if common.i_went_on || init.stance == Stance::Serving {
         // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
         let keep = common.lsn();
-        return if acc.commit <= keep && !acknowledged_by_a_third(acc, init, keep) {
+        return if may_drop_after(acc, init, keep) {
             stream_or_copy(init, common.lsn())
         } else if given_up(acc, init) {
             Outcome::Copy {
@@ -422,14 +421,14 @@ mod tests {
         init.alone = true;
         assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
         init.alone = false;
-        init.ack = AckMode::Memsync;
+        with_last(&mut init, |e| e.ack = AckMode::Memsync);
         assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
         let mut complete = acc.clone();
         let mut epochs = acc.lineage.epochs().to_vec();
         epochs[1].complete = true;
         complete.lineage = Lineage::new(epochs).unwrap();
         assert_eq!(decide(&init, &complete), Outcome::InitiatorStepsDown);
-        init.ack = AckMode::Async;
+        with_last(&mut init, |e| e.ack = AckMode::Async);
         assert_eq!(
             decide(&init, &complete),
             Outcome::Forked { common: Lsn(10) }
@@ -480,6 +479,29 @@ mod tests {
         with_last(&mut acc, |e| e.site = "b".into());
         assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
         with_last(&mut acc, |e| e.site = "c".into());
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+    }
+
+    #[test]
+    fn a_demotion_gives_nothing_up() {
+        let init = hello(Stance::Serving, TWO, 20, 20);
+        let mut acc = accepting(Stance::Mirror, ONE, 12, 10);
+        with_last(&mut acc, |e| e.site = "b".into());
+        assert_eq!(decide(&init, &acc), Outcome::Stream { from: Lsn(11) });
+        acc.alone = true;
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+        // An operator did.
+        acc.given_up = Uuid::from_u128(1);
+        assert_eq!(decide(&init, &acc), Outcome::Copy { shared: Lsn(10) });
+    }
+
+    #[test]
+    fn what_the_one_that_went_on_had_confirmed_and_lost_may_be_acknowledged() {
+        let acc = accepting(Stance::Serving, TWO, 20, 20);
+        let mut init = hello(Stance::Returning, ONE, 12, 10);
+        init.told_durable = Lsn(10);
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        init.told_durable = Lsn(11);
         assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
     }
 

@@ -410,7 +410,8 @@ impl Group {
                     lsn,
                     volume: volume.clone(),
                 };
-                self.submit(pending, DiskOp::CreateHome { volume });
+                let lengthen = false;
+                self.submit(pending, DiskOp::CreateHome { volume, lengthen });
             }
             Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
         }

@@ -118,6 +118,8 @@ pub enum DiskOp {
     CreateHome {
         /// The volume.
         volume: VolumeSpec,
+        /// One that is there and too short is made longer: a copy replaces its content anyway. Else it is refused.
+        lengthen: bool,
     },
 }
 

@@ -83,7 +83,7 @@ impl Group {
             let overlay = self
                 .overlay_of(volume, range)
                 .expect("a mirror has no open frame");
-            let hold = self.store.hold(volume, range);
+            let hold = self.store.hold_after(volume, range, sealed);
             self.questions.held.push(Held {
                 question,
                 overlay,

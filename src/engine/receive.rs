@@ -473,22 +473,13 @@ impl Group {
             from,
             ..Receive::default()
         };
-        let before = std::mem::take(&mut self.volumes);
+        self.volumes.clear();
         let none = volumes.is_empty() && under_way == 0;
         for volume in volumes {
             self.note_volume(volume.clone());
-            let grown = before
-                .iter()
-                .any(|v| v.id == volume.id && v.size < volume.size);
-            let op = if grown {
-                DiskOp::GrowHome {
-                    volume,
-                    only_check: false,
-                }
-            } else {
-                DiskOp::CreateHome { volume }
-            };
-            self.submit(Pending::ResetHome, op);
+            // It may be there, and short, although no record names it: made by an operation that was never committed here.
+            let lengthen = true;
+            self.submit(Pending::ResetHome, DiskOp::CreateHome { volume, lengthen });
         }
         self.reset_frames(base, chain);
         // What older segments of the file hold is another history.

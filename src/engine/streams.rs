@@ -125,7 +125,10 @@ impl Group {
     pub(super) fn touched(&mut self, link: LinkId, chunks: &ChunkSet) {
         let stream = self.streams.get_mut(&link).filter(|s| s.proposed.is_some());
         if let Some(walk) = stream.and_then(|s| s.walk.as_mut()) {
-            walk.add(chunks);
+            // A peer may name volumes that do not exist, again and again.
+            let mut chunks = chunks.clone();
+            chunks.clip(&self.volumes);
+            walk.add(&chunks);
         }
     }
 
@@ -174,10 +177,8 @@ impl Group {
     }
 
     /// Sends what the link takes.
-    ///
-    /// Nothing beyond what was handed to the journal: closed frames of a large request may still wait for their turn there.
     fn pump(&mut self, link: LinkId) {
-        let written = self.log.tail();
+        let sealed = self.frames.sealed();
         while let Some(stream) = self.streams.get_mut(&link) {
             if stream.proposed.is_some() {
                 return;
@@ -186,13 +187,13 @@ impl Group {
                 self.core.tell_commit();
                 return;
             }
-            if let Some(end) = stream.end.filter(|end| stream.next > *end) {
-                // All of it is sent; it keeps nothing of the journal any more.
-                self.streams.remove(&link);
-                self.send(link, Message::FetchEnd { tail: end });
-                return;
-            }
-            if stream.next > written {
+            let end = stream.end.unwrap_or(sealed);
+            if stream.next > end {
+                if stream.end.is_some() {
+                    // All of it is sent; it keeps nothing of the journal any more.
+                    self.streams.remove(&link);
+                    self.send(link, Message::FetchEnd { tail: end });
+                }
                 return;
             }
             if let Some(frame) = stream.read_frames.pop_front() {
@@ -241,6 +242,10 @@ impl Group {
             return;
         }
         let next = stream.next;
+        if next > self.log.tail() {
+            // A frame of a large request that waits for a write slot or for space.
+            return;
+        }
         let Some(mut cursor) = stream.cursor.take().or_else(|| self.log.cursor(next)) else {
             self.stream_overtaken(link, next);
             return;

@@ -950,7 +950,10 @@ impl GoingBack {
                         let volume = journal::decode_volume(&content).map_err(|e| bad(&e))?;
                         self.volumes.retain(|v| v.id != volume.id);
                         self.volumes.push(volume.clone());
-                        steps.push(DiskOp::CreateHome { volume });
+                        steps.push(DiskOp::CreateHome {
+                            volume,
+                            lengthen: false,
+                        });
                     }
                     OpKind::ResizeVolume => {
                         let volume = journal::decode_volume(&content).map_err(|e| bad(&e))?;

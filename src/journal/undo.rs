@@ -49,6 +49,9 @@ const RECORD_AT: usize = BLOCK;
 const RECORD_BYTES: usize = 1 << 20;
 const ZERO: u64 = 1 << 63;
 
+/// More bytes of frames than any journal holds.
+const MAX_FRAMES: u64 = 1 << 50;
+
 /// Bytes of the header with the record of state.
 pub const UNDO_HEAD_BYTES: u64 = (RECORD_AT + RECORD_BYTES) as u64;
 
@@ -164,6 +167,10 @@ impl UndoHead {
         if crc.finalize() != header.crc.get() {
             return Err("its checksum is wrong".into());
         }
+        let frames_len = header.frames_len.get();
+        if frames_len > MAX_FRAMES || !frames_len.is_multiple_of(BLOCK as u64) {
+            return Err(format!("it claims to hold {frames_len} bytes of frames"));
+        }
         Ok(UndoHead {
             id: Uuid::from_bytes(header.id),
             clones: kind == 1,
@@ -171,7 +178,7 @@ impl UndoHead {
             homes: Lsn(header.homes.get()),
             time_ns: header.time.get(),
             chain: header.chain.get(),
-            frames_len: header.frames_len.get(),
+            frames_len,
             record: StateRecord::decode_alone(&bytes[RECORD_AT..])?,
         })
     }
@@ -264,12 +271,10 @@ impl UndoEntry {
         if entry.number.get() != number {
             return UndoRead::Nothing;
         }
-        let len = entry.len.get() & !ZERO;
-        let range = ByteRange::new(entry.offset.get(), len);
-        let volume = VolumeId(entry.volume.get());
-        if len > CHUNK_BYTES {
+        let Some(range) = entry.range() else {
             return UndoRead::Broken;
-        }
+        };
+        let (len, volume) = (range.len, VolumeId(entry.volume.get()));
         if entry.len.get() & ZERO != 0 {
             let entry = UndoEntry {
                 volume,
@@ -298,18 +303,15 @@ impl UndoEntry {
     /// were durable when it was written. Whether its content is whole is not looked at.
     pub fn peek(id: Uuid, number: u64, block: &[u8]) -> Option<(VolumeId, ByteRange, u64, u64)> {
         let entry = Entry::of(id, block).filter(|e| e.number.get() == number)?;
-        let len = entry.len.get() & !ZERO;
-        if len > CHUNK_BYTES {
-            return None;
-        }
+        let range = entry.range()?;
         let stored = if entry.len.get() & ZERO == 0 {
-            round_up(len as usize, BLOCK)
+            round_up(range.len as usize, BLOCK)
         } else {
             0
         };
         Some((
             VolumeId(entry.volume.get()),
-            ByteRange::new(entry.offset.get(), len),
+            range,
             (BLOCK + stored) as u64,
             entry.durable.get(),
         ))
@@ -322,6 +324,13 @@ impl UndoEntry {
 }
 
 impl Entry {
+    /// What it covers, if that can be.
+    fn range(&self) -> Option<ByteRange> {
+        let range = ByteRange::new(self.offset.get(), self.len.get() & !ZERO);
+        let fits = range.len <= CHUNK_BYTES && range.offset.checked_add(range.len).is_some();
+        fits.then_some(range)
+    }
+
     fn of(id: Uuid, bytes: &[u8]) -> Option<Entry> {
         let (entry, _) = Entry::read_from_prefix(bytes).ok()?;
         let blank = Entry {
@@ -365,6 +374,28 @@ mod tests {
         let mut out = Vec::new();
         UndoEntry::encode(place, VolumeId(2), range, content, &mut out);
         out.into()
+    }
+
+    #[test]
+    fn what_no_undo_file_can_hold_is_refused_although_its_checksum_is_right() {
+        let long = |frames_len| UndoHead {
+            frames_len,
+            ..head()
+        };
+        for frames_len in [1, MAX_FRAMES + 4096, u64::MAX] {
+            let error = UndoHead::decode(&long(frames_len).encode()).unwrap_err();
+            assert!(error.contains(&frames_len.to_string()), "{error}");
+        }
+        let mut out = Vec::new();
+        let place = UndoPlace {
+            id: ID,
+            number: 0,
+            durable: 0,
+        };
+        let beyond = ByteRange::new(u64::MAX - 511, 512);
+        UndoEntry::encode(place, VolumeId(2), beyond, &[1; 512], &mut out);
+        assert_eq!(UndoEntry::peek(ID, 0, &out), None);
+        assert_eq!(UndoEntry::decode(ID, 0, &out.into()), UndoRead::Broken);
     }
 
     #[test]

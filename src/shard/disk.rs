@@ -77,6 +77,9 @@ pub struct Files {
     undo: Option<Arc<Handle>>,
 }
 
+/// Work that may take seconds: not for the thread that serves clients.
+pub type Slow = Box<dyn FnOnce() -> Result<()> + Send>;
+
 impl Files {
     /// Takes hold of the group's directory, which is created if it is missing, and of what is in it.
     pub fn open(paths: GroupPaths) -> Result<Files> {
@@ -156,31 +159,35 @@ impl Files {
         Ok(())
     }
 
-    /// Keeps the home's content aside, in a file that shares its blocks, durably.
-    pub fn clone_home(&mut self, volume: VolumeId) -> Result<()> {
+    /// What keeps the home's content aside, in a file that shares its blocks, durably. A home of many extents takes seconds.
+    pub fn clone_home(&mut self, volume: VolumeId) -> Result<Slow> {
         let home = self.handle(File::Home(volume))?.clone();
-        let path = clone_path(home.path());
-        if home.device_block.is_some() {
-            return Err(fail(home.path(), "clone", Errno::OPNOTSUPP));
-        }
-        let flags = OFlags::CREATE | OFlags::TRUNC;
-        let clone = open_file(&path, flags).map_err(|e| fail(&path, "create", e))?;
-        let cloned = rustix::fs::ioctl_ficlone(&clone, &home.fd)
-            .and_then(|()| rustix::fs::fsync(&clone))
-            .map_err(|e| fail(home.path(), "clone", e));
-        if cloned.is_err() {
-            let _ = std::fs::remove_file(&path); // empty, and made a moment ago
-            return cloned;
-        }
-        sync_directory(path.parent().unwrap_or(&self.paths.dir))
+        let (path, dir) = (clone_path(home.path()), self.paths.dir.clone());
+        Ok(Box::new(move || {
+            if home.device_block.is_some() {
+                return Err(fail(home.path(), "clone", Errno::OPNOTSUPP));
+            }
+            let flags = OFlags::CREATE | OFlags::TRUNC;
+            let clone = open_file(&path, flags).map_err(|e| fail(&path, "create", e))?;
+            let cloned = rustix::fs::ioctl_ficlone(&clone, &home.fd)
+                .and_then(|()| rustix::fs::fsync(&clone))
+                .map_err(|e| fail(home.path(), "clone", e));
+            if cloned.is_err() {
+                let _ = std::fs::remove_file(&path); // empty, and made a moment ago
+                return cloned;
+            }
+            sync_directory(path.parent().unwrap_or(&dir))
+        }))
     }
 
-    /// Makes the home what was kept aside. Syncing it is left to the caller.
-    pub fn restore_home(&mut self, volume: VolumeId) -> Result<()> {
-        let home = self.handle(File::Home(volume))?;
-        let path = clone_path(home.path());
-        let clone = open_file(&path, OFlags::empty()).map_err(|e| fail(&path, "open", e))?;
-        rustix::fs::ioctl_ficlone(&home.fd, &clone).map_err(|e| fail(&path, "clone back", e))
+    /// What makes the home what was kept aside. Syncing it is left to the caller.
+    pub fn restore_home(&mut self, volume: VolumeId) -> Result<Slow> {
+        let home = self.handle(File::Home(volume))?.clone();
+        Ok(Box::new(move || {
+            let path = clone_path(home.path());
+            let clone = open_file(&path, OFlags::empty()).map_err(|e| fail(&path, "open", e))?;
+            rustix::fs::ioctl_ficlone(&home.fd, &clone).map_err(|e| fail(&path, "clone back", e))
+        }))
     }
 
     /// Removes what was kept for going back.
@@ -225,8 +232,9 @@ impl Files {
         Ok(())
     }
 
-    /// Opens the volume's home, or creates it, sparse and of the volume's size.
-    pub fn create_home(&mut self, volume: &VolumeSpec) -> Result<()> {
+    /// Opens the volume's home, or creates it, sparse and of the volume's size. A file that is too short is refused, unless it
+    /// is to be made longer.
+    pub fn create_home(&mut self, volume: &VolumeSpec, lengthen: bool) -> Result<()> {
         self.attach(volume)?;
         let path = self.home_path(&volume.name);
         let home = if let Some(home) = self.homes.get(&volume.id) {
@@ -241,7 +249,7 @@ impl Files {
             return Ok(());
         }
         // Of no length: made by an earlier attempt that was cut off here.
-        if len > 0 || home.device_block.is_some() {
+        if len > 0 && !lengthen || home.device_block.is_some() {
             self.homes.remove(&volume.id);
             return Err(Failure {
                 errno: Errno::FBIG.raw_os_error(),
@@ -426,7 +434,7 @@ impl Disk for Files {
     }
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
-        Ok(Files::create_home(self, volume)?)
+        Ok(Files::create_home(self, volume, false)?)
     }
 }
 

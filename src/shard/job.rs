@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
 
-use super::disk::{Failure, Files, Handle, Step, fail, first_piece, zeroes};
+use super::disk::{Failure, Files, Handle, Slow, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
 use crate::base::{AlignedBuf, ByteRange};
 use crate::engine::{DiskOp, DiskResult};
@@ -44,24 +44,44 @@ pub enum Next {
     Done(DiskResult),
 }
 
-/// Begins a request: an answer if it could be had at once, else a job and its first operation.
-pub fn begin(files: &mut Files, op: DiskOp) -> Result<(Job, Op), DiskResult> {
+/// What becomes of a request.
+pub enum Begun {
+    /// The answer could be had at once.
+    Answer(DiskResult),
+    /// A job and its first operation on the ring.
+    Job(Job, Op),
+    /// Neither quick nor for the ring.
+    Slow(Slow),
+}
+
+/// Begins a request.
+pub fn begin(files: &mut Files, op: DiskOp) -> Begun {
     match plan(files, op) {
-        Ok(Plan::Answer(result)) => Err(result),
+        Ok(Plan::Answer(result)) => Begun::Answer(result),
         Ok(Plan::Work(file, work)) => {
             let mut job = Job { file, work };
             match job.next(None) {
-                Next::Submit(op) => Ok((job, op)),
-                Next::Done(result) => Err(result),
+                Next::Submit(op) => Begun::Job(job, op),
+                Next::Done(result) => Begun::Answer(result),
             }
         }
-        Err(failure) => Err(failed(failure)),
+        Ok(Plan::Slow(work)) => Begun::Slow(work),
+        Err(failure) => Begun::Answer(failed(failure)),
+    }
+}
+
+/// Does it, wherever it is called.
+pub fn do_slowly(work: Slow) -> DiskResult {
+    match work() {
+        Ok(()) => DiskResult::Done,
+        Err(failure) => failed(failure),
     }
 }
 
 enum Plan {
     Answer(DiskResult),
     Work(Arc<Handle>, Work),
+    Slow(Slow),
 }
 
 fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
@@ -108,19 +128,17 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             return Ok(Plan::Answer(DiskResult::Done));
         }
         DiskOp::CloneHome { volume } => {
-            files.clone_home(volume)?;
-            return Ok(Plan::Answer(DiskResult::Done));
+            return Ok(Plan::Slow(files.clone_home(volume)?));
         }
         DiskOp::RestoreHome { volume } => {
-            files.restore_home(volume)?;
-            return Ok(Plan::Answer(DiskResult::Done));
+            return Ok(Plan::Slow(files.restore_home(volume)?));
         }
         DiskOp::RemoveUndo => {
             files.remove_undo()?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
-        DiskOp::CreateHome { volume } => {
-            files.create_home(&volume)?;
+        DiskOp::CreateHome { volume, lengthen } => {
+            files.create_home(&volume, lengthen)?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
     };

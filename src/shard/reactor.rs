@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
-use std::panic::catch_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use tokio::sync::oneshot;
 
 use super::budget::Budget;
 use super::client::Client;
-use super::disk::Files;
+use super::disk::{Files, Slow};
 use super::group::{Clock, Machine, Slot};
-use super::job::{self, Job, Next};
+use super::job::{self, Begun, Job, Next};
 use super::link::Link;
 use super::ring::{Done, Op, ReadBuf, Ring};
 use super::stats::Counters;
@@ -76,6 +76,15 @@ enum Token {
 pub enum Inbound<M> {
     /// From the control plane.
     Message(ToShard),
+    /// From the thread that carried out a disk request.
+    Slow {
+        /// Key of the group.
+        group: usize,
+        /// The request.
+        id: DiskId,
+        /// What came of it.
+        result: DiskResult,
+    },
     /// From the thread that opened a group.
     Opened {
         /// Name of the group.
@@ -405,13 +414,47 @@ impl<M: Machine> Reactor<M> {
             .as_mut()
             .expect("open while the engine runs");
         match job::begin(files, op) {
-            Err(result) => self.input(group, Input::Disk { id, result }),
-            Ok((job, op)) => {
+            Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
+            Begun::Job(job, op) => {
                 self.groups[group].jobs += 1;
                 let key = self.jobs.insert(Running { group, id, job });
                 self.ring.push(Token::Disk(key), op);
             }
+            Begun::Slow(work) => self.do_slowly(group, id, work),
         }
+    }
+
+    /// A thread of its own does it, so that everybody else goes on.
+    fn do_slowly(&mut self, group: usize, id: DiskId, work: Slow) {
+        let (queue, bell) = (self.postbox.queue.clone(), self.postbox.bell.clone());
+        let work = move || {
+            let failed = |_| DiskResult::Failed {
+                errno: libc::EIO,
+                message: "the thread of a disk request panicked; see the log".into(),
+            };
+            let result =
+                catch_unwind(AssertUnwindSafe(|| job::do_slowly(work))).unwrap_or_else(failed);
+            if queue.send(Inbound::Slow { group, id, result }).is_ok() {
+                ring_bell(&bell);
+            }
+        };
+        match std::thread::Builder::new().name("disk".into()).spawn(work) {
+            Ok(_) => self.groups[group].jobs += 1,
+            Err(error) => {
+                let result = DiskResult::Failed {
+                    errno: error.raw_os_error().unwrap_or(libc::EAGAIN),
+                    message: format!("no thread for a disk request: {error}"),
+                };
+                self.input(group, Input::Disk { id, result });
+            }
+        }
+    }
+
+    /// The group is still there: it waits for its requests.
+    fn slowly_done(&mut self, group: usize, id: DiskId, result: DiskResult) {
+        self.groups[group].jobs -= 1;
+        self.input(group, Input::Disk { id, result });
+        self.clear_away(group);
     }
 
     fn disk_done(&mut self, key: usize, op: Op, result: io::Result<usize>) {
@@ -729,6 +772,7 @@ impl<M: Machine> Reactor<M> {
     fn accept(&mut self, inbound: Inbound<M>) {
         match inbound {
             Inbound::Message(message) => self.message(message),
+            Inbound::Slow { group, id, result } => self.slowly_done(group, id, result),
             Inbound::Opened { name, result, done } => self.opened(name, result, done),
         }
     }

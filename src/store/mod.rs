@@ -342,7 +342,13 @@ impl Store {
     /// A mirror that holds a range when a chunk of it arrives may write the chunk before older operations that
     /// were not applied yet: the chunk contains them, and applying them again in order leads to the same content.
     pub fn hold(&mut self, volume: VolumeId, range: ByteRange) -> HoldId {
-        self.schedule.hold(volume, range)
+        self.schedule.hold(volume, range, Lsn::ZERO)
+    }
+
+    /// As [`Store::hold`], but only operations after this LSN have to wait: for who has taken the overlay up to there along
+    /// and lays it over what he reads. He may have to wait himself until all of that is applied.
+    pub fn hold_after(&mut self, volume: VolumeId, range: ByteRange, lsn: Lsn) -> HoldId {
+        self.schedule.hold(volume, range, lsn)
     }
 
     /// Ends a hold.

@@ -42,6 +42,22 @@ impl Span {
     }
 }
 
+/// A range that is kept still.
+#[derive(Debug)]
+struct Hold {
+    id: HoldId,
+    volume: VolumeId,
+    range: ByteRange,
+    /// What is not later than this may be applied nevertheless.
+    after: Lsn,
+}
+
+impl Hold {
+    fn stops(&self, span: &Span) -> bool {
+        span.lsn > self.after && span.touches(self.volume, self.range)
+    }
+}
+
 /// What became of an apply that was offered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Offer {
@@ -64,7 +80,7 @@ pub(super) struct Schedule {
     waiting: Vec<Span>,
     /// The first so many of `waiting` cannot start before something ends.
     blocked: usize,
-    holds: Vec<(HoldId, VolumeId, ByteRange)>,
+    holds: Vec<Hold>,
     last_hold: u64,
 }
 
@@ -111,10 +127,7 @@ impl Schedule {
         }
         self.running.iter().any(|s| s.collides(span))
             || earlier.iter().any(|s| s.collides(span))
-            || self
-                .holds
-                .iter()
-                .any(|&(_, volume, range)| span.touches(volume, range))
+            || self.holds.iter().any(|hold| hold.stops(span))
     }
 
     /// An apply completed; false if it does not run.
@@ -127,16 +140,21 @@ impl Schedule {
         true
     }
 
-    pub(super) fn hold(&mut self, volume: VolumeId, range: ByteRange) -> HoldId {
+    pub(super) fn hold(&mut self, volume: VolumeId, range: ByteRange, after: Lsn) -> HoldId {
         self.last_hold += 1;
-        let hold = HoldId(self.last_hold);
-        self.holds.push((hold, volume, range));
-        hold
+        let id = HoldId(self.last_hold);
+        self.holds.push(Hold {
+            id,
+            volume,
+            range,
+            after,
+        });
+        id
     }
 
     /// Ends a hold; false if there is none.
     pub(super) fn release(&mut self, hold: HoldId) -> bool {
-        let Some(at) = self.holds.iter().position(|h| h.0 == hold) else {
+        let Some(at) = self.holds.iter().position(|h| h.id == hold) else {
             return false;
         };
         self.holds.swap_remove(at);

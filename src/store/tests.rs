@@ -330,6 +330,20 @@ fn a_held_range_is_left_alone_until_it_is_released() {
 }
 
 #[test]
+fn a_range_held_for_what_comes_later_takes_what_came_before() {
+    let mut t = Bench::new();
+    t.write(A, range(0, 8), b'a');
+    let hold = t.store.hold_after(A, range(4, 8), Lsn(1));
+    t.write(A, range(8, 8), b'b');
+    t.allow_all();
+    assert_eq!(t.start_all(), [1]);
+    t.store.applied(Lsn(1));
+    assert_eq!(t.start_all(), [0; 0]);
+    t.store.release(hold);
+    assert_eq!(t.start_all(), [2]);
+}
+
+#[test]
 fn a_dropped_tail_makes_visible_again_what_it_covered() {
     let mut t = Bench::new();
     t.write(A, range(0, 16), b'a');

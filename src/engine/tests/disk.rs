@@ -394,7 +394,10 @@ impl SimDisk {
                 self.clones.clear();
                 DiskResult::Done
             }
-            DiskOp::CreateHome { volume } => {
+            DiskOp::CreateHome { volume, lengthen } => {
+                if lengthen && self.files.contains_key(&File::Home(volume.id)) {
+                    self.grow_home(&volume)?;
+                }
                 self.create_home(&volume)?;
                 DiskResult::Done
             }
@@ -617,10 +620,14 @@ impl Disk for SimDisk {
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
         let file = File::Home(volume.id);
-        if !self.files.contains_key(&file) {
-            self.create(file, volume.size)?;
+        match self.files.get(&file) {
+            Some(home) if home.len < volume.size => Err(io::Error::other(format!(
+                "the home of {} has {} bytes, and needs {}",
+                volume.name, home.len, volume.size
+            ))),
+            Some(_) => Ok(()),
+            None => Ok(self.create(file, volume.size)?),
         }
-        Ok(())
     }
 
     fn check_blank(&mut self, _known: &[VolumeSpec]) -> io::Result<()> {

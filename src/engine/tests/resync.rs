@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::sim::{Sim, VOLUME};
-use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, OnPeerLoss, VolumeId};
+use super::sim::{Sim, VOLUME, config};
+use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, File, Force};
 use crate::journal::Frame;
 use crate::status::{GroupState, PeerState};
@@ -54,6 +54,31 @@ pub(super) fn assert_same(sim: &mut Sim) {
     let content = sim.read_all(serving);
     sim.record.check(0, &content).unwrap();
     assert_eq!(sim.violations, Vec::<String>::new());
+}
+
+/// The frames of one request wait for their turn at the journal; that is no reason to take the mirror for overtaken.
+#[test]
+fn a_request_of_many_frames_is_streamed() {
+    let (sync, policy) = (AckMode::Sync, OnPeerLoss::Continue);
+    let mut primary = config("a", Some("b"), Role::Primary, sync, policy);
+    primary.volumes[0].1 = 8 << 20;
+    let mirror = config("b", Some("a"), Role::Mirror, sync, policy);
+    let mut sim = Sim::with(1, primary, mirror);
+    for at in [1, 0] {
+        sim.start(at).expect("a first start");
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    sim.hold_journal(0, true);
+    sim.write(0, ByteRange::new(0, 6 << 20), false);
+    sim.pass(Duration::from_secs(1));
+    sim.hold_journal(0, false);
+    sim.pass(Duration::from_secs(1));
+    assert!(sim.in_sync(), "{}", sim.logs());
+    assert!(!sim.logs().contains("no longer holds"), "{}", sim.logs());
+    assert_eq!(sim.violations, Vec::<String>::new());
+    let [a, b] = [0, 1].map(|at| sim.sites[at].disk.content(HOME, 0, 8 << 20));
+    assert!(a == b && a[(6 << 20) - 8] != 0);
 }
 
 #[test]

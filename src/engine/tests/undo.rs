@@ -138,6 +138,37 @@ fn a_mirror_promoted_in_the_middle_of_a_copy_goes_back_to_what_it_held() {
     }
 }
 
+/// What the homes were allowed to hold of the copy's history says nothing of the one that begins instead.
+#[test]
+fn after_going_back_a_home_waits_for_the_journal() {
+    let (mut sim, then) = before_a_copy(0, By::File);
+    sim.start(1).unwrap();
+    sim.pass_until(Duration::from_secs(60), |sim| {
+        sim.status(1).state == GroupState::Inconsistent
+    });
+    sim.hold_journal(1, true);
+    for n in 0..40 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.step();
+    }
+    sim.kill(0);
+    sim.pass(Duration::from_secs(8));
+    let force = BOTH.to_vec();
+    sim.command(1, Command::Promote { force });
+    sim.hold_journal(1, false);
+    sim.pass(Duration::from_secs(20));
+    assert!(sim.attach(1), "{}", sim.logs());
+    sim.hold_journal(1, true);
+    sim.write(1, ByteRange::new(0, 4096), false);
+    sim.settle();
+    let home = sim.sites[1].disk.content(HOME, 0, 4096);
+    assert!(home == then[..4096], "a home has what the journal has not");
+    sim.hold_journal(1, false);
+    sim.settle();
+    let home = sim.sites[1].disk.content(HOME, 0, 4096);
+    assert!(home != then[..4096]);
+}
+
 #[test]
 fn a_copy_that_is_completed_leaves_nothing_to_go_back_to() {
     for (seed, by) in [(3, By::File), (4, By::Clones)] {

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::super::disk::{Files, Step};
-use super::super::job::{Job, Next, begin};
+use super::super::job::{Begun, Job, Next, begin, do_slowly};
 use super::super::ring::{Done, Op, Ring};
 use super::*;
 use crate::base::ByteRange;
@@ -18,8 +18,9 @@ fn files(dir: &TempDir) -> Files {
 fn run(files: &mut Files, op: DiskOp) -> DiskResult {
     let mut ring: Ring<()> = Ring::new().unwrap();
     let (mut job, op): (Job, Op) = match begin(files, op) {
-        Ok(begun) => begun,
-        Err(result) => return result,
+        Begun::Job(job, op) => (job, op),
+        Begun::Answer(result) => return result,
+        Begun::Slow(work) => return do_slowly(work),
     };
     ring.push((), op);
     loop {
@@ -35,7 +36,7 @@ fn run(files: &mut Files, op: DiskOp) -> DiskResult {
 }
 
 fn home(files: &mut Files) -> File {
-    files.create_home(&volume(7, "v", SIZE)).unwrap();
+    files.create_home(&volume(7, "v", SIZE), false).unwrap();
     File::Home(VolumeId(7))
 }
 
@@ -88,10 +89,12 @@ fn a_directory_and_a_home_have_one_user_at_a_time() {
     let mut other = paths(&dir.path().join("other"));
     other.homes.insert("w".into(), dir.path().join("g/v.home"));
     let mut second = Files::open(other).unwrap();
-    let refused = second.create_home(&volume(1, "w", SIZE)).unwrap_err();
+    let refused = second
+        .create_home(&volume(1, "w", SIZE), false)
+        .unwrap_err();
     assert!(refused.message.contains("in use"), "{}", refused.message);
     drop(first);
-    second.create_home(&volume(1, "w", SIZE)).unwrap();
+    second.create_home(&volume(1, "w", SIZE), false).unwrap();
 }
 
 #[test]
@@ -106,7 +109,7 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
             None,
             "attaching does not create"
         );
-        files.create_home(&odd).unwrap();
+        files.create_home(&odd, false).unwrap();
         files
             .write(File::Home(odd.id), SIZE - 3, b"end", false)
             .unwrap();
@@ -116,7 +119,7 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
     assert!(path.metadata().unwrap().blocks() < 1000);
     let mut files = files(&dir);
     files.attach(&odd).unwrap();
-    files.create_home(&odd).unwrap();
+    files.create_home(&odd, false).unwrap();
     let mut end = [0; 3];
     files.read(File::Home(odd.id), SIZE - 3, &mut end).unwrap();
     assert_eq!(&end, b"end");
@@ -126,13 +129,19 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
     };
     drop(files);
     let mut files = super::disk::files(&dir);
-    let refused = files.create_home(&larger).unwrap_err();
+    let refused = files.create_home(&larger, false).unwrap_err();
     assert!(
         refused.message.contains(&format!("needs {}", SIZE * 2)),
         "{}",
         refused.message
     );
     assert_eq!(path.metadata().unwrap().len(), SIZE);
+    files.create_home(&larger, true).unwrap();
+    assert_eq!(path.metadata().unwrap().len(), SIZE * 2);
+    files
+        .read(File::Home(larger.id), SIZE - 3, &mut end)
+        .unwrap();
+    assert_eq!(&end, b"end");
 }
 
 #[test]
@@ -142,7 +151,7 @@ fn a_missing_device_does_not_become_a_file() {
     let device = std::path::PathBuf::from("/dev/doublure-no-such-device");
     paths.homes.insert("v".into(), device.clone());
     let mut files = Files::open(paths).unwrap();
-    let refused = files.create_home(&volume(1, "v", SIZE)).unwrap_err();
+    let refused = files.create_home(&volume(1, "v", SIZE), false).unwrap_err();
     assert!(
         refused.message.contains("doublure-no-such-device"),
         "{}",
@@ -164,7 +173,7 @@ fn durable_writes_ask_for_it() {
             data,
             durable,
         };
-        let Ok((_, Op::Write { durable: asked, .. })) = begin(&mut files, op.clone()) else {
+        let Begun::Job(_, Op::Write { durable: asked, .. }) = begin(&mut files, op.clone()) else {
             panic!()
         };
         assert_eq!(asked, durable);

@@ -188,6 +188,14 @@ impl World {
                 self.ledger.waive(&promise, Waiver::Memory);
                 continue;
             }
+            // Whom an operator promoted by force had it, and its disk lost it.
+            let robbed = self
+                .others(at)
+                .any(|other| self.sites[other].durable.contains(&promise.place));
+            if self.overridden && robbed {
+                self.ledger.waive(&promise, Waiver::Discarded);
+                continue;
+            }
             self.violate(format!(
                 "{} drops LSN {}, although request {} was acknowledged by {} and nobody else has it",
                 NAMES[at], promise.place.0, promise.number, NAMES[promise.site]

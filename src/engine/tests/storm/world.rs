@@ -153,8 +153,8 @@ pub struct World {
     pub now: Duration,
     queue: BTreeMap<(Duration, u64), Happening>,
     order: u64,
-    /// The number of what happens now.
-    happening: u64,
+    /// The number of what happens now, unless something that it leads to has taken it.
+    happening: Option<u64>,
     pub sites: Vec<Site>,
     pub wires: BTreeMap<LinkId, Wire>,
     next_link: u64,
@@ -279,7 +279,7 @@ impl World {
             now: Duration::from_secs(1),
             queue: BTreeMap::new(),
             order: 0,
-            happening: 0,
+            happening: None,
             sites,
             wires: BTreeMap::new(),
             next_link: 1,
@@ -357,10 +357,11 @@ impl World {
             return false;
         }
         let ((at, order), what) = self.queue.pop_first().expect("just seen");
-        self.happening = order;
+        self.happening = Some(order);
         self.now = self.now.max(at);
         self.events += 1;
         self.happen(what);
+        self.happening = None;
         true
     }
 
@@ -372,9 +373,13 @@ impl World {
                 }
                 if self.asleep(site) {
                     // In the order in which it came, also if the site falls asleep again.
-                    let key = (self.sites[site].paused_until, self.happening);
-                    self.queue
-                        .insert(key, Happening::Input { site, life, input });
+                    let order = self.happening.take().unwrap_or_else(|| {
+                        self.order += 1;
+                        self.order
+                    });
+                    let wakes = self.sites[site].paused_until;
+                    let input = Happening::Input { site, life, input };
+                    self.queue.insert((wakes, order), input);
                     return;
                 }
                 self.input(site, input);
