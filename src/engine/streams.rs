@@ -175,10 +175,8 @@ impl Group {
     }
 
     /// Sends what the link takes.
-    ///
-    /// Nothing beyond what was handed to the journal: closed frames of a large request may still wait for their turn there.
     fn pump(&mut self, link: LinkId) {
-        let written = self.log.tail();
+        let sealed = self.frames.sealed();
         while let Some(stream) = self.streams.get_mut(&link) {
             if stream.proposed.is_some() {
                 return;
@@ -187,13 +185,13 @@ impl Group {
                 self.core.tell_commit();
                 return;
             }
-            if let Some(end) = stream.end.filter(|end| stream.next > *end) {
-                // All of it is sent; it keeps nothing of the journal any more.
-                self.streams.remove(&link);
-                self.send(link, Message::FetchEnd { tail: end });
-                return;
-            }
-            if stream.next > written {
+            let end = stream.end.unwrap_or(sealed);
+            if stream.next > end {
+                if stream.end.is_some() {
+                    // All of it is sent; it keeps nothing of the journal any more.
+                    self.streams.remove(&link);
+                    self.send(link, Message::FetchEnd { tail: end });
+                }
                 return;
             }
             if let Some(frame) = stream.read_frames.pop_front() {
