@@ -140,7 +140,11 @@ impl Hindrance {
 
     /// The clause and what to do, as a sentence without its full stop.
     pub fn sentence(self, peer: &str, group: &str) -> String {
-        let what = self.clause(peer);
+        let mut what = self.clause(peer);
+        // A site's name is left as it is.
+        if what.starts_with("the ") {
+            what.replace_range(..1, "T");
+        }
         if self.passes() {
             return what;
         }
@@ -181,6 +185,10 @@ mod tests {
             H::FollowsAnother,
         ] {
             let text = hindrance.sentence("chelles", "registry");
+            assert!(
+                text.starts_with("chelles ") || text.starts_with("The "),
+                "{text}"
+            );
             assert!(!text.contains("start chelles"), "{text}");
         }
         let text = H::Unreachable.sentence("chelles", "registry");

@@ -724,7 +724,7 @@ impl Core {
                 Some(p) => {
                     let why = p.hindrance().unwrap_or(Hindrance::CatchingUp);
                     format!(
-                        "{} is not in sync, and a switchover now would lose writes: {}. `doublure status {group}` shows when \
+                        "{} is not in sync, and a switchover now would lose writes. {}. `doublure status {group}` shows when \
                          it is",
                         p.name,
                         why.sentence(&p.name, &group)
