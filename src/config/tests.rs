@@ -401,13 +401,6 @@ fn two_names_of_one_file_are_one_home() {
 }
 
 #[test]
-fn a_directory_is_no_home() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let error = only_error(&with_homes("/srv/a", dir.path().to_str().unwrap()));
-    assert!(error.contains("which is a directory"), "{error}");
-}
-
-#[test]
 fn a_home_does_not_lie_over_the_files_of_a_group() {
     for home in [
         "/var/lib/doublure/registry/journal",

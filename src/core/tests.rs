@@ -1003,7 +1003,7 @@ fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
         let id = pair.command(at, discard);
         pair.settle();
         let text = pair.result(at, id).unwrap().clone().unwrap_err();
-        let demote = format!("`doublure demote g` on {other} comes first");
+        let demote = format!("run `doublure demote g` on {other}, and then this again");
         assert!(text.contains(&demote), "{text}");
     }
 }

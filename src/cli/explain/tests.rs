@@ -164,8 +164,8 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         "only LSN 120 to 140 is kept, in a file in clichy's data directory",
         "that is kept in a file in chelles's data directory",
         // Chelles serves, and clichy is a mirror: what has to come first is named, in order.
-        "  doublure demote registry   (on chelles)\n  doublure promote registry --force behind   (on clichy)\n  doublure resolve \
-         registry --discard chelles\n",
+        "  doublure demote registry  # on chelles\n  doublure promote registry --force behind\n  doublure resolve registry \
+         --discard chelles\n",
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }

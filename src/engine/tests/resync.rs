@@ -316,8 +316,8 @@ fn between_two_mirrors_with_a_fork_the_promotion_to_make_is_named_and_ends_it() 
     };
     let refused = promote(&mut sim, Vec::new()).unwrap_err();
     for part in [
-        "`doublure promote g --force behind` on a and then `doublure resolve g --discard b`",
-        "`doublure promote g --force behind` on b and then `doublure resolve g --discard a`",
+        "run `doublure promote g --force behind` and then `doublure resolve g --discard b`;",
+        "`doublure promote g --force behind` on b and then `doublure resolve g --discard a` on b",
     ] {
         assert!(refused.contains(part), "{refused}");
     }
