@@ -10,6 +10,8 @@ pub enum Sabotage {
     AcknowledgeBeforeDurable,
     /// Acknowledgements do not wait for the peer.
     AcknowledgeBeforePeer,
+    /// A fenced site goes on with what it was about to become.
+    LeaveTheFence,
     /// Acknowledgements wait for one of several peers.
     WaitForOnePeer,
     /// Who took the role over does not wait for the third site.

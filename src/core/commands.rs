@@ -72,6 +72,35 @@ impl Core {
         }
     }
 
+    /// Nothing that operators asked for comes about any more, except what is on its way to the record already.
+    pub(super) fn end_commands(&mut self, why: &str) {
+        #[cfg(test)]
+        if sabotaged(Sabotage::LeaveTheFence) {
+            return;
+        }
+        if let Some(probe) = self.probe.take() {
+            let links = probe.asked.iter().filter_map(|asked| asked.link);
+            self.actions.extend(links.map(Action::Close));
+            self.done(probe.command, Err(why.to_owned()));
+        }
+        self.promised_done(Err(why.to_owned()));
+        if let Mode::Draining(drain) = &self.mode {
+            let id = match drain {
+                Drain::Demote(id) | Drain::Switchover(id, _) => *id,
+            };
+            if !self.drain_is_recorded() {
+                self.done(id, Err(why.to_owned()));
+            }
+        }
+    }
+
+    /// What a demotion or switchover comes to is on its way to the record.
+    fn drain_is_recorded(&self) -> bool {
+        self.saves
+            .iter()
+            .any(|(_, then)| matches!(then, Then::Handed(_) | Then::Demoted(_)))
+    }
+
     fn promote(&mut self, id: u64, overrides: Overrides, view: &View) {
         let (me, group) = (self.config.site.clone(), self.config.group.clone());
         match &self.mode {
@@ -749,11 +778,7 @@ impl Core {
             return;
         };
         let settled = |p: &super::Peer| !p.gated || p.durable >= self.tail;
-        let already = self
-            .saves
-            .iter()
-            .any(|(_, then)| matches!(then, Then::Handed(_) | Then::Demoted(_)));
-        if already
+        if self.drain_is_recorded()
             || self.commit < self.tail
             || self.durable < self.tail
             || !self.peers.iter().all(settled)
@@ -946,11 +971,10 @@ impl Core {
         (self.now, self.now_ns) = (now, view.time_ns);
         // The mirrors are to apply all of it, too.
         self.flush_commit_news();
+        self.end_commands(&format!("{} stops", self.config.site));
         self.drop_all_links("stopping");
         // A fenced site stays fenced: its disk is not to be trusted with a last checkpoint either.
-        if !matches!(self.mode, Mode::Fenced(_)) {
-            self.set_mode(Mode::Stopped);
-        }
+        self.set_mode(Mode::Stopped);
         self.close_clients();
         self.announce_exports();
     }

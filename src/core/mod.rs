@@ -649,7 +649,12 @@ impl Core {
     }
 
     fn set_mode(&mut self, mode: Mode) {
-        if self.mode != mode {
+        // Only a new start ends these, whatever was under way when they began.
+        let is_final = matches!(self.mode, Mode::Fenced(_) | Mode::Stopped);
+        #[cfg(test)]
+        let is_final = is_final
+            && !crate::base::sabotage::sabotaged(crate::base::sabotage::Sabotage::LeaveTheFence);
+        if self.mode != mode && !is_final {
             self.mode = mode;
             self.mode_since_ns = self.now_ns;
         }
@@ -714,8 +719,10 @@ impl Core {
                 self.config.group
             ),
         );
+        let text = format!("{} is fenced: {reason}", self.config.site);
+        self.end_commands(&text);
         self.set_mode(Mode::Fenced(reason.to_owned()));
-        self.drop_all_links(&format!("{} is fenced: {reason}", self.config.site));
+        self.drop_all_links(&text);
         self.close_clients();
     }
 

@@ -1009,6 +1009,19 @@ fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
 }
 
 #[test]
+fn a_mirror_whose_disk_fails_while_it_is_to_be_promoted_stays_fenced() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.kill(0);
+    let id = pair.command(1, Command::Promote(FORCE));
+    assert_eq!(pair.mode(1), &Mode::Probing);
+    pair.handle(1, Event::DiskFailed("no more".into()));
+    pair.pass(Duration::from_secs(20));
+    assert!(matches!(pair.mode(1), Mode::Fenced(_)));
+    let answer = pair.result(1, id).expect("an answer").clone();
+    assert!(answer.unwrap_err().contains("b is fenced: no more"));
+}
+
+#[test]
 fn a_switchover_under_load_loses_nothing_and_both_sides_swap_roles() {
     for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
         let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
