@@ -341,15 +341,16 @@ impl Recovery {
         // The segment of the checkpoint itself may begin before it.
         let mut first_known = self.from.next;
         let mut sequence = self.from.segment;
-        if let Some(header) = of(sequence).filter(|h| h.first_lsn() < first_known) {
-            if self
-                .log
-                .extend_back(header, self.from.offset, first_known.prev())
-            {
-                first_known = header.first_lsn();
-            } else {
+        if self.from.offset != BLOCK as u32 {
+            // If the disk lost its header, nothing before the checkpoint can be found, and nothing must be appended here.
+            let header = of(sequence).filter(|h| h.first_lsn() < first_known);
+            let Some(header) = header.filter(|h| {
+                self.log
+                    .extend_back(h, self.from.offset, first_known.prev())
+            }) else {
                 return;
-            }
+            };
+            first_known = header.first_lsn();
         }
         while let Some(header) = sequence.checked_sub(1).and_then(of) {
             if header.first_lsn() >= first_known {

@@ -300,6 +300,40 @@ fn a_rotten_segment_header_does_not_hide_the_damage_behind_it() {
     assert_eq!(recovered.damage.expect("damage").lsn, first);
 }
 
+/// The checkpoint names a place in the middle of a segment whose beginning the disk lost: appending there from its
+/// beginning would put frames where the next recovery does not look.
+#[test]
+fn a_segment_that_lost_its_beginning_is_not_begun_anew() {
+    let mut j = Journal::new();
+    j.open_epoch(1);
+    let (offset, len) = loop {
+        let write = j.plan(1, 1 << 20, j.log.tail().0);
+        j.disk.write(&write);
+        if write.bytes.len() > j.frames.last().unwrap().len() {
+            break (write.offset as usize, write.bytes.len());
+        }
+    };
+    let tail = j.log.tail();
+    let checkpoint = j.log.position(tail);
+    j.disk.bytes[offset..offset + len].fill(0);
+    let (recovered, frames) = j.recover(checkpoint);
+    assert_eq!(
+        (recovered.tail, recovered.damage, frames.len()),
+        (tail, None, 0)
+    );
+    assert_eq!(
+        recovered.log.first_lsn(),
+        tail.next(),
+        "what is before cannot be read"
+    );
+    j.log = recovered.log;
+    j.append(1, 512, tail.0);
+    j.append(1, 512, tail.0 + 1);
+    let last = j.log.tail();
+    let (recovered, _) = j.recover(checkpoint);
+    assert_eq!((recovered.tail, recovered.damage), (last, None));
+}
+
 #[test]
 fn a_recycled_frame_never_follows_a_new_one() {
     let mut j = Journal::new();

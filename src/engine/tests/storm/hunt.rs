@@ -10,7 +10,9 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 4] = [
+const FOUND: [u64; 5] = [
+    // A segment whose first write was lost was begun anew, before the place that the checkpoint names.
+    990_000_002_150,
     // A mirror took itself for complete before it had what lies beneath its primary's open frame.
     930_000_001_348,
     // A primary that an operator demoted dropped what it had acknowledged alone.
