@@ -624,6 +624,7 @@ impl Core {
                 return;
             }
             if self.everybody_agreed() {
+                self.distrust_homes();
                 self.facts.floor = self.tail;
                 self.promised_command = Some(id);
                 self.try_to_open(view);
@@ -666,7 +667,11 @@ impl Core {
             self.done(id, Err(text));
             return;
         }
+        if self.lost_history() {
+            self.distrust_homes();
+        }
         self.facts.floor = self.facts.floor.min(self.tail);
+        self.facts.forget_all_but(&self.config.peers);
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
         for peer in &mut self.peers {
             let agreed = matches!(peer.phase, PeerPhase::Agreed { copy: false, .. });
@@ -683,6 +688,16 @@ impl Core {
         self.try_to_open(view);
     }
 
+    /// The homes hold what the journal has lost and an operator gives up: whoever follows is compared with them.
+    fn distrust_homes(&mut self) {
+        self.actions.push(Action::Distrust);
+        for peer in &mut self.peers {
+            if let PeerPhase::Agreed { copy, .. } = &mut peer.phase {
+                *copy = true;
+            }
+        }
+    }
+
     fn demote(&mut self, id: u64) {
         match &self.mode {
             Mode::Mirror | Mode::Probing => {
@@ -690,7 +705,7 @@ impl Core {
             }
             Mode::Returning | Mode::Waiting(_) => {
                 self.drop_all_links("demoted");
-                self.facts.role = Role::Mirror;
+                self.become_mirror();
                 self.save(Then::Demoted(id));
             }
             Mode::Serving => {

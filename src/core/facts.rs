@@ -90,6 +90,20 @@ impl Facts {
             .map_or(Lsn::ZERO, |&(_, lsn)| lsn)
     }
 
+    /// A site that is not among these, confirmed what was acknowledged, and was not gone without: it may be primary by now.
+    pub fn former_peer(&self, configured: &[String]) -> Option<&str> {
+        self.told_durable
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .find(|name| !configured.iter().any(|c| c == name) && !self.without(name))
+    }
+
+    /// Nobody but these counts any more.
+    pub fn forget_all_but(&mut self, configured: &[String]) {
+        self.told_durable
+            .retain(|(name, _)| configured.contains(name));
+    }
+
     /// Notes what a peer confirmed. Saved with the next save; no save is owed for it alone.
     pub fn note_told_durable(&mut self, peer: &str, lsn: Lsn) {
         match self.told_durable.iter_mut().find(|(name, _)| name == peer) {

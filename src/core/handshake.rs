@@ -169,14 +169,22 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if sabotaged(Sabotage::ForgetForks) {
         return true;
     }
-    if side.tail <= keep {
+    // What its disk lost it once held, and may have acknowledged.
+    let end = side.tail.max(side.floor);
+    let keep = if end > side.tail {
+        let shared = side.lineage.common(end, &winner.lineage, winner.tail);
+        shared.map_or(keep, Common::lsn)
+    } else {
+        keep
+    };
+    if end <= keep {
         return true;
     }
     if side.commit > keep {
         return false;
     }
     let epochs = side.lineage.epochs();
-    let ends = |at: usize| epochs.get(at + 1).map_or(side.tail, |e| e.first_lsn.prev());
+    let ends = |at: usize| epochs.get(at + 1).map_or(end, |e| e.first_lsn.prev());
     epochs
         .iter()
         .enumerate()
@@ -247,6 +255,12 @@ fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
 }
 
 fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let lost = acc.floor > acc.tail && !acc.lineage.is_empty();
+    if lost && !may_drop_after(acc, init, common.lsn()) && !given_up(acc, init) {
+        return Outcome::Forked {
+            common: common.lsn(),
+        };
+    }
     // A copy that was cut off leaves nothing to build on, also if its end is known: what of it reached the homes is not.
     if acc.inconsistent_until.is_some() {
         return if init.inconsistent_until.is_some() {

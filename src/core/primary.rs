@@ -87,6 +87,18 @@ impl Core {
             self.wait(text);
             return;
         }
+        if let Some(former) = self.facts.former_peer(&self.config.peers) {
+            let text = format!(
+                "{former} is not among the peers in the configuration any more, and when this site stopped the two were in \
+                 sync: {former} may be primary by now. Name it again and restart doublure here; {} makes this site serve \
+                 without it",
+                super::Overrides::default()
+                    .without_asking()
+                    .command(&self.config.group)
+            );
+            self.wait(text);
+            return;
+        }
         let mut unasked = None;
         for at in 0..self.peers.len() {
             let peer = &self.peers[at];
@@ -678,8 +690,18 @@ impl Core {
             Some(handed) => Ok(format!("{} is primary now; nothing was lost", handed.to)),
             None => Err(format!("this site becomes a mirror: {why}")),
         });
-        self.facts.role = Role::Mirror;
+        self.become_mirror();
         self.facts.handed = None;
         self.save(Then::StepDown);
+    }
+
+    /// The role ends. To be saved by the caller.
+    pub(super) fn become_mirror(&mut self) {
+        if self.facts.role == Role::Primary && self.lost_history() {
+            // The homes hold what the journal has lost, and nobody can say where: all of them are compared.
+            self.facts.inconsistent_until = Some(Lsn(u64::MAX));
+            self.actions.push(Action::Distrust);
+        }
+        self.facts.role = Role::Mirror;
     }
 }

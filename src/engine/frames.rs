@@ -89,7 +89,7 @@ impl Frames {
         if sabotaged(Sabotage::TurnBackFrameClock) {
             return wall_ns;
         }
-        wall_ns.max(self.time_ns + 1)
+        wall_ns.max(self.time_ns.saturating_add(1))
     }
 
     /// When the newest frame was closed, by the frame clock.

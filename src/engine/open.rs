@@ -12,7 +12,9 @@ use super::undo::{FoundUndo, Undo};
 use super::{
     Disk, File, Group, GroupConfig, Now, clients, frames, homes, questions, receive, state, stats,
 };
-use crate::base::{AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec};
+use crate::base::{
+    AckMode, AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec,
+};
 use crate::core::{self, Core};
 use crate::journal::{
     self, Frame, Log, ReadJournal, Recovered, Recovery, STATE_FILE_BYTES, StateError, StateFile,
@@ -568,6 +570,12 @@ fn note_losses(
         );
         notes.push((core::Severity::Error, text));
         lost = lost.max(damage.claims);
+        let waited_for_nobody =
+            record.ack == AckMode::Async || record.peers.iter().any(|p| p.alone.is_some());
+        if record.role == Role::Primary && waited_for_nobody {
+            // Acknowledged as soon as it was durable here.
+            lost = lost.max(damage.last);
+        }
     }
     if lost > recovered.tail {
         record.floor = record.floor.max(lost);

@@ -9,7 +9,7 @@ use super::questions::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, Role, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
 use crate::store::{Content, HoldId};
@@ -491,10 +491,13 @@ impl Group {
         }
     }
 
-    /// An operator promoted this site in the middle of a copy: whoever follows it is compared with it, chunk by chunk.
+    /// The homes hold what the journal does not tell of: whoever follows is compared with them, chunk by chunk.
     pub(super) fn distrust(&mut self) {
-        let tail = self.frames.sealed();
-        self.log.unreadable_before(tail.next());
+        let next = self.frames.sealed().next();
+        // Who ends where the journal ends has other homes, too: it must not be streamed the epoch that opens there.
+        let primary = self.core.facts().role == Role::Primary;
+        self.log
+            .unreadable_before(if primary { next.next() } else { next });
         for peer in self.config.peers.clone() {
             self.changes.put(&peer, Lsn::ZERO, &ChunkSet::everything());
         }

@@ -204,6 +204,13 @@ impl Group {
 
     pub(super) fn record(&self) -> StateRecord {
         let facts = self.core.facts();
+        let former = facts.former_peer(&self.config.peers);
+        let former = former.map(|site| journal::PeerRecord {
+            site: site.to_owned(),
+            told_durable: facts.told_durable(site),
+            alone: None,
+            dirty: None,
+        });
         StateRecord {
             sequence: 0,
             group_id: facts.group_id,
@@ -241,6 +248,7 @@ impl Group {
                     }),
                     dirty: self.changes.set_of(&peer.name).cloned(),
                 })
+                .chain(former)
                 .collect(),
             given_up: facts.given_up,
             undo: self.undo.id(),

@@ -50,6 +50,8 @@ pub struct Damage {
     pub lsn: Lsn,
     /// Everything up to here was committed, by what later frames say.
     pub claims: Lsn,
+    /// Last LSN of the frames behind it that can still be read: once durable here, committed or not.
+    pub last: Lsn,
     /// Where, bytes from the start of the file.
     pub offset: u64,
 }
@@ -369,7 +371,7 @@ impl Recovery {
         let hole = self.next;
         let offset = self.base(self.segment) + u64::from(self.offset);
         let mut later = false;
-        let mut claims = Lsn::ZERO;
+        let (mut claims, mut last) = (Lsn::ZERO, Lsn::ZERO);
         let mut opened = Vec::new();
         let mut places = vec![(offset, self.limit(self.segment))];
         for slot in 0..self.slots() {
@@ -388,6 +390,7 @@ impl Recovery {
                 {
                     later = true;
                     claims = claims.max(frame.commit_lsn());
+                    last = last.max(frame.last_lsn());
                 }
                 at += step as u64;
             }
@@ -398,6 +401,7 @@ impl Recovery {
                 Some(Damage {
                     lsn: hole,
                     claims,
+                    last,
                     offset,
                 }),
             ));

@@ -201,6 +201,12 @@ fn a_new_mirror_whose_first_copy_was_cut_off_gets_all_of_it_although_the_journal
 /// Both sites went on by themselves: the first wrote chunk 0 alone, the second was promoted and wrote chunk 1.
 fn forked(seed: u64) -> Sim {
     let mut sim = pair(seed);
+    fork(&mut sim, false);
+    sim
+}
+
+/// As [`forked`] says; meanwhile the first one's journal may rot where the second of its lone writes is.
+fn fork(sim: &mut Sim, rots: bool) {
     sim.cut();
     sim.pass(Duration::from_secs(8));
     assert_eq!(sim.status(0).state, GroupState::Alone);
@@ -208,23 +214,27 @@ fn forked(seed: u64) -> Sim {
         sim.write(0, ByteRange::new(n * 4096, 4096), false);
         sim.settle();
     }
+    let tail = sim.status(0).tail_lsn.0;
+    let second = sim.journal_place(0, tail - 3);
     sim.kill(0);
     let force = vec![Force::PeerUnreachable];
     sim.command(1, Command::Promote { force });
     sim.pass(Duration::from_secs(12));
     assert!(sim.attach(1), "{}", sim.logs());
     // What the first one acknowledged alone is given up by the promotion.
-    settle_for_what_is_read(&mut sim, 1);
+    settle_for_what_is_read(sim, 1);
     for n in 0..7 {
         sim.write(1, ByteRange::new(CHUNK_BYTES + n * 4096, 4096), false);
         sim.settle();
+    }
+    if rots {
+        sim.sites[0].disk.rot(File::Journal, second);
     }
     sim.connected = true;
     sim.start(0).unwrap();
     sim.pass(Duration::from_secs(5));
     assert_eq!(sim.status(0).state, GroupState::Forked, "{}", sim.logs());
     assert_eq!(sim.status(1).peers[0].state, PeerState::Refused);
-    sim
 }
 
 fn discarded(sim: &Sim, at: usize) -> usize {
@@ -248,6 +258,23 @@ fn a_fork_is_resolved_on_either_site_in_favour_of_the_one_that_serves() {
         assert_eq!(discarded(&sim, 0), 1, "what was given up is kept");
         assert_eq!(discarded(&sim, 1), 0);
     }
+}
+
+/// What it acknowledged alone is in its homes and nowhere else: neither is it given up by itself, nor does it stay there.
+#[test]
+fn a_site_whose_journal_lost_what_it_acknowledged_alone_is_a_fork_and_is_compared() {
+    let mut sim = pair(9);
+    fork(&mut sim, true);
+    assert!(
+        sim.logs().contains("the journal is damaged"),
+        "{}",
+        sim.logs()
+    );
+    let discard = "a".to_owned();
+    let id = sim.command(1, Command::Resolve { discard });
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    sim.attach(1);
+    assert_same(&mut sim);
 }
 
 #[test]

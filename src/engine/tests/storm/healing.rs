@@ -139,6 +139,7 @@ impl World {
         self.left = alone.map(|peer| site_named(peer)).collect();
         for site in &mut self.sites {
             site.forced = false;
+            site.ordered = false;
         }
         self.note(|| "healed".into());
     }

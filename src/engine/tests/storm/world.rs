@@ -77,6 +77,8 @@ pub struct Site {
     pub going_back: Option<u64>,
     /// The operator ordered it to become primary whatever the peer says.
     pub forced: bool,
+    /// It was `forced` when it died; whether the order got as far as the disk is seen at the next start.
+    pub ordered: bool,
     /// At the last turn it was inconsistent.
     pub copied_to: bool,
     /// It loses power when it has just put on record that it acknowledges alone.
@@ -261,6 +263,7 @@ impl World {
             held: None,
             going_back: None,
             forced: false,
+            ordered: false,
             copied_to: false,
             dies_when_alone: false,
             dies_when_consistent: false,
@@ -452,6 +455,8 @@ impl World {
                 let alone = alone.map(|a| a.peer.clone()).collect();
                 site.group = Some(group);
                 self.on_record(at, alone);
+                let site = &mut self.sites[at];
+                site.forced |= std::mem::take(&mut site.ordered) && !site.alone.is_empty();
                 self.carry_out(at);
                 self.opened(at);
             }
@@ -489,7 +494,8 @@ impl World {
         site.tick_at = None;
         site.writing.clear();
         site.recording.clear();
-        // An order that is on record holds for the next start.
+        // An order that is on record holds for the next start; whether it is, its disk tells then.
+        site.ordered = site.forced;
         site.forced &= !site.alone.is_empty();
         site.going_back = None;
         site.disk.power_cut(&mut self.rng);
