@@ -486,6 +486,10 @@ impl Group {
         self.log.unreadable_before(base.next());
         self.state.checkpoint = self.log.position(base);
         self.homes.forget(base);
+        // What was written to them before and not synced yet counts in the comparison as if it were durable.
+        for volume in &self.volumes {
+            self.homes.touch(volume.id);
+        }
         if none {
             self.state.request_reset();
         }

@@ -10,7 +10,11 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 5] = [
+const FOUND: [u64; 7] = [
+    // A copy found a home right that was not synced yet, and nothing synced it afterwards.
+    494_480_695_283,
+    // An order that was on record when the site died was not taken for one.
+    1_000_000_008_481,
     // A segment whose first write was lost was begun anew, before the place that the checkpoint names.
     990_000_002_150,
     // A mirror took itself for complete before it had what lies beneath its primary's open frame.
