@@ -396,8 +396,10 @@ impl Group {
         }
     }
 
-    /// A home has no room for a chunk: the link goes down, loudly, and with the next one all is compared again.
+    /// A home has no room for a chunk: the link goes down, loudly, and with the next one all is compared again. What is kept
+    /// of the old content takes room, too, and would for ever if the copy never ended.
     pub(super) fn chunk_refused(&mut self, hold: HoldId, message: &str) {
+        self.retire_undo(Some("the space is needed for the copy"));
         let text = format!("no space for what the primary sends: {message}");
         if let Some(link) = self.core.upstream_link() {
             self.log_line(

@@ -264,3 +264,25 @@ fn keeping_ends_when_the_space_is_needed_and_the_copy_goes_on() {
     let [a, b] = sim.homes();
     assert!(a == b);
 }
+
+/// Else the copy would begin again for ever: what it needs is what the old content takes.
+#[test]
+fn keeping_ends_when_a_home_has_no_space_for_the_copy() {
+    for by in [By::Clones, By::File] {
+        let (mut sim, _) = before_a_copy(8, by);
+        sim.start(1).unwrap();
+        until_mixed(&mut sim);
+        sim.sites[1].disk.homes_full = true;
+        sim.pass(Duration::from_secs(10));
+        assert!(
+            sim.logs().contains("the space is needed for the copy"),
+            "{}",
+            sim.logs()
+        );
+        assert!(!sim.sites[1].disk.files().any(|f| f == File::Undo));
+        sim.sites[1].disk.homes_full = false;
+        sim.heal();
+        let [a, b] = sim.homes();
+        assert!(a == b);
+    }
+}

@@ -55,7 +55,7 @@ const TABLE: [(Sabotage, u64); 42] = [
     (IgnoreHolds, 257),
     (CopyWithoutOverlay, 133),
     (CopyOnlyTheHome, 930_000_001_348),
-    (CopyEndsEarly, 345),
+    (CopyEndsEarly, 930_000_001_006),
     (IgnoreFloor, 12),
 ];
 
