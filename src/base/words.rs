@@ -1,4 +1,6 @@
-//! Numbers in texts, the same in every part.
+//! Numbers and times in texts, the same in every part.
+
+use std::time::{Duration, UNIX_EPOCH};
 
 /// `1 group`, `3 groups`, `12,345 operations`.
 pub fn counted(count: u64, thing: &str) -> String {
@@ -25,4 +27,12 @@ pub fn counted_bytes(count: u64) -> String {
         return counted(count, "byte");
     }
     bytesize::ByteSize(count).display().iec().to_string()
+}
+
+/// `2026-11-23 01:59:12 UTC`
+pub fn utc(unix_seconds: u64) -> String {
+    // Year 9999 is as far as the format goes.
+    let at = UNIX_EPOCH + Duration::from_secs(unix_seconds.min(253_402_300_799));
+    let text = humantime::format_rfc3339_seconds(at).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
 }

@@ -222,33 +222,78 @@ fn case(site: &str, group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
 
 fn fenced(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
-    let opened = group.epoch.is_some();
-    let (meaning, restart) = if opened {
-        (
-            "What reached the disk is not known, so nothing is acknowledged here any more. What was acknowledged before is in \
-             the journals.",
-            format!("mend the disk of {site}, then restart doublure here"),
-        )
-    } else {
-        (
-            "The group could not be opened, and nothing was changed.",
-            "settle that, then restart doublure here".to_owned(),
+    let promote = |effect| {
+        choice(
+            at(peer, format!("promote {name} --force peer-unreachable")),
+            effect,
         )
     };
-    let mut choices = vec![choice(
-        Step::SeeTo(restart),
-        "recovers from the journal, and asks the peer before it serves; nothing is lost",
-    )];
-    if !group.peers.is_empty() {
-        choices.push(choice(
-            at(peer, format!("promote {name} --force peer-unreachable")),
-            format!(
+    if group.epoch.is_none() {
+        let meaning = "The group could not be opened, and nothing was changed.";
+        let restart = "settle that, then restart doublure here".to_owned();
+        let mut choices = vec![choice(Step::SeeTo(restart), RECOVERS)];
+        let mut meaning = vec![meaning.to_owned()];
+        if !group.peers.is_empty() {
+            meaning.push(format!(
+                "Keep the folder '{name}' in the data directory here until it is sure that {peer} has all that was acknowledged."
+            ));
+            choices.push(promote(format!(
                 "{peer} serves, if it does not already, with everything that was acknowledged while in sync; what {site} \
-                 acknowledged alone is not there"
-            ),
+                 acknowledged alone is not there, and lost if the folder here is"
+            )));
+        }
+        return (meaning, choices);
+    }
+    let mut meaning = vec![
+        "What reached the disk is not known, so nothing is acknowledged here any more. What was acknowledged before is in the \
+         journals."
+            .to_owned(),
+    ];
+    let restart = format!("mend the disk of {site}, then restart doublure here");
+    let mut choices = vec![choice(Step::SeeTo(restart), RECOVERS)];
+    if let Some(lacks) = only_here(group, peer) {
+        meaning.push(format!(
+            "{lacks}. The folder '{name}' in the data directory of {site} holds the only copy of that: KEEP it, and copy it to \
+             another disk before anything else."
+        ));
+        choices[0].effect = "recovers from the journal, and asks the peer before it serves; nothing is lost that the disk can \
+                             still read"
+            .into();
+        choices.push(promote(format!(
+            "{peer} serves, if it does not already, without what only {site} holds: to the clients that is lost, and a fork if \
+             {site} comes back with it"
+        )));
+    } else if !group.peers.is_empty() {
+        choices.push(promote(format!(
+            "{peer} serves, if it does not already, with everything that was acknowledged"
+        )));
+    }
+    (meaning, choices)
+}
+
+const RECOVERS: &str =
+    "recovers from the journal, and asks the peer before it serves; nothing is lost";
+
+/// What a primary acknowledged and its peer lacks, if it lacks anything.
+fn only_here(group: &GroupStatus, peer: &str) -> Option<String> {
+    if let Some(alone) = &group.alone {
+        return Some(format!(
+            "{} was NOT in sync: it lacks what was acknowledged here since LSN {} ({}), {}",
+            alone.peer,
+            alone.from_lsn,
+            units::utc(alone.since_unix_seconds),
+            units::counted(alone.operations, "operation")
         ));
     }
-    (vec![meaning.into()], choices)
+    let confirmed = group.peers.first()?.durable_lsn;
+    (group.role == Role::Primary && group.ack == AckMode::Async && confirmed < group.durable_lsn)
+        .then(|| {
+            format!(
+                "{peer} lacks what it has not confirmed, LSN {} to {}; in async mode that was acknowledged without it",
+                confirmed.next(),
+                group.durable_lsn
+            )
+        })
 }
 
 /// What a verification found and nobody mended.
@@ -405,8 +450,16 @@ fn waiting(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Cho
             mended(group).steps.remove(0),
             format!("if {peer} has what is missing it comes back by itself; nothing is lost"),
         );
-        let text = "This site's disk lost acknowledged writes. Before it serves, a peer is to give them back.";
-        return (vec![text.into()], vec![back, give_up, demote]);
+        let mut text = vec![
+            "This site's disk lost acknowledged writes. Before it serves, a peer is to give them back.".to_owned(),
+        ];
+        if let Some(lacks) = only_here(group, peer) {
+            text.push(format!(
+                "{lacks}. What remains of that is only in the folder '{name}' in the data directory of {site}: KEEP it, and copy \
+                 it to another disk before anything else."
+            ));
+        }
+        return (text, vec![back, give_up, demote]);
     }
     let mut choices = vec![mended(group)];
     // What the two say of each other is to be settled; going on regardless is refused.

@@ -1,10 +1,8 @@
 //! Numbers as an operator reads them: few digits, a unit, plain ASCII (a serial console shows nothing else).
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use bytesize::ByteSize;
 
-pub use crate::base::{counted, grouped};
+pub use crate::base::{counted, grouped, utc};
 
 /// `512 B`, `1.5 GiB`
 pub fn bytes(count: u64) -> String {
@@ -55,14 +53,6 @@ pub fn seconds(seconds: f64) -> String {
         3600..86400 => format!("{hours}h {}m", minutes % 60),
         _ => format!("{days}d {}h", hours % 24),
     }
-}
-
-/// `2026-11-23 01:59:12 UTC`
-pub fn utc(unix_seconds: u64) -> String {
-    // Year 9999 is as far as the format goes.
-    let at = UNIX_EPOCH + Duration::from_secs(unix_seconds.min(253_402_300_799));
-    let text = humantime::format_rfc3339_seconds(at).to_string();
-    text.replace('T', " ").replace('Z', " UTC")
 }
 
 /// `[#####---------------]`, 20 wide.

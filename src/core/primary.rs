@@ -199,9 +199,16 @@ impl Core {
             ..given
         };
         let who = if nobody_has_it {
-            "that no peer has either"
+            "that no peer has either".to_owned()
+        } else if let Some(alone) = self.facts.alone.first() {
+            // What a peer that was away should give back it never had.
+            format!(
+                "that {} lacks, too, from LSN {} on: they were not in sync, and the folder '{}' in the data directory here \
+                 may hold the only remains. Copy it to another disk before anything else",
+                alone.peer, alone.from_lsn, self.config.group
+            )
         } else {
-            "that only a peer can give back"
+            "that only a peer can give back".to_owned()
         };
         format!(
             "its journal ends at LSN {}, but it once held LSN {}: its disk lost history {who}; {} gives it up",

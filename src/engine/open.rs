@@ -13,7 +13,7 @@ use super::{
     Disk, File, Group, GroupConfig, Now, clients, frames, homes, questions, receive, state, stats,
 };
 use crate::base::{
-    AckMode, AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec,
+    AckMode, AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec, utc,
 };
 use crate::core::{self, Core};
 use crate::journal::{
@@ -68,7 +68,7 @@ impl Group {
                     "group {} has a journal but no state file: something removed the state. Put it back from where it \
                      went; doublure does not guess what the journal means. {}",
                     config.group,
-                    start_over(&config)
+                    start_over(&config, None)
                 )));
             }
             (Some(_), _) => recover(&config, disk, seed)?,
@@ -229,23 +229,59 @@ impl ReadJournal for JournalReader<'_> {
     }
 }
 
-/// What to do when something of a group is gone for good.
-fn start_over(config: &GroupConfig) -> String {
+/// What to do when something of a group is gone for good. The `record` of state tells, if there is one, whether the peer
+/// has all that was acknowledged here; where it may not, nothing here may be thrown away.
+fn start_over(config: &GroupConfig, record: Option<&StateRecord>) -> String {
     let group = &config.group;
     let Some(peer) = config.peers.first() else {
         return "If it is gone for good, restore a backup: no peer is configured that has the data"
             .into();
     };
-    format!(
-        "If it is gone for good, {peer} has the data: `doublure promote {group} --force peer-unreachable` on {peer}, unless it \
-         is primary already; then stop doublure here, move the folder '{group}' in its data directory away, set role = \
-         \"mirror\" for the group and start doublure: it gets a copy. What was acknowledged here alone is lost with it"
-    )
+    let promote = format!(
+        "`doublure promote {group} --force peer-unreachable` on {peer}, unless it is primary already; then stop doublure here, \
+         move the folder '{group}' in its data directory away, set role = \"mirror\" for the group and start doublure: it gets \
+         a copy"
+    );
+    match only_here(record, peer) {
+        None => format!("If it is gone for good, {peer} has the data: {promote}"),
+        Some(only_here) => format!(
+            "{only_here}. KEEP the folder '{group}' in this site's data directory, and copy it to another disk before anything \
+             else. If what is missing can be put back, nothing is lost. If it is gone for good, the choice is to go on with what \
+             {peer} has, and lose the rest: {promote}. What {peer} lacks is then in the folder that was moved away, and nowhere \
+             else"
+        ),
+    }
+}
+
+/// Why this site may hold what its peer lacks.
+fn only_here(record: Option<&StateRecord>, peer: &str) -> Option<String> {
+    let Some(record) = record else {
+        return Some(format!(
+            "Without the record of state it is not known whether {peer} was in sync: this folder may hold the only copy of what \
+             was acknowledged last"
+        ));
+    };
+    let known = record.peers.iter().find(|p| p.site == peer);
+    if let Some(alone) = known.and_then(|p| p.alone.as_ref()) {
+        return Some(format!(
+            "{peer} was NOT in sync: it lacks what was acknowledged here since LSN {} ({}), and this folder holds the only copy \
+             of that",
+            alone.from_lsn,
+            utc(alone.since_ns / 1_000_000_000)
+        ));
+    }
+    (record.role == Role::Primary && record.ack == AckMode::Async).then(|| {
+        let confirmed = known.map_or(Lsn::ZERO, |p| p.told_durable);
+        format!(
+            "In async mode {peer} may lack what was acknowledged last: on record it has everything up to LSN {confirmed}. This \
+             folder holds the only copy of what it lacks"
+        )
+    })
 }
 
 /// Every later start.
 fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opened, OpenError> {
-    let Some((mut state_file, mut record)) = load_state(disk)? else {
+    let Some((mut state_file, mut record)) = load_state(config, disk)? else {
         // Created, but never completely written: the first start did not get as far as serving anybody.
         check_blank_journal(config, disk)?;
         return create(config, disk, seed);
@@ -263,7 +299,7 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Open
                 "the journal has {len} bytes, its record says {}: it is not the journal of this group's last run. Put that \
                  back and restart doublure here. {}",
                 record.journal_bytes,
-                start_over(config)
+                start_over(config, Some(&record))
             )));
         }
         None => {
@@ -271,7 +307,7 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Open
                 "the journal of group {} is missing (is its device mounted?). It holds acknowledged writes; doublure does \
                  not create a new one in its place. Put it back and restart doublure here. {}",
                 config.group,
-                start_over(config)
+                start_over(config, Some(&record))
             )));
         }
     }
@@ -294,17 +330,26 @@ fn lost_slot(slot: usize) -> (core::Severity, String) {
     (core::Severity::Warn, text)
 }
 
-fn load_state(disk: &mut dyn Disk) -> Result<Option<(StateFile, StateRecord)>, OpenError> {
+fn load_state(
+    config: &GroupConfig,
+    disk: &mut dyn Disk,
+) -> Result<Option<(StateFile, StateRecord)>, OpenError> {
     let len = disk.len(File::State)?.unwrap_or(0);
     if len < STATE_FILE_BYTES {
         return Err(OpenError::Refused(format!(
-            "the state file has {len} bytes instead of {STATE_FILE_BYTES}: it was cut short"
+            "the state file has {len} bytes instead of {STATE_FILE_BYTES}: it was cut short. Put it back and restart doublure \
+             here. {}",
+            start_over(config, None)
         )));
     }
     let mut all = AlignedBuf::zeroed(STATE_FILE_BYTES as usize);
     disk.read(File::State, 0, &mut all)?;
     match StateFile::load(&all) {
         Err(StateError::Unfinished(_)) => Ok(None),
+        Err(damaged @ StateError::Damaged(..)) => Err(OpenError::Refused(format!(
+            "{damaged}. Put it back and restart doublure here. {}",
+            start_over(config, None)
+        ))),
         loaded => loaded.map_err(|e| OpenError::Refused(e.to_string())),
     }
 }
@@ -320,7 +365,7 @@ fn check_blank_journal(config: &GroupConfig, disk: &mut dyn Disk) -> Result<(), 
             return Err(OpenError::Refused(format!(
                 "the journal holds frames, but the state file holds no record: it was damaged or replaced. Put it back \
                      and restart doublure here. {}",
-                start_over(config)
+                start_over(config, None)
             )));
         }
     }
@@ -342,7 +387,7 @@ fn check_homes(
                      and restart doublure here. {}",
                     volume.name,
                     volume.size,
-                    start_over(config)
+                    start_over(config, Some(record))
                 )));
             }
             None => {
@@ -350,7 +395,7 @@ fn check_homes(
                     "the home of volume '{}' is missing (is its device mounted?); doublure does not create an empty one \
                      in its place. Put it back and restart doublure here. {}",
                     volume.name,
-                    start_over(config)
+                    start_over(config, Some(record))
                 )));
             }
         }
@@ -563,9 +608,22 @@ fn note_losses(
     }
     let mut lost = record.commit;
     if let Some(damage) = &recovered.damage {
+        let alone = record.peers.iter().find(|p| p.alone.is_some());
+        let rest = alone
+            .and_then(|peer| only_here(Some(record), &peer.site))
+            .map_or_else(
+                || " and needs the rest from its peer".to_owned(),
+                |only_here| {
+                    format!(
+                        ". {only_here}, as far as it can still be read: copy the folder '{}' in this site's data directory to \
+                         another disk before anything else",
+                        record.group
+                    )
+                },
+            );
         let text = format!(
             "the journal is damaged: LSN {} (at byte {}) is missing although later frames show that everything up to LSN \
-             {} was committed. This site ends before it and needs the rest from its peer",
+             {} was committed. This site ends before it{rest}",
             damage.lsn, damage.offset, damage.claims
         );
         notes.push((core::Severity::Error, text));

@@ -254,9 +254,7 @@ pub struct StateRecord {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// Both slots hold something, neither is valid.
-    #[error(
-        "both slots of the state file are damaged ({0}; {1}): restore the file, or empty this site and let its peer copy everything"
-    )]
+    #[error("both slots of the state file are damaged ({0}; {1})")]
     Damaged(String, String),
     /// The very first write of the file was cut off: nothing was written to the second slot yet.
     #[error("the first record of the state file was never finished ({0})")]

@@ -249,3 +249,41 @@ fn the_link_is_told_of_and_not_the_peer_that_says_nothing() {
     );
     assert!(!text.contains("chelles says"), "{text}");
 }
+
+#[test]
+fn a_fenced_site_that_was_alone_holds_the_only_copy_and_says_so() {
+    let mut group = in_state(GroupState::Fenced);
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("only copy"), "{text}");
+    assert!(
+        text.contains("with everything that was acknowledged"),
+        "{text}"
+    );
+    group.alone = Some(AloneStatus {
+        peer: "chelles".into(),
+        since_unix_seconds: NOW,
+        from_lsn: Lsn(100),
+        operations: 4321,
+    });
+    for state in [GroupState::Fenced, GroupState::WaitingForPeer] {
+        group.state = state;
+        group.lost_until_lsn = Some(Lsn(2_000_000));
+        let text = explain("clichy", &group, NOW);
+        for part in [
+            "chelles was NOT in sync: it lacks what was acknowledged here since LSN 100 (2026-11-23 01:59:12 UTC), 4,321 \
+             operations",
+            "KEEP it, and copy it to another disk",
+        ] {
+            assert!(text.contains(part), "{part} is missing in:\n{text}");
+        }
+        assert!(
+            !text.contains("with everything that was acknowledged"),
+            "{text}"
+        );
+    }
+    group.alone = None;
+    group.state = GroupState::Fenced;
+    group.epoch = None;
+    let text = explain("clichy", &group, NOW);
+    assert!(text.contains("Keep the folder 'registry'"), "{text}");
+}

@@ -453,6 +453,73 @@ fn a_missing_journal_or_home_is_refused_and_never_made_anew() {
     }
 }
 
+/// What only this site holds must not be thrown away on the word of a message.
+#[test]
+fn whoever_was_alone_is_told_to_keep_what_the_peer_lacks() {
+    for (was_alone, file) in [
+        (false, File::Journal),
+        (true, File::Journal),
+        (true, File::Home(VolumeId(0))),
+    ] {
+        let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+        sim.pass(Duration::from_secs(15));
+        let tail = sim.status(0).tail_lsn;
+        if was_alone {
+            sim.cut();
+            sim.pass(Duration::from_secs(8));
+            assert_eq!(sim.status(0).state, GroupState::Alone);
+        }
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.settle();
+        sim.kill(0);
+        sim.sites[0].disk.remove(file);
+        let error = sim.start(0).unwrap_err().to_string();
+        assert_eq!(error.contains("KEEP the folder 'g'"), was_alone, "{error}");
+        assert_eq!(error.contains("b has the data"), !was_alone, "{error}");
+        let lacks = format!(
+            "b was NOT in sync: it lacks what was acknowledged here since LSN {} (2023-11-14 ",
+            tail.next()
+        );
+        assert_eq!(error.contains(&lacks), was_alone, "{error}");
+    }
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.kill(0);
+    sim.sites[0].disk.remove(File::State);
+    let error = sim.start(0).unwrap_err().to_string();
+    assert!(error.contains("not known whether b was in sync"), "{error}");
+}
+
+#[test]
+fn a_journal_that_is_damaged_where_it_was_alone_is_not_to_be_given_back_by_the_peer() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.cut();
+    sim.pass(Duration::from_secs(8));
+    for n in 0..20 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    let tail = sim.status(0).tail_lsn.0;
+    let place = sim.journal_place(0, tail - 9);
+    sim.kill(0);
+    sim.sites[0].disk.rot(File::Journal, place);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(2));
+    let status = sim.status(0);
+    assert_eq!(status.state, GroupState::WaitingForPeer);
+    let logs = sim.logs();
+    for text in [&logs, &status.reason] {
+        assert!(
+            text.contains("not in sync") || text.contains("NOT in sync"),
+            "{text}"
+        );
+        assert!(
+            text.contains("to another disk before anything else"),
+            "{text}"
+        );
+    }
+    assert!(!logs.contains("needs the rest from its peer"), "{logs}");
+}
+
 /// A pair that holds twenty writes, and where in the first site's journal one in the middle is.
 fn with_twenty_writes() -> (Sim, u64) {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
