@@ -152,6 +152,12 @@ pub struct GroupStatus {
     /// The sites where that is so.
     #[serde(default)]
     pub full_sites: Vec<String>,
+    /// Since when.
+    #[serde(default)]
+    pub full_since_unix_seconds: Option<u64>,
+    /// Length of the write that was refused last for lack of space; `None` if none was.
+    #[serde(default)]
+    pub space_needed_bytes: Option<u64>,
     /// What may still be promised to writers here; `None` if that is not known, or without bounds (block devices).
     #[serde(default)]
     pub space_left_bytes: Option<u64>,

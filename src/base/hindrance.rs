@@ -30,6 +30,8 @@ pub enum Hindrance {
     Refused,
     /// Its disk failed, and it takes part in nothing until it is started again.
     Fenced,
+    /// Its disk has no room for what it is sent.
+    NoSpace,
     /// It follows another primary.
     FollowsAnother,
 }
@@ -89,6 +91,7 @@ impl Hindrance {
             Hindrance::Forked => format!("{peer} and this site have each gone on by themselves"),
             Hindrance::Refused => format!("{peer} and this site do not agree"),
             Hindrance::Fenced => format!("the disk of {peer} failed"),
+            Hindrance::NoSpace => format!("the disk of {peer} has no room for what it is sent"),
             Hindrance::FollowsAnother => format!("{peer} follows another primary"),
         }
     }
@@ -130,6 +133,13 @@ impl Hindrance {
                     "mend the disk of {peer}, then restart doublure there"
                 )),
                 format!("{peer} recovers from its journal and gets what it lacks; nothing is lost"),
+            ),
+            Hindrance::NoSpace => advice(
+                Step::SeeTo(format!(
+                    "free space on {peer}, where the homes of {group} are"
+                )),
+                "the link connects again and what was begun goes on by itself; nothing is lost"
+                    .into(),
             ),
             Hindrance::FollowsAnother => advice(
                 Step::At(peer.into(), format!("explain {group}")),
@@ -182,6 +192,7 @@ mod tests {
             H::Forked,
             H::Refused,
             H::Fenced,
+            H::NoSpace,
             H::FollowsAnother,
         ] {
             let text = hindrance.sentence("chelles", "registry");

@@ -84,6 +84,8 @@ pub enum Refusal {
     Cut,
     /// A disk of this side failed for this group.
     Fenced,
+    /// A disk of this side has no room for what it is sent.
+    NoSpace,
 }
 
 /// What the connecting side proposes after both greetings.

@@ -79,7 +79,12 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
             let _ = writeln!(text, "Link to {}: {detail}.", peer.site);
         }
     }
-    let choices = [difference(group, &mut text), choices].concat();
+    let choices = [
+        space(site, group, &mut text),
+        difference(group, &mut text),
+        choices,
+    ]
+    .concat();
     if choices.is_empty() {
         text.push_str("\nThere is nothing to do.\n");
         return text;
@@ -294,6 +299,61 @@ fn only_here(group: &GroupStatus, peer: &str) -> Option<String> {
                 group.durable_lsn
             )
         })
+}
+
+/// Sites without space for the homes, or nearly.
+fn space(site: &str, group: &GroupStatus, text: &mut String) -> Vec<Choice> {
+    let name = &group.name;
+    let free = |at: &str| {
+        let step =
+            format!("free space on {at}, where the homes of {name} are, or trim the volumes");
+        choice(
+            Step::SeeTo(step),
+            "what waits goes on by itself, and writes are taken again; nothing is lost",
+        )
+    };
+    if group.full_sites.is_empty() {
+        for (at, left) in super::table::short_of_space(site, group) {
+            let left = units::bytes(left);
+            let _ = writeln!(
+                text,
+                "Space for the homes on {at} is nearly out: {left} are left, then writes are refused (ENOSPC)."
+            );
+        }
+        return Vec::new();
+    }
+    let _ = write!(
+        text,
+        "NO SPACE is left for the homes on {}",
+        group.full_sites.join(" and ")
+    );
+    if let Some(since) = group.full_since_unix_seconds {
+        let _ = write!(text, ", since {}", units::utc(since));
+    }
+    text.push_str(match (group.role, group.inconsistent) {
+        (Role::Primary, _) => {
+            ": clients' writes that need more are refused (ENOSPC); what was acknowledged is in the journal"
+        }
+        (Role::Mirror, true) => ": the copy breaks off, and is tried again and again",
+        (Role::Mirror, false) => {
+            ": the primary refuses its clients' writes (ENOSPC), and what was acknowledged waits in the journal"
+        }
+    });
+    text.push_str(".\n");
+    if let Some(needed) = group.space_needed_bytes {
+        let left = group
+            .space_left_bytes
+            .filter(|_| group.full_sites == [site]);
+        let left = left.map_or_else(String::new, |left| {
+            format!(", and {} are left to promise", units::bytes(left))
+        });
+        let _ = writeln!(
+            text,
+            "The last write that was refused needs {}{left}; 64 MiB on top are never promised.",
+            units::bytes(needed)
+        );
+    }
+    group.full_sites.iter().map(|at| free(at)).collect()
 }
 
 /// What a verification found and nobody mended.

@@ -184,6 +184,14 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
                 group.full_sites.join(" and ")
             ),
         ));
+    } else {
+        for (at, left) in short_of_space("this site", group) {
+            let left = units::bytes(left);
+            let text = format!(
+                "SPACE IS NEARLY OUT for the homes on {at}: {left} are left, then writes are refused (ENOSPC)."
+            );
+            alarms.push((Tone::Busy, text));
+        }
     }
     if group.fork.is_some() {
         let text = format!(
@@ -217,6 +225,19 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
         }
     }
     text
+}
+
+/// Where little may still be promised to writers, and how many bytes. `here`: this site in words.
+pub fn short_of_space<'a>(here: &'a str, group: &'a GroupStatus) -> Vec<(&'a str, u64)> {
+    const SHORT_BYTES: u64 = 1 << 30;
+    let there = group
+        .peers
+        .iter()
+        .map(|p| (p.site.as_str(), p.space_left_bytes));
+    std::iter::once((here, group.space_left_bytes))
+        .chain(there)
+        .filter_map(|(at, left)| Some((at, left.filter(|bytes| *bytes < SHORT_BYTES)?)))
+        .collect()
 }
 
 fn alone_alarm(alone: &AloneStatus, layout: &Layout) -> String {

@@ -523,6 +523,9 @@ impl Core {
                 }
                 self.peers[at].asked = true;
                 self.note_refusal(at, refusal, &text);
+                if refusal == Refusal::NoSpace && self.peers[at].gated {
+                    self.peer_lost(at, &text);
+                }
                 self.try_to_open(view);
             }
             (_, Message::Bye { reason }) => {
@@ -551,7 +554,7 @@ impl Core {
         match refusal {
             Refusal::Busy => return,
             // It may go on later, or without this site being changed: that is no disagreement.
-            Refusal::Fenced => peer.trouble = Some(text.to_owned()),
+            Refusal::Fenced | Refusal::NoSpace => peer.trouble = Some(text.to_owned()),
             _ => peer.refused = Some(text.to_owned()),
         }
         let severity = match refusal {

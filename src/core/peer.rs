@@ -244,6 +244,7 @@ impl Peer {
             _ if self.streaming_link().is_some() => Hindrance::CatchingUp,
             (None, Some(Refusal::Cut)) => Hindrance::CutThere,
             (None, Some(Refusal::Fenced)) => Hindrance::Fenced,
+            (None, Some(Refusal::NoSpace)) => Hindrance::NoSpace,
             _ if self.refused.is_some() => Hindrance::Refused,
             (None, None) if self.link().is_some() => Hindrance::Settling,
             _ if self.follows_another() => Hindrance::FollowsAnother,

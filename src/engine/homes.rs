@@ -7,7 +7,7 @@ use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes};
 use crate::core::{Event, Peer};
 use crate::journal;
 use crate::store::{Apply, Content};
@@ -20,6 +20,9 @@ const SPACE_MARGIN: u64 = 64 << 20;
 
 /// How often it is said again that there is no space.
 const REMIND: Duration = Duration::from_secs(60);
+
+/// A disk on which a copy found no space is called full for this long, until a chunk is written again.
+const COPY_FULL: Duration = Duration::from_secs(20);
 
 /// How often a home without space is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
@@ -56,6 +59,12 @@ pub(super) struct Homes {
     refused_bytes: Option<u64>,
     /// Applies that found no space, and when they are tried again.
     full: Full,
+    /// When a copy last found no space here.
+    copy_refused: Option<Duration>,
+    /// Since when a site is full, seconds since the Unix epoch.
+    full_since: Option<u64>,
+    /// It was told that space is nearly out here.
+    low_told: bool,
 }
 
 /// What waits for space in a home. The operations are in the journal, and stay there until they are in the home.
@@ -137,7 +146,30 @@ impl Homes {
             no_space: None,
             refused_bytes: None,
             full: Full::default(),
+            copy_refused: None,
+            full_since: None,
+            low_told: false,
         }
+    }
+
+    /// Since when a site is full, seconds since the Unix epoch.
+    pub fn full_since(&self) -> Option<u64> {
+        self.full_since
+    }
+
+    /// Length of the last write that was refused for lack of space.
+    pub fn refused_bytes(&self) -> Option<u64> {
+        self.refused_bytes
+    }
+
+    /// A copy found no space.
+    pub fn copy_refused(&mut self, now: Duration) {
+        self.copy_refused = Some(now);
+    }
+
+    /// A chunk was written. One that needs no new space says little: the disk counts as full for a while.
+    pub fn copy_has_space(&mut self, now: Duration) {
+        self.copy_refused.take_if(|at| now >= *at + COPY_FULL);
     }
 
     /// Everything up to here is durable in the homes, on record.
@@ -224,7 +256,9 @@ impl Group {
     /// The sites without room for what was refused last, or for anything at all.
     pub(super) fn full_sites(&self) -> Vec<String> {
         let needed = self.homes.refused_bytes.unwrap_or(1);
-        let here = self.space_credit() < needed || self.homes.full.retry_at.is_some();
+        let here = self.space_credit() < needed
+            || self.homes.full.retry_at.is_some()
+            || self.homes.copy_refused.is_some();
         let here = here.then(|| self.config.site.clone());
         let full = |p: &&Peer| p.gated && self.space_left_at(p).is_some_and(|left| left < needed);
         let there = self.core.peers().iter().filter(full);
@@ -301,6 +335,43 @@ impl Group {
         }
     }
 
+    /// Keeps the time since which a site is full, and says on this one when space is nearly out and when it is.
+    pub(super) fn watch_space(&mut self) {
+        if self.core.facts().inconsistent_until.is_none() {
+            self.homes.copy_refused = None;
+        }
+        let full = self.full_sites();
+        if full.is_empty() {
+            self.homes.full_since = None;
+        } else {
+            let since = self.now.wall_ns / 1_000_000_000;
+            self.homes.full_since.get_or_insert(since);
+        }
+        let credit = self.space_credit();
+        if credit >= 2 * SHORT_BYTES {
+            self.homes.low_told = false;
+        } else if credit < SHORT_BYTES && !self.homes.low_told {
+            self.homes.low_told = true;
+            let (group, left) = (&self.config.group, counted_bytes(credit));
+            let text = format!(
+                "group {group}: space for the homes here is nearly out: {left} more can be promised to writers, then their \
+                 writes are refused (ENOSPC). Free some, or trim the volumes"
+            );
+            self.log_line(crate::core::Severity::Warn, text);
+        }
+        let now = self.now.mono;
+        let told = self.homes.no_space.is_some_and(|at| now < at + REMIND);
+        if full.contains(&self.config.site) && !told {
+            self.homes.no_space = Some(now);
+            let text = format!(
+                "group {}: NO SPACE for the homes here, on {}: what needs more is refused or waits until some is freed (64 MiB \
+                 are never promised)",
+                self.config.group, self.config.site
+            );
+            self.log_line(crate::core::Severity::Error, text);
+        }
+    }
+
     /// Asks how much space there is, if the last answer is old.
     fn refresh_free_space(&mut self) {
         let promised = self.store.allocating_total();
@@ -322,6 +393,7 @@ impl Group {
             self.refresh_free_space();
         }
         self.consider_refused();
+        self.watch_space();
         self.watch_undo_space();
         self.core.set_credit(self.space_credit());
     }

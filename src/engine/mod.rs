@@ -643,6 +643,7 @@ impl Group {
             (Pending::KeepSync, DiskResult::Done) => self.event(Event::Kept),
             (Pending::ChunkWrite { hold, volume }, DiskResult::Done) => {
                 self.homes.touch(volume);
+                self.homes.copy_has_space(self.now.mono);
                 self.chunk_written(hold);
             }
             // What reached the disk is not known; nothing that builds on it may be said any more. Never tried again: a

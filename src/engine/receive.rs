@@ -9,7 +9,7 @@ use super::questions::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, Role, VolumeId, VolumeSpec};
+use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, Refusal, Role, VolumeId, VolumeSpec};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
 use crate::store::{Content, HoldId};
@@ -236,13 +236,13 @@ impl Group {
 
     /// The peer sent what it must not: drop the link, saying why.
     pub(super) fn link_fault(&mut self, link: LinkId, text: &str) {
+        let reason = text.to_owned();
+        self.end_link(link, Message::Bye { reason }, text);
+    }
+
+    fn end_link(&mut self, link: LinkId, last: Message, text: &str) {
         self.drop_stream(link);
-        self.send(
-            link,
-            Message::Bye {
-                reason: text.to_owned(),
-            },
-        );
+        self.send(link, last);
         self.outputs.push(super::Output::CloseLink { link });
         self.event(Event::Closed(Link(link.0), text.to_owned()));
     }
@@ -400,13 +400,18 @@ impl Group {
     /// of the old content takes room, too, and would for ever if the copy never ended.
     pub(super) fn chunk_refused(&mut self, hold: HoldId, message: &str) {
         self.retire_undo(Some("the space is needed for the copy"));
+        self.homes.copy_refused(self.now.mono);
         let text = format!("no space for what the primary sends: {message}");
         if let Some(link) = self.core.upstream_link() {
             self.log_line(
                 crate::core::Severity::Error,
                 format!("group {}: {text}", self.config.group),
             );
-            self.link_fault(LinkId(link.0), &text);
+            let refuse = Message::Refuse {
+                refusal: Refusal::NoSpace,
+                text: text.clone(),
+            };
+            self.end_link(LinkId(link.0), refuse, &text);
         }
         self.chunk_written(hold);
     }

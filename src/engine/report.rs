@@ -20,6 +20,7 @@ impl Group {
         self.stats.turn(now.mono);
         let (state, reason) = self.state_and_reason();
         self.note_state();
+        self.watch_space();
         let facts = self.core.facts();
         let commit = self.core.commit();
         let (verify, last_verify) = self.verify_status();
@@ -77,6 +78,8 @@ impl Group {
             in_flight_requests: self.clients.in_flight(),
             no_space: !full_sites.is_empty(),
             full_sites,
+            full_since_unix_seconds: self.homes.full_since(),
+            space_needed_bytes: self.homes.refused_bytes(),
             space_left_bytes: self.space_left(),
             unapplied_bytes: self.store.unapplied_bytes(),
             totals: self.stats.totals,

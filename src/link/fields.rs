@@ -18,7 +18,7 @@ pub(super) const STANCES: Codes<Stance, 5> = Codes([
     (5, Stance::Probe),
 ]);
 
-pub(super) const REFUSALS: Codes<Refusal, 11> = Codes([
+pub(super) const REFUSALS: Codes<Refusal, 12> = Codes([
     (1, Refusal::Incompatible),
     (2, Refusal::WrongGroup),
     (3, Refusal::Unrelated),
@@ -30,6 +30,7 @@ pub(super) const REFUSALS: Codes<Refusal, 11> = Codes([
     (9, Refusal::Following),
     (10, Refusal::Cut),
     (11, Refusal::Fenced),
+    (12, Refusal::NoSpace),
 ]);
 
 /// The numbers of the values of a type.

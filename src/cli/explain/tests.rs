@@ -287,3 +287,29 @@ fn a_fenced_site_that_was_alone_holds_the_only_copy_and_says_so() {
     let text = explain("clichy", &group, NOW);
     assert!(text.contains("Keep the folder 'registry'"), "{text}");
 }
+
+#[test]
+fn a_site_without_space_is_named_with_since_when_and_how_much_is_needed() {
+    let mut group = in_state(GroupState::Serving);
+    group.space_left_bytes = Some(300 << 20);
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains("Space for the homes on clichy is nearly out: 300.0 MiB are left"),
+        "{text}"
+    );
+    group.no_space = true;
+    group.full_sites = vec!["clichy".into()];
+    group.full_since_unix_seconds = Some(NOW);
+    group.space_needed_bytes = Some(4 << 20);
+    group.space_left_bytes = Some(4096);
+    let text = explain("clichy", &group, NOW);
+    for part in [
+        "NO SPACE is left for the homes on clichy, since 2026-11-23 01:59:12 UTC: clients' writes",
+        "needs 4.0 MiB, and 4.0 KiB are left to promise; 64 MiB on top",
+        "\n  free space on clichy, where the homes of registry are",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+    let text = kept_apart_by(GroupState::Alone, Hindrance::NoSpace);
+    assert!(text.contains("\n  free space on chelles"), "{text}");
+}

@@ -100,6 +100,8 @@ pub fn in_sync() -> GroupStatus {
         in_flight_requests: 12,
         no_space: false,
         full_sites: Vec::new(),
+        full_since_unix_seconds: None,
+        space_needed_bytes: None,
         space_left_bytes: None,
         unapplied_bytes: 1_300_000,
         totals: Totals::default(),

@@ -81,6 +81,8 @@ pub fn group_status(name: &str) -> GroupStatus {
         in_flight_requests: 0,
         no_space: false,
         full_sites: Vec::new(),
+        full_since_unix_seconds: None,
+        space_needed_bytes: None,
         space_left_bytes: None,
         unapplied_bytes: 0,
         totals: Totals::default(),

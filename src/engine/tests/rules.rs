@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::sim::{SECTOR, Sim, VOLUME, config};
-use crate::base::{AckMode, AlignedBuf, ByteRange, Compress, OnPeerLoss, Role, VolumeId};
+use crate::base::{
+    AckMode, AlignedBuf, ByteRange, Compress, Hindrance, OnPeerLoss, Role, VolumeId,
+};
 use crate::engine::{Command, Disk, DiskOp, DiskResult, File, Group, Input, Output, Pending};
 use crate::journal::STATE_FILE_BYTES;
 use crate::nbd::Errno;
@@ -1008,6 +1010,13 @@ fn writes_go_on_by_themselves_once_there_is_space_again_on_either_site() {
         let there = sim.status(1);
         assert_eq!(there.no_space, at == 1, "a full mirror says it, too");
         assert_eq!(there.healthy, at == 0);
+        let since = sim.status(at).full_since_unix_seconds.expect("since when");
+        assert!(since < sim.time().wall_ns / 1_000_000_000 - 250);
+        assert!(status.space_needed_bytes.is_some());
+        let logs = sim.logs();
+        let own = format!("NO SPACE for the homes here, on {}", ["a", "b"][at]);
+        assert!(logs.contains("nearly out"), "{logs}");
+        assert!(at == 0 || logs.contains(&own), "{logs}");
         let refused = sim.refused.len();
         sim.sites[at].disk.free_bytes = Some(1 << 40);
         sim.pass(Duration::from_secs(2));
@@ -1141,8 +1150,21 @@ fn a_copy_without_space_breaks_off_and_is_made_later() {
         logs.contains("no space for what the primary sends"),
         "{logs}"
     );
+    let there = sim.status(1);
+    assert_eq!(there.full_sites, ["b"]);
+    assert!(there.full_since_unix_seconds.is_some());
+    sim.pass_until(Duration::from_secs(30), |sim| {
+        sim.status(0).peers[0].hindrance == Some(Hindrance::NoSpace)
+    });
+    let status = sim.status(0);
+    assert!(
+        status.reason.contains("free space on b"),
+        "{}",
+        status.reason
+    );
     sim.sites[1].disk.homes_full = false;
     check_both_sides(&mut sim);
+    assert!(sim.status(1).full_sites.is_empty());
 }
 
 #[test]

@@ -160,6 +160,7 @@ fn refuse() -> impl Strategy<Value = Message> {
         Just(Refusal::Following),
         Just(Refusal::Cut),
         Just(Refusal::Fenced),
+        Just(Refusal::NoSpace),
         Just(Refusal::Disagree),
         Just(Refusal::Busy),
     ];
