@@ -354,6 +354,8 @@ impl Core {
             | Outcome::Disagree(_) => {
                 self.note_conflict(theirs, &outcome);
             }
+            // Whoever only asks settles nothing: a fork stands until an operator decides.
+            Outcome::Probe => self.note_floor(theirs),
             _ => {
                 self.note_floor(theirs);
                 if let Some(peer) = self.peers.iter_mut().find(|p| p.name == theirs.site) {

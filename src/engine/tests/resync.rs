@@ -299,6 +299,29 @@ fn the_writes_of_the_promoted_site_can_be_given_up_instead() {
     assert_eq!(discarded(&sim, 1), 1);
 }
 
+/// Nobody serves a side of a fork by himself: who was refused waits for the operator's word, whoever asks meanwhile.
+#[test]
+fn a_side_of_a_fork_does_not_serve_because_the_other_one_was_demoted_or_asks() {
+    let mut sim = forked(8);
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(20));
+    assert_eq!(sim.status(0).state, GroupState::Forked, "{}", sim.logs());
+    for force in [vec![], vec![Force::PeerUnreachable]] {
+        let id = sim.command(1, Command::Promote { force });
+        sim.pass(Duration::from_secs(20));
+        assert!(sim.answers[&id].is_err(), "{:?}", sim.answers[&id]);
+        for at in 0..2 {
+            assert_eq!(sim.status(at).state, GroupState::Forked, "{}", sim.logs());
+            assert!(!sim.attach(at), "{}", sim.logs());
+        }
+        assert_eq!(
+            sim.status(1).role,
+            Role::Mirror,
+            "a refusal changes nothing"
+        );
+    }
+}
+
 /// What a site serves it does not give up, and it would never come to that: the other site says so at once.
 #[test]
 fn a_fork_is_not_resolved_against_who_serves_and_the_way_to_it_is_told() {
