@@ -296,6 +296,9 @@ pub struct ForkStatus {
     pub shared_lsn: Lsn,
     /// What each wrote since; this site first.
     pub sides: Vec<ForkSide>,
+    /// The site whose side is given up, if that was ordered: it waits for the link.
+    #[serde(default)]
+    pub discarding: Option<String>,
 }
 
 /// One side of a fork.

@@ -619,6 +619,22 @@ fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Ve
 
 fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
+    if let Some(loser) = group.fork.as_ref().and_then(|f| f.discarding.as_ref()) {
+        let keeper = if loser == site { peer } else { site };
+        let step = Step::SeeTo(
+            Hindrance::Unreachable
+                .advice(peer, name)
+                .step
+                .in_a_sentence(),
+        );
+        let effect = format!(
+            "if they do not connect by themselves: {loser} then becomes a mirror of {keeper} and gets what differs"
+        );
+        return (
+            vec!["It was decided; as soon as the two are connected it is done.".into()],
+            vec![choice(step, effect)],
+        );
+    }
     let written_by = |site: &str| {
         let sides = group.fork.iter().flat_map(|f| &f.sides);
         sides.into_iter().find(|s| s.site == site)

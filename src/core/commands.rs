@@ -28,6 +28,23 @@ struct Asked {
     answer: Option<Result<Box<Hello>, String>>,
 }
 
+/// A fork that is to be resolved, once the peer has said that it serves no more.
+#[derive(Debug)]
+pub(super) struct Resolving {
+    command: u64,
+    discard: String,
+    since: Duration,
+}
+
+/// The operator's word on a fork, until the two are connected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Resolved {
+    /// The site that gives up its writes.
+    pub discard: String,
+    /// When that was ordered, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
+}
+
 impl Core {
     pub(super) fn command(&mut self, id: u64, command: Command, view: &View) {
         match command {
@@ -84,6 +101,9 @@ impl Core {
             self.done(probe.command, Err(why.to_owned()));
         }
         self.promised_done(Err(why.to_owned()));
+        if let Some(resolving) = self.resolving.take() {
+            self.done(resolving.command, Err(why.to_owned()));
+        }
         if let Mode::Draining(drain) = &self.mode {
             let id = match drain {
                 Drain::Demote(id) | Drain::Switchover(id, _) => *id,
@@ -828,13 +848,19 @@ impl Core {
         self.peers.iter_mut().for_each(super::Peer::let_go);
         self.claimed = self.commit;
         self.close_clients();
-        self.done(
-            id,
-            Ok(format!(
-                "{} is a mirror now; nobody is primary until one is promoted: `doublure promote {}`",
-                self.config.site, self.config.group
-            )),
-        );
+        let (me, group) = (&self.config.site, &self.config.group);
+        let forked = self.peers.iter().find(|p| p.fork.is_some());
+        let text = match forked {
+            Some(peer) => format!(
+                "{me} is a mirror now. The fork between it and {} stands until `doublure resolve {group} --discard SITE` ends \
+                 it: `doublure explain {group}` tells what each site wrote, and which commands come first",
+                peer.name
+            ),
+            None => format!(
+                "{me} is a mirror now; nobody is primary until one is promoted: `doublure promote {group}`"
+            ),
+        };
+        self.done(id, Ok(text));
     }
 
     /// The handing over is durable: from here on this site never serves by itself. Deliver it.
@@ -867,8 +893,69 @@ impl Core {
     /// The operator decides a fork. From here on the handshake lets the losing side become a mirror.
     fn resolve(&mut self, id: u64, discard: &str, view: &View) {
         let result = self.give_up(discard, view);
+        if result.is_ok() || self.resolving.is_some() || !self.can_ask_whether_it_serves(discard) {
+            self.decide_fork(id, discard, result, view);
+            return;
+        }
+        // That it serves may be old news: it was demoted a moment ago.
+        self.resolving = Some(Resolving {
+            command: id,
+            discard: discard.to_owned(),
+            since: self.now,
+        });
+        self.connect_all();
+    }
+
+    fn can_ask_whether_it_serves(&self, site: &str) -> bool {
+        let served = |p: &super::Peer| {
+            p.name == site
+                && !p.cut
+                && p.fork
+                    .as_ref()
+                    .is_some_and(|f| f.their_stance == Stance::Serving)
+        };
+        self.facts.role == Role::Primary && self.peers.iter().any(served)
+    }
+
+    /// A peer said how it is, whose fork may be about to be resolved.
+    pub(super) fn resolve_heard(&mut self, site: &str, view: &View) {
+        if let Some(resolving) = self.resolving.take_if(|r| r.discard == site) {
+            let result = self.give_up(site, view);
+            self.decide_fork(resolving.command, site, result, view);
+        }
+    }
+
+    /// It cannot be asked, because of this.
+    pub(super) fn resolve_unheard(&mut self, site: &str, why: &str) {
+        if let Some(resolving) = self.resolving.take_if(|r| r.discard == site) {
+            let group = &self.config.group;
+            let text = format!(
+                "{site} served clients with what is to be given up when it was last heard of, and was not yet heard of since \
+                 ({why}). Make sure that `doublure demote {group}` on {site} was done, and run this again when {site} answers"
+            );
+            self.done(resolving.command, Err(text));
+        }
+    }
+
+    pub(super) fn resolve_deadline(&self) -> Option<Duration> {
+        Some(self.resolving.as_ref()?.since + self.config.timeout)
+    }
+
+    pub(super) fn resolve_tick(&mut self) {
+        if self.resolve_deadline().is_some_and(|due| due <= self.now) {
+            let site = self.resolving.as_ref().expect("just seen").discard.clone();
+            let timeout = self.config.timeout;
+            self.resolve_unheard(&site, &format!("no answer within {timeout:?}"));
+        }
+    }
+
+    fn decide_fork(&mut self, id: u64, discard: &str, result: Result<String, String>, view: &View) {
         if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
             self.facts.given_up = epoch;
+            self.resolved = Some(Resolved {
+                discard: discard.to_owned(),
+                since_ns: view.time_ns,
+            });
             self.save(Then::Nothing);
             for peer in &mut self.peers {
                 peer.refused = None;
@@ -876,6 +963,14 @@ impl Core {
             self.connect_all();
         }
         self.done(id, result);
+    }
+
+    /// The fork that was decided, while the two have not met since.
+    pub fn resolved_fork(&self) -> Option<&Resolved> {
+        let pending = |p: &super::Peer| p.fork.is_some() && p.refused.is_none();
+        self.resolved
+            .as_ref()
+            .filter(|_| self.peers.iter().any(pending))
     }
 
     /// Whether this site may give up what a side wrote, and what happens then.

@@ -138,6 +138,7 @@ impl Core {
         if refused && self.peers[at].gated {
             self.peer_lost(at, reason);
         }
+        self.resolve_unheard(name, reason);
         if self.peers[at].follows_since.take().is_some() {
             self.settle_loss(at);
         }
@@ -353,6 +354,7 @@ impl Core {
             | Outcome::Unrelated
             | Outcome::Disagree(_) => {
                 self.note_conflict(theirs, &outcome);
+                self.resolve_heard(&theirs.site, view);
             }
             // Whoever only asks settles nothing: a fork stands until an operator decides.
             Outcome::Probe => self.note_floor(theirs),
@@ -516,6 +518,8 @@ impl Core {
             (_, Message::Pong { .. }) => {}
             (_, Message::Refuse { refusal, text }) => {
                 let now = self.now;
+                let name = self.peers[at].name.clone();
+                self.resolve_unheard(&name, &text);
                 let link = self.peers[at].link();
                 self.peers[at].link_lost(now);
                 self.actions.extend(link.map(Action::Close));
@@ -644,6 +648,7 @@ impl Core {
                 self.try_to_open(view);
             }
         }
+        self.resolve_heard(&name, view);
     }
 
     fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
@@ -799,6 +804,7 @@ impl Core {
         self.actions
             .extend(late.into_iter().map(|h| Action::Close(h.link)));
         self.probe_tick(view);
+        self.resolve_tick();
         self.try_to_open(view);
     }
 
@@ -902,6 +908,7 @@ impl Core {
         }
         due.extend(self.handshakes.iter().map(|h| h.since + timeout));
         due.extend(self.probe_deadline());
+        due.extend(self.resolve_deadline());
         due.into_iter().min()
     }
 

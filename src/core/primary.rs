@@ -219,7 +219,14 @@ impl Core {
     }
 
     pub(super) fn wait(&mut self, text: String) {
-        self.promised_done(Err(text.clone()));
+        match self.promoted_in_a_fork() {
+            // The order is carried out, and goes no further by itself.
+            Some(accepted) if self.promised_command.is_some() => {
+                self.save(Then::Nothing);
+                self.promised_done(Ok(accepted));
+            }
+            _ => self.promised_done(Err(text.clone())),
+        }
         if !matches!(self.mode, Mode::Waiting(_)) {
             self.log(
                 Severity::Warn,
@@ -227,6 +234,16 @@ impl Core {
             );
         }
         self.set_mode(Mode::Waiting(text));
+    }
+
+    fn promoted_in_a_fork(&self) -> Option<String> {
+        let (me, group) = (&self.config.site, &self.config.group);
+        let peer = self.peers.iter().find(|p| p.fork.is_some())?;
+        Some(format!(
+            "{me} is primary of {group} by its record now. It serves nobody before the fork is resolved: `doublure resolve \
+             {group} --discard {}` keeps what {me} wrote",
+            peer.name
+        ))
     }
 
     fn ask_to_go_alone(&mut self, at: usize, question: Question) {

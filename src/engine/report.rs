@@ -1,7 +1,7 @@
 //! What operators are told about a group.
 
 use super::{Group, LinkId, Now};
-use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance};
+use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance, utc};
 use crate::core::{Conflict, Mode, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
@@ -99,7 +99,16 @@ impl Group {
                 Conflict::BothPrimary => GroupState::BothPrimary,
                 Conflict::Forked => GroupState::Forked,
             };
-            return (state, peer.refused.clone().unwrap_or_default());
+            let reason = match self.core.resolved_fork() {
+                Some(order) => format!(
+                    "the order to discard what {} wrote stands since {} and waits for the link to {}",
+                    order.discard,
+                    utc(order.since_ns / SECOND_NS),
+                    peer.name
+                ),
+                None => peer.refused.clone().unwrap_or_default(),
+            };
+            return (state, reason);
         }
         match self.core.mode() {
             Mode::Returning => (
@@ -394,6 +403,7 @@ impl Group {
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
+            discarding: self.core.resolved_fork().map(|r| r.discard.clone()),
         })
     }
 

@@ -147,6 +147,7 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     group.fork = Some(ForkStatus {
         shared_lsn: Lsn(100),
         sides: vec![side("clichy", 140), side("chelles", 105)],
+        discarding: None,
     });
     let text = explain("clichy", &group, NOW);
     for part in [
@@ -169,6 +170,13 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
+    group.fork.as_mut().expect("just set").discarding = Some("clichy".into());
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("doublure resolve"), "{text}");
+    assert!(
+        text.contains("  start chelles, or mend the network"),
+        "{text}"
+    );
 }
 
 fn kept_apart_by(state: GroupState, hindrance: Hindrance) -> String {

@@ -322,6 +322,59 @@ fn a_side_of_a_fork_does_not_serve_because_the_other_one_was_demoted_or_asks() {
     }
 }
 
+/// The news of a demotion may still be on their way, or never come.
+#[test]
+fn a_fork_is_resolved_against_who_was_demoted_a_moment_ago() {
+    let discard = || Command::Resolve {
+        discard: "b".into(),
+    };
+    let mut sim = forked(8);
+    let id = sim.command(0, discard());
+    sim.settle();
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("`doublure demote g` on b"), "{refused}");
+    sim.cut();
+    let demoted = sim.command(1, Command::Demote);
+    sim.settle();
+    assert!(sim.answers[&demoted].is_ok());
+    assert!(
+        sim.status(0).fork.expect("known").sides[1].serving,
+        "not yet heard"
+    );
+    sim.connected = true;
+    let id = sim.command(0, discard());
+    sim.settle();
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    sim.pass(Duration::from_secs(5));
+    assert!(sim.attach(0), "{}", sim.logs());
+
+    let mut sim = forked(8);
+    sim.kill(1);
+    let id = sim.command(0, discard());
+    sim.pass(Duration::from_secs(10));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("was not yet heard of since"), "{refused}");
+}
+
+#[test]
+fn a_decided_fork_that_waits_for_the_link_says_so() {
+    let mut sim = forked(8);
+    sim.cut();
+    let discard = "a".to_owned();
+    let id = sim.command(1, Command::Resolve { discard });
+    assert!(sim.answers[&id].is_ok());
+    sim.pass(Duration::from_secs(20));
+    let status = sim.status(1);
+    assert_eq!(status.state, GroupState::Forked);
+    let since = "the order to discard what a wrote stands since 2023-11-14 ";
+    assert!(status.reason.starts_with(since), "{}", status.reason);
+    assert_eq!(status.fork.expect("still").discarding.as_deref(), Some("a"));
+    sim.connected = true;
+    sim.heal();
+    let status = sim.status(1);
+    assert_eq!((status.state, status.fork), (GroupState::Serving, None));
+}
+
 /// What a site serves it does not give up, and it would never come to that: the other site says so at once.
 #[test]
 fn a_fork_is_not_resolved_against_who_serves_and_the_way_to_it_is_told() {
@@ -330,6 +383,7 @@ fn a_fork_is_not_resolved_against_who_serves_and_the_way_to_it_is_told() {
         discard: "b".into(),
     };
     let id = sim.command(0, discard());
+    sim.settle();
     let refused = sim.answers[&id].clone().unwrap_err();
     assert!(refused.contains("`doublure demote g` on b"), "{refused}");
     let fork = sim.status(0).fork.expect("a fork");
@@ -350,8 +404,11 @@ fn a_fork_is_not_resolved_against_who_serves_and_the_way_to_it_is_told() {
 fn between_two_mirrors_with_a_fork_the_promotion_to_make_is_named_and_ends_it() {
     let mut sim = forked(9);
     for at in [0, 1] {
-        sim.command(at, Command::Demote);
+        let id = sim.command(at, Command::Demote);
         sim.pass(Duration::from_secs(5));
+        let done = sim.answers[&id].clone().unwrap();
+        assert!(done.contains("The fork between it and"), "{done}");
+        assert!(!done.contains("nobody is primary"), "{done}");
     }
     let discard = || Command::Resolve {
         discard: "b".into(),
@@ -371,8 +428,21 @@ fn between_two_mirrors_with_a_fork_the_promotion_to_make_is_named_and_ends_it() 
     ] {
         assert!(refused.contains(part), "{refused}");
     }
-    // As told.
-    let _ = promote(&mut sim, vec![Force::Behind]);
+    assert_eq!(
+        sim.status(0).role,
+        Role::Mirror,
+        "a refusal changes nothing"
+    );
+    // As told. An order that is carried out is not refused.
+    let accepted = promote(&mut sim, vec![Force::Behind]).unwrap();
+    assert!(
+        accepted.contains(
+            "serves nobody before the fork is resolved: `doublure resolve g --discard b`"
+        ),
+        "{accepted}"
+    );
+    assert_eq!(sim.status(0).role, Role::Primary);
+    assert!(!sim.attach(0));
     let id = sim.command(0, discard());
     assert!(
         sim.answers[&id].is_ok(),
