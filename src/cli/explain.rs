@@ -42,9 +42,10 @@ fn hindrance(group: &GroupStatus) -> Hindrance {
 }
 
 /// A step as a line that can be pasted into a shell, if it is a command.
-fn line(step: &Step) -> String {
+fn line(step: &Step, site: &str) -> String {
     match step {
         Step::Here(command) => format!("doublure {command}"),
+        Step::At(other, command) if other == site => format!("doublure {command}"),
         Step::At(site, command) => format!("doublure {command}  # on {site}"),
         Step::SeeTo(what) => what.clone(),
     }
@@ -93,7 +94,7 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
     for Choice { steps, effect } in choices {
         text.push('\n');
         for step in &steps {
-            let _ = writeln!(text, "  {}", line(step));
+            let _ = writeln!(text, "  {}", line(step, site));
         }
         let _ = writeln!(text, "      {effect}");
     }
@@ -381,11 +382,15 @@ fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
             super::verify::verdict(range)
         );
     }
-    let mut choices = vec![choice(
-        at(&verify.primary, format!("verify {name} --repair")),
-        "compares again, and mends what the journal proves to be wrong or a site cannot read, on either site; nothing is \
-         guessed",
-    )];
+    let mut choices = Vec::new();
+    // Where nothing is decided there is nothing that a repair would mend by itself.
+    if verify.undecided_bytes < group.unrepaired_bytes {
+        choices.push(choice(
+            at(&verify.primary, format!("verify {name} --repair")),
+            "compares again, and mends what the journal proves to be wrong or a site cannot read, on either site; nothing is \
+             guessed",
+        ));
+    }
     for (kept, other) in [
         (&verify.primary, &verify.peer),
         (&verify.peer, &verify.primary),
@@ -643,7 +648,10 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         let lost = written_by(loser);
         let what = lost.map_or_else(
             || format!("what {loser} wrote since the fork"),
-            |s| format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
+            |s| match s.operations {
+                0 => format!("nothing, as {loser} wrote nothing"),
+                _ => format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
+            },
         );
         // Only a primary opens links, and nobody gives up what it serves.
         let keeper_waits = written_by(keeper).is_some_and(|s| !s.primary);
@@ -665,7 +673,7 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         Choice {
             steps,
             effect: format!(
-                "keeps what {keeper} holds and gives up {what}; {}. {loser} becomes a mirror and gets what differs",
+                "keeps what {keeper} holds and gives up {what}{}. {loser} becomes a mirror and gets what differs",
                 kept(lost, loser)
             ),
         }
@@ -676,19 +684,20 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
     )
 }
 
-/// What remains of what a side gives up.
+/// What remains of what a side gives up, behind a semicolon.
 fn kept(lost: Option<&ForkSide>, loser: &str) -> String {
+    let file = format!("in a file in {loser}'s data directory, which the answer to resolve names");
     match lost {
-        Some(side) if side.operations > 0 => match side.kept_from_lsn {
+        None => format!("; what there is of that is kept {file}"),
+        Some(side) if side.operations == 0 => String::new(),
+        Some(side) => match side.kept_from_lsn {
             Some(from) if from > side.first_lsn => format!(
-                "of that only LSN {from} to {} is kept, in a file in {loser}'s data directory: its journal no longer holds \
-                 what is before",
+                "; of that only LSN {from} to {} is kept, {file}: its journal no longer holds what is before",
                 side.last_lsn
             ),
-            Some(_) => format!("that is kept in a file in {loser}'s data directory"),
-            None => format!("nothing of that is kept: {loser}'s journal no longer holds it"),
+            Some(_) => format!("; that is kept {file}"),
+            None => format!("; nothing of that is kept: {loser}'s journal no longer holds it"),
         },
-        _ => format!("what there is of that is kept in a file in {loser}'s data directory"),
     }
 }
 

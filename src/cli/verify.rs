@@ -76,6 +76,10 @@ pub fn summary(group: &str, verify: &VerifyStatus) -> String {
             "{group}: {whole}, {differing} were different and {left} still are: nothing shows which site is right. \
              `doublure verify {group} --repair --keep SITE` takes what one of them holds\n"
         ),
+        VerifyState::Differs if verify.undecided_bytes == verify.differing_bytes => format!(
+            "{group}: {whole}, DIFFERENT in {left}: nothing shows which site is right. `doublure verify {group} --repair --keep \
+             SITE` takes what one of them holds\n"
+        ),
         VerifyState::Differs => format!(
             "{group}: {whole}, DIFFERENT in {left}. `doublure verify {group} --repair` mends what is shown to be wrong, on \
              either site\n"

@@ -435,7 +435,9 @@ impl Core {
                     );
                     None
                 }
-                Err(reason) => Some(self.unreachable_text(&asked.peer, reason, probe.overrides)),
+                Err(reason) => {
+                    Some(self.unreachable_text(&asked.peer, reason, probe.overrides, view))
+                }
             };
             if let Some(text) = verdict {
                 self.set_mode(back.clone());
@@ -510,7 +512,13 @@ impl Core {
         )
     }
 
-    fn unreachable_text(&self, peer: &str, reason: &str, overrides: Overrides) -> String {
+    fn unreachable_text(
+        &self,
+        peer: &str,
+        reason: &str,
+        overrides: Overrides,
+        view: &View,
+    ) -> String {
         let heard = self
             .peers
             .iter()
@@ -529,11 +537,22 @@ impl Core {
             crate::base::AckMode::Async => "writes it acknowledged since then are lost",
             _ => "writes it acknowledged alone since then, if any, are not here",
         };
+        let held = match view
+            .undo
+            .filter(|_| self.facts.inconsistent_until.is_some())
+        {
+            Some(point) => format!(
+                "This site is in the middle of a copy and goes back to LSN {}, what it held before",
+                point.lsn
+            ),
+            None => format!(
+                "This site is at LSN {} (committed {})",
+                self.tail, self.commit
+            ),
+        };
         format!(
             "{peer} cannot be reached ({reason}); {heard}. If it still serves, two primaries would write apart from each \
-             other; {loss}. This site is at LSN {} (committed {}). When you are sure that {peer} is down: {}",
-            self.tail,
-            self.commit,
+             other; {loss}. {held}. When you are sure that {peer} is down: {}",
             overrides.without_asking().command(&self.config.group)
         )
     }
@@ -1026,16 +1045,30 @@ impl Core {
             ));
         }
         let first = fork.shared.next();
-        let (other, tail, held) = if discard == me {
-            (peer, self.tail, view.journal_first)
+        let (other, tail, held, openings) = if discard == me {
+            let openings = self.facts.lineage.opened_after(fork.shared);
+            (peer, self.tail, view.journal_first, openings)
         } else {
-            (me, fork.their_tail, fork.their_journal_first)
+            let (tail, held) = (fork.their_tail, fork.their_journal_first);
+            (me, tail, held, fork.their_epochs)
         };
+        // What opens an epoch nobody wrote.
+        if tail.since(fork.shared) <= openings {
+            return Ok(format!(
+                "{discard} wrote nothing since LSN {}: it gives nothing up, and becomes a mirror as soon as it and {other} are \
+                 connected",
+                fork.shared
+            ));
+        }
+        let file = self.losing_epoch(discard).map_or_else(
+            || "a file".to_owned(),
+            |epoch| format!("the file {group}/discarded-{epoch}.frames"),
+        );
         let kept = if held <= first {
-            "what it gives up is kept in a file in its data directory".to_owned()
+            format!("what it gives up is kept in {file} in its data directory")
         } else if held <= tail {
             format!(
-                "of what it gives up only LSN {held} to {tail} is kept, in a file in its data directory: its journal no longer \
+                "of what it gives up only LSN {held} to {tail} is kept, in {file} in its data directory: its journal no longer \
                  holds what is before"
             )
         } else {

@@ -235,6 +235,7 @@ impl Group {
         if !self.frame_has_room(first_piece) {
             return Some(request);
         }
+        self.marks.wrote(self.frames.time_after(self.now.wall_ns));
         let last = self.enter_request(volume, range, fua, data, &request.command);
         let bytes = data.map_or(0, |d| d.len() as u64);
         let strength = if fua {

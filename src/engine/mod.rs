@@ -113,6 +113,7 @@ pub struct Group {
     syncs: BTreeMap<VolumeId, VecDeque<DiskId>>,
     stats: stats::Stats,
     marks: stats::Marks,
+    /// What the configuration says otherwise than the disk, beside the volumes.
     disagreements: Vec<String>,
     stopping: Option<Stopping>,
     events: VecDeque<Event>,

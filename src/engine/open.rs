@@ -145,7 +145,7 @@ impl Group {
         for (severity, text) in notes {
             group.log_line(severity, text);
         }
-        for text in group.disagreements.clone() {
+        for text in group.disagreements() {
             group.log_line(core::Severity::Warn, text);
         }
         group.with_view(Core::start);
@@ -655,12 +655,14 @@ fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
             config.journal_bytes, record.journal_bytes
         ));
     }
+    all
+}
+
+/// The same for the volumes, which grow while the group runs.
+pub(super) fn volume_disagreements(config: &GroupConfig, volumes: &[VolumeSpec]) -> Vec<String> {
+    let mut all = Vec::new();
     for (name, size) in &config.volumes {
-        if let Some(volume) = record
-            .volumes
-            .iter()
-            .find(|v| v.name == *name && v.size != *size)
-        {
+        if let Some(volume) = volumes.iter().find(|v| v.name == *name && v.size != *size) {
             all.push(format!(
                 "volume {name}: the configuration says {size} bytes, the volume has {}{}",
                 volume.size,
@@ -678,11 +680,7 @@ fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
         .map(|(name, _)| name.as_str())
         .collect();
     if !config.volumes.is_empty() {
-        for volume in record
-            .volumes
-            .iter()
-            .filter(|v| !known.contains(v.name.as_str()))
-        {
+        for volume in volumes.iter().filter(|v| !known.contains(v.name.as_str())) {
             all.push(format!(
                 "volume {}: it exists, but the configuration does not name it",
                 volume.name

@@ -1,5 +1,6 @@
 //! What operators are told about a group.
 
+use super::open::volume_disagreements;
 use super::{Group, LinkId, Now};
 use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance, utc};
 use crate::core::{Conflict, Mode, Peer};
@@ -85,8 +86,14 @@ impl Group {
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
             latency: self.stats.latencies(),
-            disagreements: self.disagreements.clone(),
+            disagreements: self.disagreements(),
         }
+    }
+
+    /// Where configuration and disk differ. Volumes grow while the group runs.
+    pub(super) fn disagreements(&self) -> Vec<String> {
+        let volumes = volume_disagreements(&self.config, &self.volumes);
+        [self.disagreements.clone(), volumes].concat()
     }
 
     fn state_and_reason(&self) -> (GroupState, String) {
@@ -384,7 +391,7 @@ impl Group {
         );
         here.primary = self.core.facts().role == Role::Primary;
         here.serving = self.core.serving();
-        here.last_write_unix_seconds = self.marks.last_time().map(|ns| ns / SECOND_NS);
+        here.last_write_unix_seconds = self.marks.last_write().map(|ns| ns / SECOND_NS);
         if !touched.is_everything() {
             here.touched_bytes = Some(touched.bytes(&self.volumes));
             here.touched = self.ranges_of(&touched);

@@ -3,8 +3,12 @@
 //! Every site is asked first whether its home can have the new size; nothing is changed before all have said yes. The
 //! operation then goes through the journal like a write, so that all sites grow at the same place of the history.
 
+use std::fmt::Write;
+
 use super::{DiskOp, DiskResult, File, Group, LinkId, Output, Pending};
-use crate::base::{ByteRange, Lsn, Message, Op, OpKind, VOLUME_MAX_BYTES, VolumeId, VolumeSpec};
+use crate::base::{
+    ByteRange, Lsn, Message, Op, OpKind, VOLUME_MAX_BYTES, VolumeId, VolumeSpec, counted_bytes,
+};
 use crate::core::{Event, Peer, Severity};
 use crate::journal;
 
@@ -93,6 +97,8 @@ impl Group {
     }
 
     fn check_grow(&mut self, link: Option<LinkId>, volume: VolumeSpec) {
+        // The answer tells who has little of it.
+        self.refresh_free_space();
         let pending = Pending::CheckGrow {
             link,
             volume: volume.id,
@@ -285,18 +291,37 @@ impl Group {
             self.config.group, volume.name, volume.size
         );
         self.log_line(Severity::Info, text);
+        let mut size = 0;
         if let Some(known) = self.volumes.iter_mut().find(|v| v.id == volume.id) {
-            known.size = volume.size;
+            size = std::mem::replace(&mut known.size, volume.size);
         }
         self.homes.touch(volume.id);
         self.applied(lsn, None);
         let open = self.core.open_to_clients();
         self.exports(open);
         if let Some(resizing) = self.resizing.take_if(|r| r.lsn == Some(lsn)) {
-            let text = format!(
+            let mut text = format!(
                 "volume {} has {} bytes now; clients see it when they connect again",
                 volume.name, volume.size
             );
+            // A sparse home takes what is written to it, and no more: that is allowed, and may end in ENOSPC.
+            let grown = volume.size - size.min(volume.size);
+            let there = self.core.peers().iter();
+            let there = there.filter_map(|p| Some((p.name.clone(), self.space_left_at(p)?)));
+            let here = self
+                .space_left()
+                .map(|left| (self.config.site.clone(), left));
+            for (site, left) in here
+                .into_iter()
+                .chain(there)
+                .filter(|(_, left)| *left < grown)
+            {
+                let left = counted_bytes(left);
+                let _ = write!(
+                    text,
+                    ". {site} has space for {left} more only: writes beyond that are refused (ENOSPC) unless some is freed there"
+                );
+            }
             self.answer(resizing.command, Ok(text));
         }
     }

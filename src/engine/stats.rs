@@ -139,6 +139,8 @@ impl Stats {
 pub struct Marks {
     marks: VecDeque<Mark>,
     bytes: u64,
+    /// When a client last wrote, by the frame clock.
+    last_write_ns: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -178,9 +180,14 @@ impl Marks {
         self.bytes - before
     }
 
-    /// When the last operation was made, by the frame clock; `None` if that was before the daemon started.
-    pub fn last_time(&self) -> Option<u64> {
-        self.marks.back().map(|m| m.time_ns)
+    /// A client wrote. Frames also hold what no client asked for, such as the beginning of an epoch.
+    pub fn wrote(&mut self, time_ns: u64) {
+        self.last_write_ns = Some(time_ns);
+    }
+
+    /// When a client last wrote, by the frame clock; `None` if that was before the daemon started.
+    pub fn last_write(&self) -> Option<u64> {
+        self.last_write_ns
     }
 
     /// When the first operation after `lsn` was made, by the frame clock.

@@ -78,21 +78,29 @@ fn what_a_verification_found_is_explained_with_what_to_do() {
             repaired: false,
         }],
     };
-    let group = GroupStatus {
+    let mut group = GroupStatus {
         verify: Some(verify.clone()),
         last_verify: Some(verify),
-        unrepaired_bytes: 4096,
+        unrepaired_bytes: 8192,
         ..in_state(GroupState::Serving)
     };
     let text = explain("clichy", &group, NOW);
     for part in [
         "registry-data at byte 8,192, 4.0 KiB: undecided",
-        "  doublure verify registry --repair  # on clichy\n",
+        "  doublure verify registry --repair\n",
         "--keep clichy",
         "--keep chelles",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let text = explain("chelles", &group, NOW);
+    let command = "  doublure verify registry --repair  # on clichy\n";
+    assert!(text.contains(command), "{text}");
+    // Nothing is decided: there is nothing that a repair would mend by itself.
+    group.unrepaired_bytes = 4096;
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("--repair\n"), "{text}");
+    assert!(text.contains("--repair --keep clichy\n"), "{text}");
 }
 
 #[test]
@@ -170,6 +178,10 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
+    group.fork.as_mut().expect("just set").sides[1].operations = 0;
+    let text = explain("clichy", &group, NOW);
+    let nothing = "gives up nothing, as chelles wrote nothing. chelles becomes a mirror";
+    assert!(text.contains(nothing), "{text}");
     group.fork.as_mut().expect("just set").discarding = Some("clichy".into());
     let text = explain("clichy", &group, NOW);
     assert!(!text.contains("doublure resolve"), "{text}");

@@ -357,6 +357,41 @@ fn a_fork_is_resolved_against_who_was_demoted_a_moment_ago() {
 }
 
 #[test]
+fn a_fork_tells_what_clients_wrote_and_when_and_where_it_will_be_kept() {
+    let mut sim = forked(8);
+    let status = sim.status(1);
+    let fork = status.fork.expect("a fork");
+    for (side, written) in [(&fork.sides[0], 7), (&fork.sides[1], 5)] {
+        let counted = (side.operations, side.acknowledged_operations);
+        assert_eq!(counted, (written, written), "{side:?}");
+    }
+    let last = fork.sides[0]
+        .last_write_unix_seconds
+        .expect("since it started");
+    let discard = "b".to_owned();
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(30));
+    // What opens an epoch no client wrote.
+    let force = vec![Force::Behind];
+    sim.command(1, Command::Promote { force });
+    sim.pass(Duration::from_secs(5));
+    let fork = sim.status(1).fork.expect("a fork");
+    assert_eq!(fork.sides[0].last_write_unix_seconds, Some(last));
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(5));
+    let id = sim.command(0, Command::Resolve { discard });
+    sim.pass(Duration::from_secs(10));
+    let text = sim.answers[&id].clone().unwrap();
+    let file = sim.sites[1].disk.files().find_map(|f| match f {
+        File::Discarded(epoch) => Some(format!(
+            "the file g/discarded-{epoch}.frames in its data directory"
+        )),
+        _ => None,
+    });
+    assert!(text.contains(&file.expect("it is kept")), "{text}");
+}
+
+#[test]
 fn a_decided_fork_that_waits_for_the_link_says_so() {
     let mut sim = forked(8);
     sim.cut();
@@ -579,6 +614,34 @@ fn a_volume_grows_on_both_sites_and_what_is_there_stays() {
     assert!(a == b && a[4096] != 0);
     for at in [0, 1] {
         assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
+    }
+}
+
+#[test]
+fn a_volume_that_grows_beyond_the_space_there_is_tells_so_and_where_the_configuration_differs() {
+    for at in [0, 1] {
+        let mut sim = pair(11);
+        sim.sites[at].config.volumes = vec![("v".into(), VOLUME)];
+        sim.kill(at);
+        sim.start(at).unwrap();
+        sim.heal();
+        assert!(sim.status(at).disagreements.is_empty());
+        sim.sites[at].disk.free_bytes = Some((64 << 20) + VOLUME / 2);
+        sim.pass(Duration::from_secs(2));
+        let resize = Command::Resize {
+            volume: "v".into(),
+            size: 2 * VOLUME,
+        };
+        let id = sim.command(0, resize);
+        sim.settle();
+        let answer = sim.answers[&id].clone().unwrap();
+        let left = format!("{} has space for 512.0 KiB more only", ["a", "b"][at]);
+        assert!(answer.contains(&left), "{answer}");
+        sim.pass(Duration::from_secs(1));
+        let told = sim.status(at).disagreements;
+        let size = "volume v: the configuration says 1048576 bytes, the volume has 2097152";
+        assert!(told.len() == 1 && told[0].starts_with(size), "{told:?}");
+        assert!(sim.status(1 - at).disagreements.len() <= 1);
     }
 }
 

@@ -125,6 +125,9 @@ fn a_mirror_promoted_in_the_middle_of_a_copy_goes_back_to_what_it_held() {
             let refused = promote(&mut sim, &[Force::PeerUnreachable]).unwrap_err();
             let there = format!("goes back to that: to LSN {point}");
             assert!(refused.contains(&there), "{refused}");
+            let refused = promote(&mut sim, &[Force::Inconsistent]).unwrap_err();
+            let there = format!("goes back to LSN {point}");
+            assert!(refused.contains(&there), "{refused}");
             promote(&mut sim, &BOTH).unwrap();
             let logs = sim.logs();
             assert!(
