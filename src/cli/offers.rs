@@ -6,9 +6,11 @@
 
 use std::path::Path;
 
-/// The same text with `-s SOCKET` in every command for the site that was asked.
+/// The same text with `-s SOCKET` in every command for the site that was asked. The path is absolute, so that it holds in
+/// another shell, too.
 pub fn complete(text: &str, socket: &Path) -> String {
-    let option = format!(" -s {}", quoted(&socket.to_string_lossy()));
+    let absolute = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+    let option = format!(" -s {}", quoted(&absolute.to_string_lossy()));
     let mut done = String::new();
     for line in text.split_inclusive('\n') {
         let bare = line.trim_end();
@@ -87,6 +89,17 @@ mod tests {
             completed.contains("  doublure demote g -s /run/x\n"),
             "{completed}"
         );
+    }
+
+    #[test]
+    fn a_socket_in_the_directory_at_hand_is_given_with_its_whole_path() {
+        let completed = complete("`doublure status g`", Path::new("control.sock"));
+        let whole = std::path::absolute("control.sock").unwrap();
+        let expected = format!(
+            "`doublure status g -s {}`",
+            quoted(&whole.to_string_lossy())
+        );
+        assert_eq!(completed, expected);
     }
 
     #[test]

@@ -871,8 +871,8 @@ impl Core {
         let forked = self.peers.iter().find(|p| p.fork.is_some());
         let text = match forked {
             Some(peer) => format!(
-                "{me} is a mirror now. The fork between it and {} stands until `doublure resolve {group} --discard SITE` ends \
-                 it: `doublure explain {group}` tells what each site wrote, and which commands come first",
+                "{me} is a mirror now. The fork between it and {} stands until it is resolved: `doublure explain {group}` \
+                 tells what each site wrote, and which commands end it",
                 peer.name
             ),
             None => format!(

@@ -137,7 +137,7 @@ impl Stats {
 /// How many journal bytes, and how much time, lie between two LSNs: marks along the history, thinned with age.
 #[derive(Debug, Default)]
 pub struct Marks {
-    marks: VecDeque<Mark>,
+    ends: VecDeque<Mark>,
     bytes: u64,
     /// When a client last wrote, by the frame clock.
     last_write_ns: Option<u64>,
@@ -155,14 +155,14 @@ impl Marks {
     pub fn push(&mut self, lsn: u64, len: u64, time_ns: u64) {
         const MOST: usize = 4096;
         self.bytes += len;
-        self.marks.push_back(Mark {
+        self.ends.push_back(Mark {
             lsn,
             bytes: self.bytes,
             time_ns,
         });
-        if self.marks.len() > MOST {
+        if self.ends.len() > MOST {
             let mut keep = false;
-            self.marks.retain(|_| {
+            self.ends.retain(|_| {
                 keep = !keep;
                 keep
             });
@@ -171,11 +171,11 @@ impl Marks {
 
     /// Journal bytes after `lsn`.
     pub fn bytes_after(&self, lsn: u64) -> u64 {
-        let at = self.marks.partition_point(|m| m.lsn <= lsn);
+        let at = self.ends.partition_point(|m| m.lsn <= lsn);
         let before = if at == 0 {
-            self.marks.front().map_or(self.bytes, |m| m.bytes)
+            self.ends.front().map_or(self.bytes, |m| m.bytes)
         } else {
-            self.marks[at - 1].bytes
+            self.ends[at - 1].bytes
         };
         self.bytes - before
     }
@@ -192,8 +192,8 @@ impl Marks {
 
     /// When the first operation after `lsn` was made, by the frame clock.
     pub fn time_after(&self, lsn: u64) -> Option<u64> {
-        let at = self.marks.partition_point(|m| m.lsn <= lsn);
-        self.marks.get(at).map(|m| m.time_ns)
+        let at = self.ends.partition_point(|m| m.lsn <= lsn);
+        self.ends.get(at).map(|m| m.time_ns)
     }
 }
 
