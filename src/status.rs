@@ -266,7 +266,7 @@ pub struct PeerStatus {
     pub lag_seconds: f64,
     /// Seconds since it was last heard of; `None` if never.
     pub last_heard_seconds: Option<f64>,
-    /// Full copy: bytes done.
+    /// Copy: bytes done, which are compared, and copied where they differ. What is the same, such as holes, goes fast.
     pub copied_bytes: u64,
     /// Full copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
