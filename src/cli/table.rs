@@ -310,7 +310,7 @@ fn lag_is_known(group: &GroupStatus, peer: &PeerStatus) -> bool {
 fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
     if peer.copy_total_bytes > 0 {
         return format!(
-            "{} of {} compared ({})",
+            "{} of {} done ({})",
             units::bytes(peer.copied_bytes),
             units::bytes(peer.copy_total_bytes),
             units::percent(peer.copied_bytes, peer.copy_total_bytes),

@@ -373,7 +373,7 @@ impl Group {
     }
 
     /// Asks how much space there is, if the last answer is old.
-    pub(super) fn refresh_free_space(&mut self) {
+    fn refresh_free_space(&mut self) {
         let promised = self.store.allocating_total();
         if self.homes.space.asked.is_none() && self.homes.space.is_old(self.now.mono, promised) {
             self.homes.space.asked = Some(Asked {

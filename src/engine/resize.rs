@@ -97,8 +97,6 @@ impl Group {
     }
 
     fn check_grow(&mut self, link: Option<LinkId>, volume: VolumeSpec) {
-        // The answer tells who has little of it.
-        self.refresh_free_space();
         let pending = Pending::CheckGrow {
             link,
             volume: volume.id,

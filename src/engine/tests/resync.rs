@@ -627,6 +627,10 @@ fn a_volume_that_grows_beyond_the_space_there_is_tells_so_and_where_the_configur
         sim.heal();
         assert!(sim.status(at).disagreements.is_empty());
         sim.sites[at].disk.free_bytes = Some((64 << 20) + VOLUME / 2);
+        // Space is looked at when somebody writes.
+        sim.pass(Duration::from_secs(2));
+        assert!(sim.attach(0));
+        sim.write(0, ByteRange::new(0, 4096), false);
         sim.pass(Duration::from_secs(2));
         let resize = Command::Resize {
             volume: "v".into(),
