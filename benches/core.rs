@@ -60,7 +60,7 @@ fn in_sync(mode: AckMode) -> Core {
     while !sites[0].peers()[0].in_sync {
         let mut idle = true;
         for at in 0..2 {
-            sites[at].end_batch();
+            sites[at].end_batch(NOW);
             let actions: Vec<_> = sites[at].drain().collect();
             idle &= actions.is_empty();
             for action in actions {
@@ -104,7 +104,7 @@ fn frame(core: &mut Core, operations: u64) -> usize {
     core.handle(NOW, Event::Durable(last), &VIEW);
     core.handle(NOW, Event::Heard(LINK), &VIEW);
     core.handle(NOW, Event::Message(LINK, ack(last)), &VIEW);
-    core.end_batch();
+    core.end_batch(NOW);
     let released = |action: &Action| matches!(action, Action::Reply(_));
     core.drain().filter(released).count()
 }

@@ -1,8 +1,9 @@
 //! Replies and reads that wait for a position in the history.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use super::{Action, Core, Mode};
+use super::{Action, Core, Mode, NEWS_DELAY};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Lsn, Message};
@@ -28,6 +29,8 @@ pub(super) struct Acks {
     reads: BTreeMap<Lsn, Vec<Token>>,
     /// Commit LSN that mirrors were last told.
     told: Lsn,
+    /// Since when there is more to tell them, and no operation under way whose frame would.
+    news_since: Option<Duration>,
 }
 
 impl Acks {
@@ -175,21 +178,26 @@ impl Core {
         }
     }
 
-    /// Tells mirrors the commit LSN when no frame has carried it since it moved.
+    /// Tells mirrors the commit LSN when no frame has carried it for a while. A client that waits for each answer before it
+    /// writes again would else cost a message more for each, and the next frame tells anyway.
     pub(super) fn flush_commit_news(&mut self) {
-        if self.commit <= self.acks.told || !matches!(self.mode, Mode::Serving | Mode::Draining(_))
-        {
-            return;
+        let idle = self.commit > self.acks.told
+            && self.commit >= self.tail
+            && matches!(self.mode, Mode::Serving | Mode::Draining(_));
+        if !idle {
+            self.acks.news_since = None;
+        } else if self.now >= *self.acks.news_since.get_or_insert(self.now) + NEWS_DELAY {
+            self.send_commit();
         }
-        // While operations are under way, the next frame tells.
-        if self.commit < self.tail {
-            return;
-        }
-        self.send_commit();
+    }
+
+    /// When mirrors are to be told.
+    pub(super) fn commit_news_deadline(&self) -> Option<Duration> {
+        Some(self.acks.news_since? + NEWS_DELAY)
     }
 
     fn send_commit(&mut self) {
-        self.acks.told = self.commit;
+        (self.acks.told, self.acks.news_since) = (self.commit, None);
         let lsn = self.commit;
         let links: Vec<_> = self
             .peers

@@ -1113,7 +1113,9 @@ impl Core {
     pub fn goodbye(&mut self, now: Duration, view: &View) {
         (self.now, self.now_ns) = (now, view.time_ns);
         // The mirrors are to apply all of it, too.
-        self.flush_commit_news();
+        if matches!(self.mode, Mode::Serving | Mode::Draining(_)) {
+            self.tell_commit();
+        }
         self.end_commands(&format!("{} stops", self.config.site));
         self.drop_all_links("stopping");
         // A fenced site stays fenced: its disk is not to be trusted with a last checkpoint either.

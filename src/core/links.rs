@@ -907,6 +907,8 @@ impl Core {
             }
         }
         due.extend(self.handshakes.iter().map(|h| h.since + timeout));
+        due.extend(self.commit_news_deadline());
+        due.extend(self.applied_news_deadline());
         due.extend(self.probe_deadline());
         due.extend(self.resolve_deadline());
         due.into_iter().min()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::links::Agreed;
-use super::{Action, Core, Link, Mode, Outcome, Severity, Then, View};
+use super::{Action, Core, Link, Mode, NEWS_DELAY, Outcome, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted};
@@ -31,8 +31,12 @@ pub(super) struct Upstream {
     copy_end: Option<Lsn>,
     /// Progress of a copy.
     pub copied: Option<(VolumeId, u64)>,
-    /// What the last acknowledgement said.
-    acked: Option<(Lsn, Lsn, Lsn, bool)>,
+    /// What the last acknowledgement said: received, durable, inconsistent.
+    acked: Option<(Lsn, Lsn, bool)>,
+    /// And applied.
+    applied_told: Lsn,
+    /// Since when more is applied than it said.
+    applied_since: Option<Duration>,
     /// What it said may still be promised here, bytes.
     credit_told: u64,
     /// A copy's base, until the reset is durable.
@@ -63,6 +67,8 @@ impl Upstream {
             copy_end: None,
             copied: None,
             acked: None,
+            applied_told: Lsn::ZERO,
+            applied_since: None,
             credit_told: u64::MAX,
             resetting: None,
         }
@@ -494,7 +500,8 @@ impl Core {
         }
     }
 
-    /// Sends an acknowledgement if there is news.
+    /// Sends an acknowledgement if there is news. Nobody waits for what is only applied: it goes with the next, or after a
+    /// while.
     pub(super) fn flush_ack(&mut self) {
         let (tail, durable, applied) = (self.tail, self.durable, self.applied);
         #[cfg(test)]
@@ -504,7 +511,7 @@ impl Core {
             durable
         };
         let inconsistent_until = self.facts.inconsistent_until;
-        let credit_bytes = self.credit_bytes;
+        let (credit_bytes, now) = (self.credit_bytes, self.now);
         // Only `memsync` waits for what is in memory; elsewhere saying so would only wake the primary.
         let received = if self.facts.ack == AckMode::Memsync {
             tail
@@ -516,25 +523,22 @@ impl Core {
         };
         // A site that fetches a tail acknowledges it, too: the sender's window is bounded.
         if !matches!(self.mode, Mode::Mirror | Mode::Probing | Mode::Fetching(_)) {
+            upstream.applied_since = None;
             return;
         }
-        // News of applies alone waits for the next durable LSN, or for the end of the stream.
-        let applied_news = if applied == tail { applied } else { Lsn::ZERO };
-        let news = (
-            received,
-            durable,
-            applied_news,
-            inconsistent_until.is_some(),
-        );
+        let news = (received, durable, inconsistent_until.is_some());
+        let applied_news = applied > upstream.applied_told
+            && now >= *upstream.applied_since.get_or_insert(now) + NEWS_DELAY;
         // While nothing is under way no other news would carry it, and writers may be refused because of it.
         let told = upstream.credit_told;
         let credit_news = applied == tail
             && (credit_bytes.abs_diff(told) >= CREDIT_NEWS_BYTES
                 || (credit_bytes == 0) != (told == 0));
-        if upstream.acked == Some(news) && !credit_news {
+        if upstream.acked == Some(news) && !applied_news && !credit_news {
             return;
         }
         upstream.acked = Some(news);
+        (upstream.applied_told, upstream.applied_since) = (applied, None);
         upstream.credit_told = credit_bytes;
         let (link, copied) = (upstream.link, upstream.copied);
         self.actions.push(Action::Send(
@@ -548,6 +552,11 @@ impl Core {
                 copied,
             },
         ));
+    }
+
+    /// When the primary is to be told what is applied.
+    pub(super) fn applied_news_deadline(&self) -> Option<Duration> {
+        Some(self.upstream.as_ref()?.applied_since? + NEWS_DELAY)
     }
 
     /// Everything of a copy has come; the homes are consistent once this LSN is applied and all is durable.

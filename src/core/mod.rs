@@ -41,6 +41,9 @@ pub use self::peer::{Conflict, Peer, PeerPhase};
 use self::acks::Acks;
 use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
 
+/// What nobody waits for is told by a message of its own only when nothing else went out for this long.
+const NEWS_DELAY: Duration = Duration::from_millis(5);
+
 /// A link's connection, as the caller names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Link(pub u64);
@@ -496,7 +499,8 @@ impl Core {
     }
 
     /// Sends what gathers over a batch of events: acknowledgements of a mirror, commit news of a primary.
-    pub fn end_batch(&mut self) {
+    pub fn end_batch(&mut self, now: Duration) {
+        self.now = now;
         self.flush_ack();
         self.flush_commit_news();
     }

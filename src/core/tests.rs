@@ -25,6 +25,8 @@ struct Site {
     replies: Vec<Token>,
     /// Copies that were proposed; there is nothing to copy here, and the link stays as it is.
     copies: usize,
+    /// Messages, beside frames.
+    sent: u64,
     reads: Vec<Token>,
     allowed: Lsn,
     done: Vec<(u64, Result<String, String>)>,
@@ -100,6 +102,7 @@ impl Site {
             durable: Lsn::ZERO,
             replies: Vec::new(),
             copies: 0,
+            sent: 0,
             reads: Vec::new(),
             allowed: Lsn::ZERO,
             done: Vec::new(),
@@ -199,6 +202,12 @@ impl Pair {
         token
     }
 
+    /// What may be in the homes is there.
+    fn apply(&mut self, at: usize) {
+        let allowed = self.sites[at].allowed;
+        self.handle(at, Event::Applied(allowed));
+    }
+
     fn replied(&self, at: usize, token: Token) -> bool {
         self.sites[at].replies.contains(&token)
     }
@@ -209,7 +218,7 @@ impl Pair {
             if !self.alive[at] {
                 continue;
             }
-            self.sites[at].core.end_batch();
+            self.sites[at].core.end_batch(self.now);
             let actions: Vec<Action> = self.sites[at].core.drain().collect();
             if !actions.is_empty() {
                 for action in actions {
@@ -310,6 +319,7 @@ impl Pair {
             }
             Action::Connect(peer) => self.connect(at, peer),
             Action::Send(link, message) => {
+                self.sites[at].sent += 1;
                 if let Some(wires) = self.wires.get_mut(&link) {
                     wires[1 - at].push_back(Wire::Message(message));
                 }
@@ -668,6 +678,31 @@ fn a_silent_mirror_holds_acknowledgements_until_the_timeout_and_the_record() {
     assert!(pair.replied(0, token));
     let alone = pair.sites[0].saved.alone[0].clone();
     assert_eq!(alone.peer, "b");
+}
+
+#[test]
+fn a_write_after_another_costs_one_message_beside_its_frame_and_the_rest_is_told_soon() {
+    const WRITES: u64 = 100;
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.apply(1);
+    pair.settle();
+    let before = [0, 1].map(|at| pair.sites[at].sent);
+    for _ in 0..WRITES {
+        let token = pair.write(0);
+        while pair.step() {}
+        assert!(pair.replied(0, token));
+        pair.apply(1);
+        pair.now += Duration::from_micros(200);
+    }
+    let sent = [0, 1].map(|at| pair.sites[at].sent - before[at]);
+    assert_eq!(sent, [0, WRITES], "by the primary and by the mirror");
+    let tail = pair.sites[0].core.tail();
+    assert!(pair.sites[1].core.commit() < tail);
+    pair.pass(2 * NEWS_DELAY);
+    assert_eq!(pair.sites[1].core.commit(), tail);
+    pair.apply(1);
+    pair.pass(2 * NEWS_DELAY);
+    assert_eq!(pair.sites[0].core.peers()[0].applied, tail);
 }
 
 #[test]

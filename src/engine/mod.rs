@@ -294,7 +294,7 @@ impl Group {
         self.consider_verify();
         self.pump_walks();
         self.tell_credit();
-        self.core.end_batch();
+        self.core.end_batch(now.mono);
         self.carry_out();
         self.retry_full_homes();
         self.apply();
