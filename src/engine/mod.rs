@@ -157,6 +157,7 @@ enum Pending {
     },
     StreamRead {
         link: LinkId,
+        read: u64,
     },
     WalkRead {
         link: LinkId,
@@ -593,7 +594,7 @@ impl Group {
             (Pending::FreeSpace, _) => self.homes.free_space(u64::MAX),
             (Pending::ReadPiece { read, slot }, result) => self.piece_read(read, slot, result),
             (Pending::ReadExtents { read, slot }, result) => self.extents_read(read, slot, result),
-            (Pending::StreamRead { link }, result) => self.stream_read(link, result),
+            (Pending::StreamRead { link, read }, result) => self.stream_read(link, read, result),
             (Pending::WalkRead { link, part }, result) => self.walk_read(link, part, result),
             (
                 Pending::AnswerRead {

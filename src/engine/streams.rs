@@ -18,6 +18,9 @@ const QUEUE_BYTES: u64 = 8 << 20;
 /// Frame bytes sent and not yet durable at the mirror, at most: this bounds the mirror's memory.
 const WINDOW_BYTES: u64 = 32 << 20;
 
+/// Reads of the journal under way at once for a mirror that is behind: while one is sent, the next come from the disk.
+const READS: usize = 4;
+
 /// What is sent on one link.
 pub(super) struct Stream {
     next: Lsn,
@@ -28,13 +31,49 @@ pub(super) struct Stream {
     unacked: VecDeque<Sent>,
     unacked_bytes: u64,
     cursor: Option<Cursor>,
-    reading: bool,
+    reads: Reads,
     read_frames: VecDeque<Frame>,
     /// Chunks that are copied or verified beside the frames.
     pub walk: Option<Walk>,
     /// The mirror was told what is known of verifications.
     pub told_verified: bool,
     proposed: Option<Lsn>,
+}
+
+/// Reads of the journal, which may complete in any order.
+#[derive(Default)]
+struct Reads {
+    /// The number of the oldest that is under way, and what has come of it and those after it.
+    first: u64,
+    came: VecDeque<Option<DiskResult>>,
+}
+
+impl Reads {
+    fn begin(&mut self) -> u64 {
+        self.came.push_back(None);
+        self.first + self.came.len() as u64 - 1
+    }
+
+    /// Forgets what is under way.
+    fn clear(&mut self) {
+        self.first += self.came.len() as u64;
+        self.came.clear();
+    }
+
+    fn came(&mut self, read: u64, result: DiskResult) {
+        let at = read.checked_sub(self.first);
+        if let Some(place) = at.and_then(|at| self.came.get_mut(at as usize)) {
+            *place = Some(result);
+        }
+    }
+
+    /// The next result in order, if it has come.
+    fn next(&mut self) -> Option<DiskResult> {
+        let result = self.came.front_mut()?.take()?;
+        self.came.pop_front();
+        self.first += 1;
+        Some(result)
+    }
 }
 
 struct Sent {
@@ -52,7 +91,7 @@ impl Stream {
             unacked: VecDeque::new(),
             unacked_bytes: 0,
             cursor: None,
-            reading: false,
+            reads: Reads::default(),
             read_frames: VecDeque::new(),
             walk: None,
             told_verified: false,
@@ -201,6 +240,7 @@ impl Group {
             if let Some(frame) = self.frames.cached(stream.next).cloned() {
                 if let Some(stream) = self.streams.get_mut(&link) {
                     stream.cursor = None;
+                    stream.reads.clear();
                 }
                 self.send_frame(link, &frame);
                 continue;
@@ -236,35 +276,44 @@ impl Group {
         let Some(stream) = self.streams.get_mut(&link) else {
             return;
         };
-        if stream.reading {
-            return;
-        }
         let next = stream.next;
         if next > self.log.tail() {
             // A frame of a large request that waits for a write slot or for space.
             return;
         }
-        let Some(mut cursor) = stream.cursor.take().or_else(|| self.log.cursor(next)) else {
+        if stream.cursor.is_none() {
+            stream.cursor = self.log.cursor(next);
+        }
+        let mut wanted = Vec::new();
+        let mut overtaken = stream.cursor.is_none();
+        if let Some(cursor) = &mut stream.cursor {
+            while stream.reads.came.len() < READS {
+                match cursor.next_read(&self.log, self.frames.durable()) {
+                    Next::Read { offset, len } => {
+                        wanted.push((stream.reads.begin(), offset, len));
+                    }
+                    Next::CaughtUp => break,
+                    Next::Recycled => {
+                        overtaken = true;
+                        break;
+                    }
+                }
+            }
+        }
+        if overtaken {
             self.stream_overtaken(link, next);
             return;
-        };
-        match cursor.next_read(&self.log, self.frames.durable()) {
-            Next::Read { offset, len } => {
-                let stream = self.streams.get_mut(&link).expect("just seen");
-                stream.cursor = Some(cursor);
-                stream.reading = true;
-                self.submit(
-                    Pending::StreamRead { link },
-                    DiskOp::Read {
-                        file: File::Journal,
-                        offset,
-                        len,
-                        medium: false,
-                    },
-                );
-            }
-            Next::CaughtUp => {}
-            Next::Recycled => self.stream_overtaken(link, next),
+        }
+        for (read, offset, len) in wanted {
+            self.submit(
+                Pending::StreamRead { link, read },
+                DiskOp::Read {
+                    file: File::Journal,
+                    offset,
+                    len,
+                    medium: false,
+                },
+            );
         }
     }
 
@@ -285,31 +334,33 @@ impl Group {
         self.event(Event::Closed(Link(link.0), reason));
     }
 
-    pub(super) fn stream_read(&mut self, link: LinkId, result: DiskResult) {
+    pub(super) fn stream_read(&mut self, link: LinkId, read: u64, result: DiskResult) {
         let Some(stream) = self.streams.get_mut(&link) else {
             return;
         };
-        stream.reading = false;
-        let Some(cursor) = stream.cursor.as_mut() else {
-            return;
-        };
-        let problem = match result {
-            DiskResult::Data(data) => match cursor.feed(data) {
-                Ok(frames) => {
-                    stream.read_frames.extend(frames);
-                    None
-                }
-                Err(error) => {
-                    // The next try would fail at the same place, and so on for ever: the mirror gets a copy instead.
-                    self.log.unreadable_before(self.frames.sealed().next());
-                    Some(format!(
-                        "the journal cannot be read for the mirror, which needs a full copy now: {error}"
-                    ))
-                }
-            },
-            DiskResult::Failed { message, .. } => Some(message),
-            other => Some(format!("the driver answered a read with {other:?}")),
-        };
+        stream.reads.came(read, result);
+        let mut problem = None;
+        while let Some(result) = stream.reads.next() {
+            let cursor = stream.cursor.as_mut().expect("it asked for the read");
+            problem = match result {
+                DiskResult::Data(data) => match cursor.feed(data) {
+                    Ok(frames) => {
+                        stream.read_frames.extend(frames);
+                        continue;
+                    }
+                    Err(error) => {
+                        // The next try would fail at the same place, and so on for ever: the mirror gets a copy instead.
+                        self.log.unreadable_before(self.frames.sealed().next());
+                        Some(format!(
+                            "the journal cannot be read for the mirror, which needs a full copy now: {error}"
+                        ))
+                    }
+                },
+                DiskResult::Failed { message, .. } => Some(message),
+                other => Some(format!("the driver answered a read with {other:?}")),
+            };
+            break;
+        }
         match problem {
             None => self.pump(link),
             Some(text) => {

@@ -27,7 +27,7 @@ const EXACT_BYTES: u64 = 128 << 20;
 const SPARSE_BYTES: u32 = 64 << 10;
 
 /// Bytes read at once for a mirror that catches up.
-const READ_BYTES: u64 = 1 << 20;
+const READ_BYTES: u32 = 1 << 20;
 
 const _: () = assert!(MAX_FRAME as u64 <= SEGMENT_SMALLEST);
 
@@ -519,29 +519,36 @@ impl Log {
         Some(Cursor {
             sequence: segment.sequence,
             offset: place.offset,
+            asked: VecDeque::new(),
             next: place.first,
             chain: place.prev,
-            segment_last: place.first,
             rest: BytesMut::new(),
         })
     }
 
-    /// End and last LSN of what may be read of a segment, if only what is up to `durable` may be.
-    fn readable(&self, sequence: u64, durable: Lsn) -> Option<(u32, Lsn)> {
+    /// What may be read of a segment from there, if only what is up to `durable` may be: where that ends, its last LSN, and
+    /// how much of it to read at once, which are whole frames if their places are known.
+    fn readable(&self, sequence: u64, from: u32, durable: Lsn) -> Option<(u32, Lsn, u32)> {
         let oldest = self.segments.front()?.sequence;
         let segment = self
             .segments
             .get(usize::try_from(sequence.checked_sub(oldest)?).ok()?)?;
-        if segment.last <= durable {
-            return Some((segment.end, segment.last));
+        let mut readable = (segment.end, segment.last);
+        if segment.last > durable {
+            let at = segment.places.partition_point(|p| p.first <= durable);
+            let cut = segment.places.get(at);
+            readable = cut.map_or((segment.end, durable), |p| (p.offset, p.first.prev()));
         }
-        let at = segment.places.partition_point(|p| p.first <= durable);
-        Some(
-            segment
-                .places
-                .get(at)
-                .map_or((segment.end, durable), |p| (p.offset, p.first.prev())),
-        )
+        let (end, last) = readable;
+        let most = from.saturating_add(READ_BYTES);
+        let frames = segment.places.partition_point(|p| p.offset <= most);
+        let border = segment.places[..frames].last().map(|p| p.offset);
+        let stop = match border.filter(|border| *border > from) {
+            _ if end <= most => end,
+            Some(border) => border,
+            None => most,
+        };
+        Some((end, last, stop.saturating_sub(from)))
     }
 }
 
@@ -561,14 +568,15 @@ pub enum Next {
     Recycled,
 }
 
-/// Reads frames in order, for a mirror that catches up.
+/// Reads frames in order, for a mirror that catches up. Several reads may be under way.
 #[derive(Debug)]
 pub struct Cursor {
     sequence: u64,
     /// Where the next read begins, offset in the segment.
     offset: u32,
-    /// Last LSN of the segment, as far as it is durable: what lies behind it in the file means nothing.
-    segment_last: Lsn,
+    /// Of reads that were asked for and not fed yet, oldest first: the last LSN of the segment, as far as it was durable.
+    /// What lies behind that in the file means nothing.
+    asked: VecDeque<Lsn>,
     next: Lsn,
     chain: u32,
     /// The beginning of a frame whose end was not read yet.
@@ -576,10 +584,10 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// What to read next, of what is durable up to `durable`.
+    /// What to read next, of what is durable up to `durable`. What it asks for is to be fed, in this order.
     pub fn next_read(&mut self, log: &Log, durable: Lsn) -> Next {
         loop {
-            let Some((end, last)) = log.readable(self.sequence, durable) else {
+            let Some((end, last, len)) = log.readable(self.sequence, self.offset, durable) else {
                 let oldest = log
                     .segments
                     .front()
@@ -590,28 +598,38 @@ impl Cursor {
                     Next::CaughtUp
                 };
             };
-            self.segment_last = last;
-            if self.offset < end && self.next <= last {
+            if self.offset < end {
                 let offset = log.base(self.sequence) + u64::from(self.offset);
+                self.offset += len;
+                self.asked.push_back(last);
                 return Next::Read {
                     offset,
-                    len: u64::from(end - self.offset).min(READ_BYTES),
+                    len: u64::from(len),
                 };
             }
             if self.sequence + 1 >= log.next_sequence {
                 return Next::CaughtUp;
             }
             (self.sequence, self.offset) = (self.sequence + 1, BLOCK as u32);
-            self.rest.clear();
         }
+    }
+
+    /// Reads that were asked for and not fed yet.
+    #[cfg(test)]
+    pub fn asked(&self) -> usize {
+        self.asked.len()
     }
 
     /// Takes what was read; returns the frames that are complete.
     ///
     /// # Errors
     /// If a frame is damaged, or is not the next of the chain (its place was reused while it was read).
+    ///
+    /// # Panics
+    /// If nothing was asked for.
     pub fn feed(&mut self, data: Bytes) -> Result<Vec<Frame>, FrameError> {
-        self.offset += data.len() as u32;
+        let asked = self.asked.pop_front();
+        let segment_last = asked.expect("what is fed was asked for");
         let mut data = if self.rest.is_empty() {
             data
         } else {
@@ -620,7 +638,7 @@ impl Cursor {
             all.freeze()
         };
         let mut frames = Vec::new();
-        while data.len() >= BLOCK && self.next <= self.segment_last {
+        while data.len() >= BLOCK && self.next <= segment_last {
             let len = Frame::peek_len(&data)?;
             if data.len() < len {
                 break;
@@ -634,7 +652,7 @@ impl Cursor {
             self.chain = frame.checksum();
             frames.push(frame);
         }
-        if self.next <= self.segment_last {
+        if self.next <= segment_last {
             self.rest = BytesMut::from(&data[..]);
         }
         Ok(frames)

@@ -1,5 +1,7 @@
 //! Log and recovery together, over a disk on which only durable writes surely survive.
 
+use std::collections::VecDeque;
+
 use std::io;
 
 use proptest::prelude::*;
@@ -422,15 +424,23 @@ fn frames_from(frames: &[Frame], from: Lsn) -> Vec<Frame> {
         .collect()
 }
 
+/// With as many reads under way as there may be.
 fn read_all(log: &Log, disk: &Disk, from: Lsn) -> Vec<Frame> {
     let mut cursor = log.cursor(from).unwrap();
-    let mut all = Vec::new();
-    while let Next::Read { offset, len } = cursor.next_read(log, log.tail()) {
-        let data =
-            bytes::Bytes::copy_from_slice(&disk.bytes[offset as usize..(offset + len) as usize]);
+    let (mut reads, mut all) = (VecDeque::new(), Vec::new());
+    loop {
+        while reads.len() < 5
+            && let Next::Read { offset, len } = cursor.next_read(log, log.tail())
+        {
+            reads.push_back(offset as usize..(offset + len) as usize);
+        }
+        assert_eq!(cursor.asked(), reads.len());
+        let Some(read) = reads.pop_front() else {
+            return frames_from(&all, from);
+        };
+        let data = bytes::Bytes::copy_from_slice(&disk.bytes[read]);
         all.extend(cursor.feed(data).unwrap());
     }
-    frames_from(&all, from)
 }
 
 #[test]

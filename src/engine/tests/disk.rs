@@ -441,6 +441,14 @@ impl SimDisk {
             .ok_or_else(|| io::Error::other(format!("{file:?} does not exist")))
     }
 
+    /// Whatever is not stable yet is lost with the power, all of it.
+    pub fn lose_unsynced(&mut self) {
+        self.in_flight.clear();
+        for file in self.files.values_mut() {
+            file.unsynced.clear();
+        }
+    }
+
     /// The power goes. Requests under way and writes not synced leave any subset of their sectors behind.
     pub fn power_cut(&mut self, rng: &mut Rng) {
         self.seen.clear();

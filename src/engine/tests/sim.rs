@@ -344,6 +344,12 @@ impl Sim {
         }
     }
 
+    /// The same, and nothing survives that was not synced.
+    pub fn kill_unlucky(&mut self, at: usize) {
+        self.sites[at].disk.lose_unsynced();
+        self.kill(at);
+    }
+
     pub fn input(&mut self, at: usize, input: Input) {
         let now = self.time();
         if let Some(group) = self.sites[at].group.as_mut() {
