@@ -95,7 +95,7 @@ fn in_sync(mode: AckMode) -> Core {
 
 /// A frame of so many operations: LSNs, durable here, acknowledged there, replies released.
 fn frame(core: &mut Core, operations: u64) -> usize {
-    let first = core.assign(operations, NOW);
+    let first = core.assign(operations);
     for n in 0..operations {
         let lsn = first.plus(n);
         core.reply_when(lsn, Strength::Commit, Token(lsn.0));

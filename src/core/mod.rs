@@ -565,7 +565,7 @@ impl Core {
     ///
     /// # Panics
     /// If nothing may be admitted.
-    pub fn assign(&mut self, count: u64, now: Duration) -> Lsn {
+    pub fn assign(&mut self, count: u64) -> Lsn {
         assert!(
             self.admitting(),
             "an LSN was asked for in mode {:?}",
@@ -573,13 +573,6 @@ impl Core {
         );
         let first = self.tail.next();
         self.tail = self.tail.plus(count);
-        for peer in self
-            .peers
-            .iter_mut()
-            .filter(|p| p.gated && p.owes_since.is_none())
-        {
-            peer.owes_since = Some(now);
-        }
         first
     }
 

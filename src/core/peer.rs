@@ -117,13 +117,15 @@ pub struct Peer {
     pub durable: Lsn,
     /// In its homes up to here.
     pub applied: Lsn,
+    /// Handed to its link up to here. For what waits here, on this site's own disk, the peer owes nothing.
+    pub(super) sent: Lsn,
     /// What it can still promise for allocating writes, bytes.
     pub credit_bytes: u64,
     /// It must reach this LSN before it counts as in sync (set when it is gated).
     pub gate_lsn: Lsn,
     /// When it was last heard of.
     pub last_heard: Option<Duration>,
-    /// Since when it owes progress: unacknowledged frames, or no link.
+    /// Since when it owes progress: frames that were sent and not acknowledged, or a link.
     pub owes_since: Option<Duration>,
     /// A copy to it began, and it has not said since that it is consistent.
     pub needs_copy: bool,
@@ -195,6 +197,7 @@ impl Peer {
             received: Lsn::ZERO,
             durable: Lsn::ZERO,
             applied: Lsn::ZERO,
+            sent: Lsn::ZERO,
             credit_bytes: u64::MAX,
             gate_lsn: Lsn::ZERO,
             last_heard: None,
@@ -314,6 +317,11 @@ impl Peer {
         self.gate_lsn = gate_lsn;
         (self.received, self.durable, self.applied) = (has, has, Lsn::ZERO);
         self.owes_since = Some(now);
+    }
+
+    /// The time for what it owes begins anew: it made progress, or is waited for from now on.
+    pub(super) fn owes_from(&mut self, now: Duration) {
+        self.owes_since = (self.durable < self.sent).then_some(now);
     }
 
     /// It is waited for no more.

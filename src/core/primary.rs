@@ -1,5 +1,7 @@
 //! The primary's side: opening epochs, going alone, waiting for peers, letting them in again.
 
+use std::time::Duration;
+
 use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -408,11 +410,13 @@ impl Core {
         };
         if copy {
             (peer.received, peer.durable, peer.applied) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
+            peer.sent = Lsn::ZERO;
             self.actions.push(Action::Copy(link));
         } else {
             // It has what comes before in its memory. What of that is durable there only its acknowledgements tell.
             let confirmed = self.facts.told_durable(&peer.name).min(from.prev());
             (peer.received, peer.durable) = (from.prev(), confirmed);
+            peer.sent = from.prev();
             peer.applied = peer.applied.min(from.prev());
             self.actions.push(Action::Stream {
                 link,
@@ -420,13 +424,26 @@ impl Core {
                 end: None,
             });
         }
-        let tail = self.tail;
         let peer = &mut self.peers[at];
         if peer.gated {
             // What is durable there already it will not acknowledge again.
-            peer.owes_since = (peer.durable < tail).then_some(now);
+            peer.owes_from(now);
         }
         self.check_progress(at);
+    }
+
+    /// A frame up to this LSN was handed to a link.
+    pub fn sent(&mut self, link: Link, lsn: Lsn, now: Duration) {
+        let peer = self
+            .peers
+            .iter_mut()
+            .find(|p| p.streaming_link() == Some(link));
+        if let Some(peer) = peer {
+            peer.sent = peer.sent.max(lsn);
+            if peer.gated && peer.owes_since.is_none() {
+                peer.owes_from(now);
+            }
+        }
     }
 
     /// The journal here is durable up to `lsn`.
@@ -469,18 +486,18 @@ impl Core {
             self.drop_peer_link(at, &text);
             return;
         }
-        if *copying && !ack.inconsistent {
-            // From here on what it confirms counts; in sync it is once it has all of it.
-            peer.gate_lsn = tail;
-            peer.owes_since = Some(now);
-        }
-        *copying = ack.inconsistent;
+        let complete = std::mem::replace(copying, ack.inconsistent) && !ack.inconsistent;
+        let progress = ack.durable > peer.durable || ack.received > peer.received;
         peer.needs_copy = ack.inconsistent;
-        if ack.durable > peer.durable || ack.received > peer.received {
-            peer.owes_since = if ack.durable < tail { Some(now) } else { None };
-        }
         peer.received = peer.received.max(ack.received);
         peer.durable = peer.durable.max(confirmed);
+        if complete {
+            // From here on what it confirms counts; in sync it is once it has all of it.
+            peer.gate_lsn = tail;
+        }
+        if complete || progress {
+            peer.owes_from(now);
+        }
         peer.applied = peer.applied.max(ack.applied);
         peer.credit_bytes = ack.credit_bytes;
         let (name, durable) = (peer.name.clone(), peer.durable);
@@ -512,7 +529,7 @@ impl Core {
                 (peer.in_sync, peer.gate_lsn) = (true, Lsn::ZERO);
             }
             peer.cannot_keep_up = false;
-            peer.owes_since = if peer.durable < tail { Some(now) } else { None };
+            peer.owes_from(now);
         }
         if !peer.in_sync && !peer.recording && peer.durable >= peer.gate_lsn {
             peer.recording = true;

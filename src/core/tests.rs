@@ -192,9 +192,8 @@ impl Pair {
     fn write_with(&mut self, at: usize, strength: Strength) -> Token {
         let token = Token(self.next_token);
         self.next_token += 1;
-        let now = self.now;
         let site = &mut self.sites[at];
-        let lsn = site.core.assign(1, now);
+        let lsn = site.core.assign(1);
         let epoch = site.core.lineage().last().unwrap().id;
         site.journal.push((epoch, None));
         assert_eq!(site.tail(), lsn);
@@ -403,6 +402,7 @@ impl Pair {
             }
             let (epoch, opens) = self.sites[at].journal[next.0 as usize - 1].clone();
             let commit = self.sites[at].core.commit();
+            self.sites[at].core.sent(link, next, self.now);
             self.sites[at].streams.insert(link, (next.next(), end));
             if let Some(wires) = self.wires.get_mut(&link) {
                 wires[1 - at].push_back(Wire::Frame {
@@ -703,6 +703,24 @@ fn a_write_after_another_costs_one_message_beside_its_frame_and_the_rest_is_told
     pair.apply(1);
     pair.pass(2 * NEWS_DELAY);
     assert_eq!(pair.sites[0].core.peers()[0].applied, tail);
+}
+
+#[test]
+fn a_mirror_owes_nothing_for_what_waits_on_the_primary_s_own_disk() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    // Nothing is handed to the link: its content is still to be read here.
+    let streams = std::mem::take(&mut pair.sites[0].streams);
+    let token = pair.write(0);
+    pair.pass(4 * TIMEOUT);
+    assert!(pair.sites[0].core.peers()[0].in_sync, "{:?}", pair.mode(0));
+    assert!(!pair.replied(0, token));
+    // From here on it does.
+    pair.sites[0].streams = streams;
+    pair.sites[1].disk_runs = false;
+    pair.pass(TIMEOUT / 2);
+    assert!(!pair.replied(0, token) && pair.sites[0].core.peers()[0].in_sync);
+    pair.pass(TIMEOUT);
+    assert!(pair.replied(0, token), "alone, on record");
 }
 
 #[test]

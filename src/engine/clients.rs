@@ -288,7 +288,7 @@ impl Group {
             if !self.frame_has_room(payload.len()) {
                 self.seal_for_more();
             }
-            last = self.core.assign(1, self.now.mono);
+            last = self.core.assign(1);
             self.enter(
                 last,
                 &Op {

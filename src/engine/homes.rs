@@ -549,7 +549,7 @@ impl Group {
                 range: ByteRange::new(0, 0),
                 fua: false,
             };
-            let lsn = self.core.assign(1, self.now.mono);
+            let lsn = self.core.assign(1);
             self.enter(lsn, &op, &journal::encode_volume(&spec).into());
         }
     }

@@ -406,7 +406,7 @@ impl Group {
             if !self.frame_has_room(payload.len()) {
                 self.seal_for_more();
             }
-            last = self.core.assign(1, self.now.mono);
+            last = self.core.assign(1);
             self.enter(last, &op, &payload);
         }
         if let Some(verifying) = self.walk(link).and_then(|w| w.verifying_mut()) {

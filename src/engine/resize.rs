@@ -212,7 +212,7 @@ impl Group {
             range: ByteRange::new(0, 0),
             fua: false,
         };
-        let lsn = self.core.assign(1, self.now.mono);
+        let lsn = self.core.assign(1);
         self.enter(lsn, &op, &journal::encode_volume(&volume).into());
         self.resizing.as_mut().expect("just seen").lsn = Some(lsn);
     }

@@ -268,6 +268,7 @@ impl Group {
             at: now,
         });
         self.stats.totals.link_bytes += len;
+        self.core.sent(Link(link.0), frame.last_lsn(), now);
         self.send(link, Message::Frame(frame.bytes().clone()));
     }
 
