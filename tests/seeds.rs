@@ -332,6 +332,7 @@ fn link_messages(seeds: &mut Seeds) {
                 start(copy),
                 chunk(Some(content)),
                 chunk(None),
+                Message::Confirmed { chunks: chunks() },
                 Message::ChunksEnd { lsn: Lsn(9) },
             ],
         ),

@@ -98,6 +98,24 @@ impl ChunkSet {
         }
     }
 
+    /// Takes away what is in another set. Of everything that leaves the other chunks of these volumes, which are all there are.
+    pub fn subtract(&mut self, other: &ChunkSet, volumes: &[VolumeSpec]) {
+        if other.everything {
+            *self = ChunkSet::new();
+            return;
+        }
+        if std::mem::take(&mut self.everything) {
+            for volume in volumes {
+                self.insert(volume.id, ByteRange::new(0, volume.size));
+            }
+        }
+        for (volume, chunks) in &other.volumes {
+            if let Some(mine) = self.volumes.get_mut(volume) {
+                *mine -= chunks;
+            }
+        }
+    }
+
     /// The range of the first chunk of this volume that is in the set and begins at `offset` or after.
     pub fn next(&self, volume: &VolumeSpec, offset: u64) -> Option<ByteRange> {
         let from = offset.div_ceil(CHUNK_BYTES);
@@ -299,6 +317,22 @@ mod tests {
             bytes.extend(bitmap);
             assert!(ChunkSet::decode(&bytes).unwrap_err().contains("leaves"));
         }
+    }
+
+    #[test]
+    fn what_is_taken_away_from_everything_leaves_the_rest_of_the_volumes() {
+        let volumes = [volume(1, 2 * CHUNK_BYTES + 1), volume(2, CHUNK_BYTES)];
+        let mut one = ChunkSet::new();
+        one.insert(VolumeId(1), ByteRange::new(CHUNK_BYTES, 1));
+        let mut left = ChunkSet::everything();
+        left.subtract(&one, &volumes);
+        let last = (2 * CHUNK_BYTES, 1);
+        assert_eq!(ranges(&left, &volumes[0]), [(0, CHUNK_BYTES), last]);
+        assert_eq!(ranges(&left, &volumes[1]), [(0, CHUNK_BYTES)]);
+        left.subtract(&one, &volumes);
+        assert_eq!(left.bytes(&volumes), 3 * CHUNK_BYTES);
+        left.subtract(&ChunkSet::everything(), &volumes);
+        assert!(left.is_empty());
     }
 
     #[test]

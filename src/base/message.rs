@@ -186,9 +186,16 @@ pub enum Message {
         /// CRC-32 of the content (0 for zeroes).
         crc: u32,
     },
-    /// What the homes of the mirror may hold, or lack, beside the history that both sides share: sent before `Started`
-    /// when a copy was proposed, so that only these chunks and those that the primary knows of are looked at.
+    /// The chunks that a copy is about. The primary says before it proposes one which it knows of; the mirror adds what its
+    /// homes may hold, or lack, beside the history that both sides share, and says before `Started` which that makes in all.
+    /// They are on its record by then.
     Touched {
+        /// The chunks.
+        chunks: ChunkSet,
+    },
+    /// These chunks of a copy were found to be the same or were sent, as of an LSN that is committed and was sent before.
+    /// The mirror takes them off its record once it holds all that durably.
+    Confirmed {
         /// The chunks.
         chunks: ChunkSet,
     },

@@ -48,6 +48,12 @@ pub enum Sabotage {
     CopyWithoutOverlay,
     /// The same only of a chunk that the open frame covers a part of.
     CopyOnlyTheHome,
+    /// What was copied is off the record of what is missing before it is durable.
+    ConfirmBeforeSync,
+    /// What was copied is confirmed before all that is in it is committed.
+    ConfirmUncommitted,
+    /// The record of what a copy is to bring lacks what its primary knows of.
+    RememberOnlyTheOwn,
     /// A copy counts as complete while chunks are still being written.
     CopyEndsEarly,
     /// What a peer lacks is forgotten once a copy is proposed to it, before it has confirmed anything.

@@ -969,6 +969,7 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::Taken => "a taken handover",
         Message::Bye { .. } => "a goodbye",
         Message::Touched { .. } => "a set of chunks",
+        Message::Confirmed { .. } => "what the mirror has of a copy",
         Message::Compare { .. } => "a hash to compare",
         Message::Compared { .. } => "the answer to a hash",
         Message::Content { .. } => "the content of a range",

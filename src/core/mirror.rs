@@ -222,6 +222,7 @@ impl Core {
                 self.keeping = None;
                 let from = site.clone();
                 let interrupted = self.facts.inconsistent_until.is_some();
+                let lost = self.lost_history();
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
                 self.facts.given_up = Uuid::nil();
@@ -251,6 +252,7 @@ impl Core {
                     from,
                     shared,
                     interrupted,
+                    lost,
                     base,
                     chain,
                     volumes,

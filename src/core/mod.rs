@@ -274,8 +274,10 @@ pub enum Action {
         from: String,
         /// Both have the history up to here. What this site has after it is kept in a file and given up.
         shared: Lsn,
-        /// An earlier copy was cut off: what of the homes is as that history says is not known.
+        /// An earlier copy was cut off.
         interrupted: bool,
+        /// The disk lost history: what of it the homes hold is not known.
+        lost: bool,
         /// The LSN where the new history starts (exclusive).
         base: Lsn,
         /// Checksum of the frame that ends there.

@@ -3,10 +3,14 @@
 //! While the journal holds everything that a peer needs, it is streamed to. Before a frame is given up that a peer does not
 //! have, its chunks enter the peer's set, durably. A set is only ever too large: it is thrown away when the peer is in sync,
 //! and never made smaller by inference.
+//!
+//! While a copy is under way, and when it was cut off, the mirror itself knows which chunks of its homes are not what its own
+//! journal says: that set is on its record, and shrinks by what is confirmed and durable there. It contains all that the
+//! primary knew of when the copy began, so that the primary begins a new set then.
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::base::{ChunkSet, Lsn, OpKind};
+use crate::base::{ChunkSet, Lsn, OpKind, VolumeSpec};
 use crate::journal::{Dirty, Frame};
 
 /// Frames whose chunks are kept together, as a share of the journal.
@@ -18,6 +22,8 @@ pub(super) struct Changes {
     spans: VecDeque<Span>,
     span_bytes: u64,
     peers: BTreeMap<String, Dirty>,
+    /// Chunks of the homes here that are not what the journal here says. `None` when there is none, or nothing is known.
+    own: Option<ChunkSet>,
 }
 
 /// A stretch of history.
@@ -32,11 +38,12 @@ struct Span {
 
 impl Changes {
     /// Of a journal of this size in bytes, whose peers lack this according to the record.
-    pub fn new(capacity: u64, peers: BTreeMap<String, Dirty>) -> Changes {
+    pub fn new(capacity: u64, peers: BTreeMap<String, Dirty>, own: Option<ChunkSet>) -> Changes {
         Changes {
             spans: VecDeque::new(),
             span_bytes: capacity / SPANS,
             peers,
+            own,
         }
     }
 
@@ -115,15 +122,27 @@ impl Changes {
     }
 
     /// The journal is about to give up what is before `keep`. Enters it into the sets of the peers that lack it; `confirmed`
-    /// tells how far each peer is known to be. `true` if a set grew, and must be durable before the journal is reused.
-    pub fn give_up_before(&mut self, keep: Lsn, confirmed: &[(String, Lsn)]) -> bool {
+    /// tells how far each peer is known to be, if it follows this site. `true` if a set changed, and must be durable before the
+    /// journal is reused.
+    pub fn give_up_before(&mut self, keep: Lsn, confirmed: &[(String, Option<Lsn>)]) -> bool {
         let mut grew = false;
         while self.spans.front().is_some_and(|s| s.last < keep) {
             let span = self.spans.pop_front().expect("just seen");
             for (peer, lsn) in confirmed {
-                let known = self.peers.contains_key(peer);
-                if !known && span.last <= *lsn {
-                    continue;
+                let has_it = lsn.is_some_and(|lsn| span.last <= lsn);
+                match self.peers.get_mut(peer) {
+                    None if has_it || lsn.is_none() => continue,
+                    // It lacks nothing, and goes on lacking nothing.
+                    Some(dirty)
+                        if has_it
+                            && dirty.chunks.is_empty()
+                            && span.first <= dirty.until.next() =>
+                    {
+                        (dirty.since, dirty.until) = (span.last, span.last);
+                        grew = true;
+                        continue;
+                    }
+                    _ => {}
                 }
                 let dirty = self.peers.entry(peer.clone()).or_insert_with(|| Dirty {
                     since: span.first.prev(),
@@ -148,6 +167,39 @@ impl Changes {
         self.peers.get(peer)
     }
 
+    /// The peer has on its own record what its homes lacked at this LSN. From here on only what it does not get counts.
+    pub fn lacks_nothing_after(&mut self, peer: &str, lsn: Lsn) {
+        let dirty = Dirty {
+            since: lsn,
+            until: lsn,
+            chunks: ChunkSet::new(),
+        };
+        self.peers.insert(peer.to_owned(), dirty);
+    }
+
+    /// Chunks of the homes here that are not what the journal here says.
+    pub fn own(&self) -> Option<&ChunkSet> {
+        self.own.as_ref()
+    }
+
+    /// A copy begins, of these.
+    pub fn begin_own(&mut self, chunks: ChunkSet) {
+        self.peers.clear();
+        self.own = Some(chunks);
+    }
+
+    /// These are as they should be, durably.
+    pub fn confirm_own(&mut self, chunks: &ChunkSet, volumes: &[VolumeSpec]) {
+        if let Some(own) = &mut self.own {
+            own.subtract(chunks, volumes);
+        }
+    }
+
+    /// The homes are what the journal says, or nothing is known of them.
+    pub fn forget_own(&mut self) {
+        self.own = None;
+    }
+
     /// Chunks in which the homes here may differ from this peer's at `lsn`, besides those noted already.
     pub fn put(&mut self, peer: &str, lsn: Lsn, chunks: &ChunkSet) {
         let dirty = self.peers.entry(peer.to_owned()).or_insert_with(|| Dirty {
@@ -161,11 +213,6 @@ impl Changes {
     /// The peer's homes and ours are the same: it confirmed.
     pub fn forget(&mut self, peer: &str) {
         self.peers.remove(peer);
-    }
-
-    /// What the others lack is not known any more.
-    pub fn forget_all_but(&mut self, peer: &str) {
-        self.peers.retain(|name, _| name == peer);
     }
 
     /// The set exists and says that nothing differs.
@@ -191,6 +238,7 @@ impl Changes {
     pub fn clear(&mut self) {
         self.spans.clear();
         self.peers.clear();
+        self.own = None;
     }
 
     /// The history starts over.
@@ -222,7 +270,7 @@ mod tests {
 
     /// A journal so small that each frame is a span of its own, with these chunks written one after the other.
     fn changes(chunks: &[u64]) -> Changes {
-        let mut changes = Changes::new(SPANS, BTreeMap::new());
+        let mut changes = Changes::new(SPANS, BTreeMap::new(), None);
         for (lsn, chunk) in (1..).zip(chunks) {
             changes.note(&frame(lsn, *chunk));
         }
@@ -258,7 +306,7 @@ mod tests {
     #[test]
     fn what_a_peer_lacks_enters_its_set_before_it_is_given_up() {
         let mut changes = changes(&[7, 3, 9, 5]);
-        let behind = [("b".to_owned(), Lsn(1))];
+        let behind = [("b".to_owned(), Some(Lsn(1)))];
         assert!(!changes.give_up_before(Lsn(2), &behind), "it has that");
         assert!(changes.give_up_before(Lsn(4), &behind));
         assert_eq!(changes.set_of("b").unwrap().since, Lsn(1));
@@ -274,8 +322,20 @@ mod tests {
     fn a_set_that_exists_grows_whatever_the_peer_confirmed() {
         let mut changes = changes(&[7, 3]);
         changes.put("b", Lsn(0), &ChunkSet::new());
-        assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), Lsn(9))]));
+        assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), None)]));
         assert_eq!(chunks(&changes.lacking("b", Lsn(0), Lsn(2))), [3, 7]);
+    }
+
+    #[test]
+    fn a_peer_that_lacks_nothing_and_follows_goes_on_lacking_nothing() {
+        let mut changes = changes(&[7, 3, 9, 5]);
+        changes.lacks_nothing_after("b", Lsn(1));
+        assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), Some(Lsn(2)))]));
+        assert_eq!(chunks(&changes.lacking("b", Lsn(2), Lsn(4))), [5, 9]);
+        // What it had confirmed it has lost.
+        assert!(changes.lacking("b", Lsn(1), Lsn(4)).is_everything());
+        changes.give_up_before(Lsn(5), &[("b".to_owned(), Some(Lsn(3)))]);
+        assert_eq!(chunks(&changes.lacking("b", Lsn(3), Lsn(4))), [5]);
     }
 
     #[test]
@@ -286,7 +346,7 @@ mod tests {
                 until: Lsn(until),
                 chunks: ChunkSet::new(),
             };
-            let mut changes = Changes::new(SPANS, BTreeMap::from([("b".to_owned(), dirty)]));
+            let mut changes = Changes::new(SPANS, BTreeMap::from([("b".to_owned(), dirty)]), None);
             // Recovery begins at its checkpoint.
             changes.note(&frame(9, 4));
             changes
@@ -294,7 +354,7 @@ mod tests {
         assert_eq!(chunks(&recorded(8).lacking("b", Lsn(1), Lsn(9))), [4]);
         assert!(recorded(7).lacking("b", Lsn(1), Lsn(9)).is_everything());
         let mut changes = recorded(7);
-        changes.give_up_before(Lsn(10), &[("b".to_owned(), Lsn(0))]);
+        changes.give_up_before(Lsn(10), &[("b".to_owned(), Some(Lsn(0)))]);
         assert!(changes.lacking("b", Lsn(1), Lsn(9)).is_everything());
     }
 

@@ -7,7 +7,9 @@ use super::stats::Stage;
 use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes};
+use crate::base::{
+    ByteRange, ChunkSet, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes,
+};
 use crate::core::{Event, Peer};
 use crate::journal;
 use crate::store::{Apply, Content};
@@ -40,6 +42,10 @@ const SHORT_RETRY: Duration = Duration::from_secs(1);
 /// A checkpoint is made when this share of the journal was written since the last, and after this time at the latest.
 const CHECKPOINT_SHARE: u64 = 4;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
+
+/// What a copy has brought is made durable, and taken off the record of what is missing, after so many bytes or so long.
+const COPY_BYTES: u64 = 64 << 20;
+const COPY_AGE: Duration = Duration::from_secs(1);
 
 /// The homes' side of a group.
 pub(super) struct Homes {
@@ -129,6 +135,8 @@ struct Running {
     target: Lsn,
     syncs: usize,
     bytes: u64,
+    /// Chunks of a copy that are as they should be with this.
+    confirmed: ChunkSet,
     /// Ends a full copy.
     ends_copy: bool,
 }
@@ -193,12 +201,23 @@ impl Homes {
     }
 
     /// When something is due: the next checkpoint by its age (without anything newer than the last there is none to
-    /// make), a home without space, a look at the space. `promised`: everything that ever was, bytes.
-    pub fn deadline(&self, applied: Lsn, promised: u64, fenced: bool) -> Option<Duration> {
-        let age = (!fenced && applied > self.checkpoint && self.running.is_none())
-            .then(|| self.last_checkpoint + CHECKPOINT_AGE);
+    /// make), chunks of a copy that are to be taken off the record, a home without space, a look at the space. `promised`:
+    /// everything that ever was, bytes.
+    pub fn deadline(
+        &self,
+        applied: Lsn,
+        promised: u64,
+        confirmed: bool,
+        fenced: bool,
+    ) -> Option<Duration> {
+        let may = !fenced && self.running.is_none();
+        let age = (may && applied > self.checkpoint).then(|| self.last_checkpoint + CHECKPOINT_AGE);
+        let copy = (may && confirmed).then(|| self.last_checkpoint + COPY_AGE);
         let space = self.space.retry_at(promised).filter(|_| !fenced);
-        [age, self.full.retry_at, space].into_iter().flatten().min()
+        [age, copy, self.full.retry_at, space]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub fn free_space(&mut self, bytes: u64) {
@@ -558,6 +577,14 @@ impl Group {
     pub(super) fn consider_checkpoint(&mut self) {
         let target = self.store.applied_lsn();
         let bytes = self.stats.totals.journal_bytes;
+        self.receive.consider_confirmed(self.frames.durable());
+        let confirmed = self.receive.confirmed();
+        if !confirmed.is_empty()
+            && (self.now.mono >= self.homes.last_checkpoint + COPY_AGE
+                || confirmed.bytes(&self.volumes) >= COPY_BYTES)
+        {
+            self.homes.wanted = true;
+        }
         let homes = &self.homes;
         // If it was a sync that failed, the next one says nothing: what the pages held may be gone.
         if homes.running.is_some() || self.core.is_fenced() {
@@ -581,6 +608,7 @@ impl Group {
             target,
             syncs: dirty.len(),
             bytes,
+            confirmed: self.receive.take_confirmed(),
             ends_copy,
         };
         let nothing_to_sync = dirty.is_empty();
@@ -618,12 +646,10 @@ impl Group {
         let Some(running) = &self.homes.running else {
             return;
         };
+        self.changes.confirm_own(&running.confirmed, &self.volumes);
         if running.ends_copy {
             self.retire_undo(None);
-            if let Some((primary, _)) = self.core.upstream() {
-                let primary = primary.to_owned();
-                self.changes.forget(&primary);
-            }
+            self.changes.forget_own();
             self.event(Event::CopyDurable);
         }
         self.record_checkpoint();
@@ -677,11 +703,12 @@ impl Group {
         keep = self.proof_pin().map_or(keep, |lsn| lsn.min(keep));
         // A mirror's history is its primary's; it only adds to sets that it has already.
         let leads = self.core.facts().role == Role::Primary;
-        let confirmed = self.core.peers().iter().map(|peer| {
-            let lsn = if leads { peer.durable } else { Lsn(u64::MAX) };
-            (peer.name.clone(), lsn)
-        });
-        let confirmed: Vec<(String, Lsn)> = confirmed.collect();
+        let confirmed = self
+            .core
+            .peers()
+            .iter()
+            .map(|peer| (peer.name.clone(), leads.then_some(peer.durable)));
+        let confirmed: Vec<(String, Option<Lsn>)> = confirmed.collect();
         if self.changes.give_up_before(keep, &confirmed) {
             self.state.request_release(keep);
         } else {

@@ -333,6 +333,7 @@ impl Group {
             self.homes.deadline(
                 self.store.applied_lsn(),
                 self.store.allocating_total(),
+                !self.receive.confirmed().is_empty(),
                 fenced,
             ),
             stopping,
@@ -444,6 +445,7 @@ impl Group {
                 from,
                 shared,
                 interrupted,
+                lost,
                 base,
                 chain,
                 volumes,
@@ -451,6 +453,7 @@ impl Group {
                 from,
                 shared,
                 interrupted,
+                lost,
                 base,
                 chain,
                 volumes,

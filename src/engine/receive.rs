@@ -27,8 +27,12 @@ pub(super) struct Receive {
     ended: bool,
     /// Homes still to be created before a reset is put on record.
     homes_missing: usize,
-    /// The primary that copies, until the reset is on record.
-    from: String,
+    /// What a primary knows of that is to be copied, said on this link before it proposes that.
+    pub announced: Option<(LinkId, ChunkSet)>,
+    /// Chunks of a copy that count as confirmed when they are in the homes, and the journal is durable up to this LSN.
+    confirming: VecDeque<(Lsn, ChunkSet)>,
+    /// Those of which that is true, until the homes are synced.
+    confirmed: ChunkSet,
 }
 
 /// A copy begins.
@@ -39,6 +43,8 @@ pub(super) struct Reset {
     pub shared: Lsn,
     /// An earlier copy was cut off.
     pub interrupted: bool,
+    /// The disk lost history.
+    pub lost: bool,
     /// Where the new history begins (exclusive).
     pub base: Lsn,
     /// Checksum of the frame that ends there.
@@ -78,6 +84,30 @@ impl Receive {
             return self.ended;
         }
         self.ended && self.waiting.is_empty() && self.writing.is_empty()
+    }
+
+    /// Moves on what is confirmed and by now in homes and journal.
+    pub fn consider_confirmed(&mut self, durable: Lsn) {
+        while let Some((lsn, chunks)) = self.confirming.front() {
+            let under_way = |volume: VolumeId, range: ByteRange| chunks.holds(volume, range.offset);
+            let quiet = !self.waiting.iter().any(|c| under_way(c.volume, c.range))
+                && !self.writing.iter().any(|&(_, v, r)| under_way(v, r));
+            if *lsn > durable || !quiet {
+                return;
+            }
+            let (_, chunks) = self.confirming.pop_front().expect("just seen");
+            self.confirmed.union(&chunks);
+        }
+    }
+
+    /// Chunks of a copy that can be taken off the record once the homes are synced.
+    pub fn confirmed(&self) -> &ChunkSet {
+        &self.confirmed
+    }
+
+    /// The same, for who begins to sync.
+    pub fn take_confirmed(&mut self) -> ChunkSet {
+        std::mem::take(&mut self.confirmed)
     }
 
     /// Nothing after this LSN may be applied before the repairs that came are written.
@@ -154,7 +184,21 @@ impl Group {
             }
             Message::Touched { chunks } => {
                 self.event(Event::Heard(Link(link.0)));
-                self.touched(link, &chunks);
+                self.touched(link, chunks);
+            }
+            Message::Confirmed { chunks } => {
+                self.event(Event::Heard(Link(link.0)));
+                if self.core.follows(Link(link.0)) && self.core.facts().inconsistent_until.is_some()
+                {
+                    #[cfg(test)]
+                    if sabotaged(Sabotage::ConfirmBeforeSync) {
+                        self.changes.confirm_own(&chunks, &self.volumes);
+                        self.state.request_write();
+                        return;
+                    }
+                    let sealed = self.frames.sealed();
+                    self.receive.confirming.push_back((sealed, chunks));
+                }
             }
             Message::Compare {
                 volume,
@@ -442,42 +486,52 @@ impl Group {
 
     /// A copy begins: the journal here counts no more, and of the homes only what the primary finds to be the same.
     ///
-    /// What may differ beside what the primary knows of: what was written after the last LSN that both share, and what of
-    /// that history had not reached the homes.
+    /// Which chunks may differ is on record from here on, until each is confirmed: what the primary knows of, what was written
+    /// here after the last LSN that both share, what of that history had not reached the homes, and what an interrupted copy
+    /// was still to bring. In all others the homes are what the new journal says.
     pub(super) fn reset(&mut self, reset: Reset) {
         let Reset {
             from,
             shared,
             interrupted,
+            lost,
             base,
             chain,
             volumes,
         } = reset;
         self.begin_undo();
-        let tail = self.log.tail();
-        let sound = self.store.applied_lsn().min(shared);
-        // What an interrupted copy was to bring only its primary knew, and that may have forgotten, or be another one.
-        let mut touched = if interrupted {
-            ChunkSet::everything()
-        } else {
-            self.changes.after(sound, tail)
+        let link = self.core.upstream_link();
+        let announced = self.receive.announced.take();
+        let mut chunks = match announced {
+            #[cfg(test)]
+            _ if sabotaged(Sabotage::RememberOnlyTheOwn) => ChunkSet::new(),
+            Some((on, chunks)) if Some(Link(on.0)) == link => chunks,
+            _ => ChunkSet::everything(),
         };
+        let sound = self.store.applied_lsn().min(shared);
+        chunks.union(&self.changes.after(sound, self.log.tail()));
+        if lost || interrupted && self.changes.own().is_none() {
+            chunks = ChunkSet::everything();
+        } else if interrupted && let Some(own) = self.changes.own() {
+            chunks.union(own);
+        }
+        if let Some(known) = self.changes.set_of(&from) {
+            chunks.union(&known.chunks);
+        }
         // No operation touches what a volume grew by.
         for volume in &volumes {
             let known = self.volumes.iter().find(|v| v.id == volume.id);
             if let Some(known) = known.filter(|v| v.size < volume.size) {
                 let grown = ByteRange::new(known.size, volume.size - known.size);
-                touched.insert(volume.id, grown);
+                chunks.insert(volume.id, grown);
             }
         }
-        self.changes.put(&from, base, &touched);
         // Sets of other peers are about the history that is given up.
-        self.changes.forget_all_but(&from);
+        self.changes.begin_own(chunks);
         self.changes.restart();
         let under_way = self.forget_home_requests();
         self.receive = Receive {
             homes_missing: volumes.len() + under_way,
-            from,
             ..Receive::default()
         };
         self.volumes.clear();
@@ -509,6 +563,7 @@ impl Group {
         let primary = self.core.facts().role == Role::Primary;
         self.log
             .unreadable_before(if primary { next.next() } else { next });
+        self.changes.forget_own();
         for peer in self.config.peers.clone() {
             self.changes.put(&peer, Lsn::ZERO, &ChunkSet::everything());
         }
@@ -516,8 +571,7 @@ impl Group {
 
     /// The new beginning is on record: tell the primary where to look, before the agreement goes out.
     pub(super) fn reset_recorded(&mut self) {
-        let from = std::mem::take(&mut self.receive.from);
-        let chunks = self.changes.set_of(&from).map(|d| d.chunks.clone());
+        let chunks = self.changes.own().cloned();
         if let (Some(link), Some(chunks)) = (self.core.upstream_link(), chunks) {
             self.send(LinkId(link.0), Message::Touched { chunks });
         }

@@ -195,8 +195,11 @@ impl Group {
         self.write_state();
     }
 
-    /// Peers whose homes are known to be the same have no set of chunks any more.
+    /// Peers whose homes are known to be the same have no set of chunks any more, nor has this site when it is consistent.
     fn forget_what_is_in_sync(&mut self) {
+        if self.core.facts().inconsistent_until.is_none() {
+            self.changes.forget_own();
+        }
         for peer in self.core.peers().iter().filter(|p| p.in_sync) {
             self.changes.forget(&peer.name);
         }
@@ -210,6 +213,17 @@ impl Group {
             told_durable: facts.told_durable(site),
             alone: None,
             dirty: None,
+        });
+        // What the homes here lack stands under the name of this site.
+        let own = self.changes.own().map(|chunks| journal::PeerRecord {
+            site: self.config.site.clone(),
+            told_durable: Lsn::ZERO,
+            alone: None,
+            dirty: Some(journal::Dirty {
+                since: Lsn::ZERO,
+                until: Lsn::ZERO,
+                chunks: chunks.clone(),
+            }),
         });
         StateRecord {
             sequence: 0,
@@ -249,6 +263,7 @@ impl Group {
                     dirty: self.changes.set_of(&peer.name).cloned(),
                 })
                 .chain(former)
+                .chain(own)
                 .collect(),
             given_up: facts.given_up,
             undo: self.undo.id(),

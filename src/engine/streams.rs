@@ -153,19 +153,31 @@ impl Group {
         }
         let mut stream = Stream::new(base.next(), None);
         stream.proposed = Some(base);
+        let announced = Message::Touched {
+            chunks: chunks.clone(),
+        };
         stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));
         self.streams.insert(link, stream);
+        self.send(link, announced);
         self.send(link, Message::Start(Box::new(start)));
     }
 
-    /// The mirror adds to the proposed copy what it knows to differ.
-    pub(super) fn touched(&mut self, link: LinkId, chunks: &ChunkSet) {
-        let stream = self.streams.get_mut(&link).filter(|s| s.proposed.is_some());
-        if let Some(walk) = stream.and_then(|s| s.walk.as_mut()) {
-            // A peer may name volumes that do not exist, again and again.
-            let mut chunks = chunks.clone();
-            chunks.clip(&self.volumes);
-            walk.add(&chunks);
+    /// Before a copy is proposed, the primary says what of it it knows. What the mirror adds makes the whole; from then on that
+    /// is the mirror's to remember.
+    pub(super) fn touched(&mut self, link: LinkId, mut chunks: ChunkSet) {
+        let Some(stream) = self.streams.get_mut(&link) else {
+            self.receive.announced = Some((link, chunks));
+            return;
+        };
+        let (Some(base), Some(walk)) = (stream.proposed, stream.walk.as_mut()) else {
+            return;
+        };
+        // A peer may name volumes that do not exist, again and again.
+        chunks.clip(&self.volumes);
+        walk.add(&chunks);
+        if let Some(peer) = self.core.peer_name(Link(link.0)) {
+            self.changes.lacks_nothing_after(&peer, base);
+            self.state.request_write();
         }
     }
 

@@ -886,6 +886,7 @@ impl Group {
         self.receive.clear(0);
         self.volumes.clone_from(&back.volumes);
         self.changes.restart();
+        self.changes.forget_own();
         for peer in self.config.peers.clone() {
             self.changes.forget(&peer);
             self.changes.put(&peer, point, &ChunkSet::everything());

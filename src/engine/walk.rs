@@ -35,6 +35,10 @@ const MISSES: u32 = 8;
 /// ... except for every so many.
 const ASK_EVERY: u64 = 16;
 
+/// The mirror is told what of a copy it has once it is so many bytes or so long.
+const CONFIRM_BYTES: u64 = 4 << 20;
+const CONFIRM_AGE: Duration = Duration::from_secs(1);
+
 /// How much of a second's worth may go out at once when the rate is limited.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -64,6 +68,41 @@ pub(super) struct Walk {
     misses: u32,
     pub pace: Pace,
     pub progress: Progress,
+    confirming: Confirming,
+}
+
+/// Chunks of a copy that the mirror has, and that it is to be told of.
+#[derive(Default)]
+struct Confirming {
+    gathered: ChunkSet,
+    bytes: u64,
+    /// What is gathered is as of this LSN or before.
+    lsn: Lsn,
+    since: Duration,
+    /// No more are added to these: they wait until their LSN is committed and was sent.
+    waiting: Option<(Lsn, ChunkSet)>,
+}
+
+impl Confirming {
+    fn add(&mut self, volume: VolumeId, range: ByteRange, lsn: Lsn, now: Duration) {
+        if self.bytes == 0 {
+            self.since = now;
+        }
+        self.bytes += range.len;
+        self.gathered.insert(volume, range);
+        self.lsn = self.lsn.max(lsn);
+    }
+
+    /// What may be told now that everything up to `reached` is committed and was sent.
+    fn next(&mut self, reached: Lsn, now: Duration) -> Option<ChunkSet> {
+        let due = self.bytes >= CONFIRM_BYTES || now >= self.since + CONFIRM_AGE;
+        if self.waiting.is_none() && self.bytes > 0 && due {
+            self.waiting = Some((self.lsn, std::mem::take(&mut self.gathered)));
+            self.bytes = 0;
+        }
+        let (_, chunks) = self.waiting.take_if(|(lsn, _)| *lsn <= reached)?;
+        Some(chunks)
+    }
 }
 
 /// How far a walk is.
@@ -114,6 +153,7 @@ pub(super) enum Job {
     Send { reading: bool },
     /// Being read here and there.
     Compare {
+        lsn: Lsn,
         overlay: Vec<(ByteRange, Content)>,
         ours: Hash,
         theirs: Hash,
@@ -176,6 +216,7 @@ impl Walk {
                 total_bytes,
                 ..Progress::default()
             },
+            confirming: Confirming::default(),
         }
     }
 
@@ -259,6 +300,7 @@ impl Group {
             while self.begin_part(link) {}
             self.read_quiet_parts(link);
             self.prove(link);
+            self.confirm_chunks(link);
             self.end_walk(link);
         }
     }
@@ -351,6 +393,7 @@ impl Group {
         let walk = self.walk(link).expect("the caller looked");
         let medium = walk.verifying().is_some();
         let job = Job::Compare {
+            lsn: self.frames.sealed(),
             overlay,
             ours: None,
             theirs: None,
@@ -555,12 +598,14 @@ impl Group {
         let data = laid_over(home, 0, range, &overlay).data;
         let data = if is_zero(&data) { None } else { Some(data) };
         let crc = data.as_ref().map_or(0, |d| crc32fast::hash(d));
+        let (lsn, now) = (self.frames.sealed(), self.now.mono);
         if let Some(stream) = self.streams.get_mut(&link) {
             stream.queued_bytes += data.as_ref().map_or(64, |d| d.len() as u64);
             if let Some(walk) = stream.walk.as_mut()
                 && walk.verifying().is_none()
             {
                 walk.done(range);
+                walk.confirming.add(volume, range, lsn, now);
             }
         }
         self.send(
@@ -616,8 +661,29 @@ impl Group {
         parts.iter_mut().find(asked).map(|p| &mut p.job)
     }
 
+    /// Tells the mirror which chunks of a copy it has. Not before everything that is in them is committed: it is to be on its
+    /// record only as part of this history.
+    fn confirm_chunks(&mut self, link: LinkId) {
+        let (commit, now) = (self.core.commit(), self.now.mono);
+        let Some(stream) = self.streams.get_mut(&link) else {
+            return;
+        };
+        let reached = stream.next().prev().min(commit);
+        #[cfg(test)]
+        let reached = if sabotaged(Sabotage::ConfirmUncommitted) {
+            Lsn(u64::MAX)
+        } else {
+            reached
+        };
+        let walk = stream.walk.as_mut();
+        if let Some(chunks) = walk.and_then(|w| w.confirming.next(reached, now)) {
+            self.send(link, Message::Confirmed { chunks });
+        }
+    }
+
     /// Ends the comparisons of which both sides are known.
     fn judge(&mut self, link: LinkId) {
+        let now = self.now.mono;
         let Some(walk) = self.walk(link) else { return };
         let mut at = 0;
         while let Some(part) = walk.parts.get(at) {
@@ -635,11 +701,16 @@ impl Group {
             } = walk.parts.swap_remove(at);
             match job {
                 Job::Send { .. } => {}
-                Job::Compare { ours, theirs, .. } => {
+                Job::Compare {
+                    lsn, ours, theirs, ..
+                } => {
                     let ours = ours.flatten();
                     if ours.is_some() && ours == theirs.flatten() {
                         walk.misses = 0;
                         walk.done(range);
+                        if matches!(walk.purpose, Purpose::Copy) {
+                            walk.confirming.add(volume, range, lsn, now);
+                        }
                         continue;
                     }
                     walk.misses += 1;

@@ -63,12 +63,12 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
         },
         Kind::Taken => Message::Taken,
         Kind::Bye => Message::Bye { reason: r.text()? },
-        Kind::Touched => {
-            let bytes = std::mem::take(&mut r.rest);
-            let chunks = ChunkSet::decode(bytes)
-                .map_err(|found| r.error("the set", found, "a set of chunks"))?;
-            Message::Touched { chunks }
-        }
+        Kind::Touched => Message::Touched {
+            chunks: r.chunks()?,
+        },
+        Kind::Confirmed => Message::Confirmed {
+            chunks: r.chunks()?,
+        },
         Kind::Compare => {
             let record: CompareRecord = r.record("the record")?;
             r.zero("reserved bytes", &record.reserved)?;
@@ -229,6 +229,12 @@ impl<'a> Reader<'a> {
         let text = std::str::from_utf8(bytes);
         let text = text.map_err(|e| self.error("the text", e.to_string(), "UTF-8"))?;
         Ok(text.to_owned())
+    }
+
+    /// All that is left, as a set of chunks.
+    fn chunks(&mut self) -> Result<ChunkSet, LinkError> {
+        let bytes = std::mem::take(&mut self.rest);
+        ChunkSet::decode(bytes).map_err(|found| self.error("the set", found, "a set of chunks"))
     }
 
     fn end(&self) -> Result<(), LinkError> {

@@ -43,6 +43,7 @@
 //! | 22 | may grow | [`GrowRecord`], text, empty for yes | all |
 //! | 23 | content | [`ContentRecord`], content | the record: the content has a CRC in it |
 //! | 24 | verified | verifications, as `Verified::encode` gives them | all |
+//! | 25 | confirmed | a set of chunks, as `ChunkSet::encode` gives it | all |
 //!
 //! An epoch is an [`EpochRecord`] and the name of its site; a volume is a [`VolumeRecord`] and its name.
 //!
@@ -177,11 +178,13 @@ pub enum Kind {
     Content,
     /// What is known of verifications.
     Verified,
+    /// Chunks of a copy that the mirror has.
+    Confirmed,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers, which start at 1.
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 25] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::StartStream,
@@ -206,6 +209,7 @@ impl Kind {
         Kind::MayGrow,
         Kind::Content,
         Kind::Verified,
+        Kind::Confirmed,
     ];
 
     /// The message of this number.
@@ -249,7 +253,7 @@ impl Kind {
                 size_of::<ChunkRecord>() + MAX_CHUNK,
             ),
             Kind::Bye => between(0, MAX_TEXT),
-            Kind::Touched => between(0, MAX_CONTROL),
+            Kind::Touched | Kind::Confirmed => between(0, MAX_CONTROL),
             Kind::Compare => exactly(size_of::<CompareRecord>()),
             Kind::Compared => exactly(size_of::<ComparedRecord>()),
             Kind::CanGrow => exactly(size_of::<GrowRecord>()),
@@ -300,6 +304,7 @@ impl fmt::Display for Kind {
             Kind::MayGrow => "may grow",
             Kind::Content => "content",
             Kind::Verified => "verified",
+            Kind::Confirmed => "confirmed",
         })
     }
 }

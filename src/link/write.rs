@@ -96,6 +96,13 @@ pub(super) fn body(
             };
             w.out.extend_from_slice(&bytes);
         }
+        Message::Confirmed { chunks } => {
+            let bytes = chunks.encode();
+            // Nothing is a safe thing to say.
+            if Kind::Confirmed.limits().allow(bytes.len()) {
+                w.out.extend_from_slice(&bytes);
+            }
+        }
         Message::Compare {
             volume,
             range,
@@ -185,6 +192,7 @@ pub(super) fn kind_of(message: &Message) -> Kind {
         Message::Taken => Kind::Taken,
         Message::Bye { .. } => Kind::Bye,
         Message::Touched { .. } => Kind::Touched,
+        Message::Confirmed { .. } => Kind::Confirmed,
         Message::Compare { .. } => Kind::Compare,
         Message::Compared { .. } => Kind::Compared,
         Message::Content { .. } => Kind::Content,

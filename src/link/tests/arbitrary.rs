@@ -333,6 +333,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         any::<u64>().prop_map(|token| Message::Pong { token }),
         ".{0,200}".prop_map(|reason| Message::Bye { reason }),
         chunks().prop_map(|chunks| Message::Touched { chunks }),
+        chunks().prop_map(|chunks| Message::Confirmed { chunks }),
         (any::<u32>(), 0..1u64 << 63, ".{0,200}").prop_map(|(volume, size, refusal)| {
             Message::MayGrow {
                 volume: VolumeId(volume),
@@ -438,5 +439,12 @@ pub(super) fn one_of_each() -> Vec<Message> {
             }),
             under_way: None,
         })),
+        Message::Confirmed {
+            chunks: {
+                let mut chunks = ChunkSet::new();
+                chunks.insert(VolumeId(3), ByteRange::new(CHUNK_BYTES, CHUNK_BYTES));
+                chunks
+            },
+        },
     ]
 }

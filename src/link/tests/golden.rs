@@ -3,7 +3,7 @@
 use super::*;
 
 /// Each message of `one_of_each`, 16 bytes a line: the header on the first. Of the frame only the header.
-const GOLDEN: [(Kind, &[&str]); 24] = [
+const GOLDEN: [(Kind, &[&str]); 25] = [
     (
         Kind::Hello,
         &[
@@ -187,6 +187,14 @@ const GOLDEN: [(Kind, &[&str]); 24] = [
             "00000000000000000000000000000000",
         ],
     ),
+    (
+        Kind::Confirmed,
+        &[
+            "44424c4b190000001a000000bd0cb54b",
+            "03000000120000003a30000001000000",
+            "00000000100000000100",
+        ],
+    ),
 ];
 
 fn unhex(lines: &[&str]) -> Vec<u8> {
@@ -223,6 +231,6 @@ fn the_golden_messages_are_all_there_are() {
     assert_eq!(GOLDEN.map(|(kind, _)| kind), Kind::ALL);
     assert_eq!(
         Kind::ALL.map(|kind| kind as usize).to_vec(),
-        (1..=24).collect::<Vec<_>>()
+        (1..=25).collect::<Vec<_>>()
     );
 }
