@@ -8,7 +8,7 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{
-    ByteRange, ChunkSet, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes,
+    ByteRange, CHUNK_BYTES, ChunkSet, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes,
 };
 use crate::core::{Event, Peer};
 use crate::journal;
@@ -43,8 +43,9 @@ const SHORT_RETRY: Duration = Duration::from_secs(1);
 const CHECKPOINT_SHARE: u64 = 4;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
 
-/// What a copy has brought is made durable, and taken off the record of what is missing, after so many bytes or so long.
-const COPY_BYTES: u64 = 64 << 20;
+/// What a copy has brought is made durable, and taken off the record of what is missing, after so many bytes or so long. The
+/// volumes of tests are small.
+const COPY_BYTES: u64 = if cfg!(test) { CHUNK_BYTES } else { 64 << 20 };
 const COPY_AGE: Duration = Duration::from_secs(1);
 
 /// The homes' side of a group.

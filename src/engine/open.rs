@@ -317,7 +317,7 @@ fn recover(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Open
         // Before anything is done that follows from it.
         write_record(&mut state_file, &record, disk)?;
     }
-    let mut opened = replay(&mut record, state_file, disk)?;
+    let mut opened = replay(config, &mut record, state_file, disk)?;
     opened.notes.extend(lost.map(lost_slot));
     Ok(opened)
 }
@@ -488,6 +488,7 @@ impl Replay<'_> {
 }
 
 fn replay(
+    config: &GroupConfig,
     record: &mut StateRecord,
     state_file: StateFile,
     disk: &mut dyn Disk,
@@ -530,6 +531,10 @@ fn replay(
     let recovered = recovery
         .finish(&mut JournalReader(replay.disk))
         .map_err(refused)?;
+    // What was before its beginning is not in a journal that began anew.
+    if recovered.stale && record.checkpoint.next > record.readable_from {
+        doubt_homes(config, record, &mut changes, &mut notes)?;
+    }
     let count = recovered.frames;
     let commit = replay.commit.min(recovered.tail);
     let Replay {
@@ -597,6 +602,35 @@ fn find_undo(
 }
 
 /// What the journal or the record show to have been here and is not any more.
+/// The journal is older than the record: a copy of the folder, or of its journal, was put back under a newer record. The homes may
+/// be as old. A mirror is compared, chunk by chunk; a primary has nobody to be compared with while it serves.
+fn doubt_homes(
+    config: &GroupConfig,
+    record: &mut StateRecord,
+    changes: &mut Changes,
+    notes: &mut Vec<(core::Severity, String)>,
+) -> Result<(), OpenError> {
+    let checkpoint = record.checkpoint.lsn;
+    if record.role == Role::Primary {
+        return Err(OpenError::Refused(format!(
+            "the journal of group {} is older than its record of state, which says that everything up to LSN {checkpoint} is \
+             in the homes: an old copy of the journal, and perhaps of the homes, was put in place of what belongs to that \
+             record, or the disk has lost what was written last. Put journal, state and homes of one and the same moment back and restart doublure here. {}",
+            config.group,
+            start_over(config, Some(record))
+        )));
+    }
+    record.inconsistent_until = Some(Lsn(u64::MAX));
+    changes.forget_own();
+    let text = format!(
+        "the journal is older than the record of state, which says that everything up to LSN {checkpoint} is in the homes: an \
+         old copy of the journal, and perhaps of the homes, was put in place of what belongs to that record, or the disk has \
+         lost what was written last. This site is not usable until its primary has compared all of it"
+    );
+    notes.push((core::Severity::Error, text));
+    Ok(())
+}
+
 fn note_losses(
     record: &mut StateRecord,
     recovered: &Recovered,

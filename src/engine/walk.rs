@@ -21,7 +21,7 @@ use super::verify::Verifying;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, ChunkSet, Lsn, Message, VolumeId};
+use crate::base::{ByteRange, CHUNK_BYTES, ChunkSet, Lsn, Message, VolumeId};
 use crate::core::{Event, Link, Severity};
 use crate::journal::is_zero;
 use crate::store::{Content, HoldId, Source};
@@ -35,8 +35,8 @@ const MISSES: u32 = 8;
 /// ... except for every so many.
 const ASK_EVERY: u64 = 16;
 
-/// The mirror is told what of a copy it has once it is so many bytes or so long.
-const CONFIRM_BYTES: u64 = 4 << 20;
+/// The mirror is told what of a copy it has once it is so many bytes or so long. The volumes of tests are small.
+const CONFIRM_BYTES: u64 = if cfg!(test) { CHUNK_BYTES } else { 4 << 20 };
 const CONFIRM_AGE: Duration = Duration::from_secs(1);
 
 /// How much of a second's worth may go out at once when the rate is limited.

@@ -71,6 +71,8 @@ pub struct Recovered {
     pub damage: Option<Damage>,
     /// Frames that were followed.
     pub frames: u64,
+    /// The journal holds neither what follows the checkpoint nor what is before it: it is older than the record.
+    pub stale: bool,
 }
 
 /// Recovery under way. Call [`Recovery::next`] until it yields nothing, then [`Recovery::finish`].
@@ -284,6 +286,7 @@ impl Recovery {
     /// # Errors
     /// If the disk fails.
     pub fn finish(mut self, reader: &mut dyn ReadJournal) -> Result<Recovered, RecoverError> {
+        let stale = self.frames == 0 && !self.reaches_the_checkpoint(reader)?;
         let (torn, damage) = self.judge_hole(reader)?;
         let headers = self.headers(reader)?;
         self.older_segments(&headers);
@@ -306,7 +309,58 @@ impl Recovery {
             torn,
             damage,
             frames,
+            stale,
         })
+    }
+
+    /// Whether the journal holds the frame that ends where recovery begins, or what is newer in its place. One that was put
+    /// back from a copy that is older than the record does not.
+    fn reaches_the_checkpoint(
+        &mut self,
+        reader: &mut dyn ReadJournal,
+    ) -> Result<bool, RecoverError> {
+        let from = self.from;
+        let first = u64::from(from.offset) == BLOCK as u64;
+        if from.next == Lsn(1) || first && from.segment == 0 {
+            return Ok(true); // nothing is before it
+        }
+        let segment = if first {
+            from.segment - 1
+        } else {
+            from.segment
+        };
+        let header = self.header(reader, segment)?;
+        if header.is_some_and(|h| h.sequence() > segment) {
+            return Ok(true);
+        }
+        let (start, limit) = (self.base(segment) + BLOCK as u64, self.limit(segment));
+        let end = if first {
+            limit
+        } else {
+            self.base(segment) + u64::from(from.offset)
+        };
+        // The newest first: it ends there, or somewhere before the end of a full segment.
+        let mut window_end = end;
+        while window_end > start {
+            let window_start = start.max(window_end.saturating_sub(WINDOW as u64));
+            let mut window = AlignedBuf::zeroed((window_end - window_start) as usize);
+            reader.read(window_start, &mut window)?;
+            for (n, block) in window.chunks_exact(BLOCK).enumerate().rev() {
+                let Ok(len) = Frame::peek_len(block) else {
+                    continue;
+                };
+                let at = window_start + (n * BLOCK) as u64;
+                let ends_there = at + len as u64 == end || first && at + len as u64 <= end;
+                if ends_there
+                    && let Some(frame) = self.frame_at(reader, at, limit)?
+                    && frame.checksum() == from.chain
+                {
+                    return Ok(true);
+                }
+            }
+            window_end = window_start;
+        }
+        Ok(false)
     }
 
     fn headers(
@@ -375,8 +429,12 @@ impl Recovery {
         let mut opened = Vec::new();
         let mut places = vec![(offset, self.limit(self.segment))];
         for slot in 0..self.slots() {
-            // A header that rotted must not hide what its segment says.
-            if slot != self.segment % self.slots() && self.header_may_be_later(reader, slot)? {
+            // A header that rotted must not hide what its segment says, nor one of the next segment that the crash lost: with
+            // two writes under way, what followed it may have come before it.
+            let next = slot == (self.segment + 1) % self.slots();
+            if slot != self.segment % self.slots()
+                && (next || self.header_may_be_later(reader, slot)?)
+            {
                 places.push((self.base(slot) + BLOCK as u64, self.limit(slot)));
             }
         }

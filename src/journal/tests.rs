@@ -302,6 +302,27 @@ fn a_rotten_segment_header_does_not_hide_the_damage_behind_it() {
     assert_eq!(recovered.damage.expect("damage").lsn, first);
 }
 
+/// Two writes are under way at once: the first of a segment may be lost, header and all, and the one behind it not.
+#[test]
+fn a_segment_header_that_the_crash_lost_does_not_hide_the_damage_before_it() {
+    let mut j = Journal::new();
+    j.open_epoch(1);
+    let mut second = None;
+    let before = loop {
+        let before = j.log.tail();
+        let write = j.plan(1, 1 << 20, before.0);
+        if write.bytes.len() > j.frames.last().unwrap().len() {
+            break before;
+        }
+        second.get_or_insert(write.offset as usize);
+        j.disk.write(&write);
+    };
+    j.append(1, 512, before.0);
+    j.disk.bytes[second.unwrap() + 33] ^= 1;
+    let (recovered, _) = j.recover(start());
+    assert_eq!(recovered.damage.expect("damage").lsn, Lsn(2));
+}
+
 /// The checkpoint names a place in the middle of a segment whose beginning the disk lost: appending there from its
 /// beginning would put frames where the next recovery does not look.
 #[test]

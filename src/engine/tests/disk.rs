@@ -94,6 +94,10 @@ struct SimFile {
     unsynced: Vec<(u64, Vec<u8>)>,
 }
 
+/// Copies of files.
+#[derive(Clone)]
+pub struct Image(Vec<(File, Medium)>);
+
 /// The disk of one site.
 #[derive(Clone)]
 pub struct SimDisk {
@@ -439,6 +443,22 @@ impl SimDisk {
         self.files
             .get_mut(&file)
             .ok_or_else(|| io::Error::other(format!("{file:?} does not exist")))
+    }
+
+    /// What is stable of these files now, to be put back later.
+    pub fn image(&self, files: &[File]) -> Image {
+        let of = |file: &File| Some((*file, self.files.get(file)?.stable.clone()));
+        Image(files.iter().filter_map(of).collect())
+    }
+
+    /// Puts an image back, of files that nobody has open.
+    pub fn put_back(&mut self, image: &Image) {
+        for (file, medium) in &image.0 {
+            let file = self.files.get_mut(file).expect("files stay");
+            file.stable = medium.clone();
+            file.current = medium.clone();
+            file.unsynced.clear();
+        }
     }
 
     /// Whatever is not stable yet is lost with the power, all of it.

@@ -284,6 +284,59 @@ fn a_new_mirror_whose_first_copy_was_cut_off_gets_all_of_it_although_the_journal
     }
 }
 
+/// Copies of these files from before the last writes are put back at a site that was stopped.
+fn put_back(at: usize, files: &[File]) -> (Sim, Result<(), String>) {
+    let mut sim = pair(31);
+    let image = sim.sites[at].disk.image(files);
+    for _ in 0..3 {
+        for chunk in [0, 3] {
+            let range = ByteRange::new(chunk * CHUNK_BYTES, CHUNK_BYTES);
+            sim.write(0, range, false);
+            sim.settle();
+        }
+        sim.pass(Duration::from_secs(11));
+    }
+    sim.kill(at);
+    sim.sites[at].disk.put_back(&image);
+    let started = sim.start(at).map_err(|error| error.to_string());
+    (sim, started)
+}
+
+#[test]
+fn an_old_copy_of_a_mirror_s_files_under_a_newer_record_is_compared_before_it_counts() {
+    for files in [&[File::Journal][..], &[File::Journal, HOME]] {
+        let (mut sim, started) = put_back(1, files);
+        started.expect("a mirror starts");
+        assert!(
+            sim.logs().contains("older than the record of state"),
+            "{}",
+            sim.logs()
+        );
+        assert_same(&mut sim);
+    }
+    for files in [&[File::Journal, HOME, File::State][..], &[File::State]] {
+        let (mut sim, started) = put_back(1, files);
+        started.expect("a mirror starts");
+        assert_same(&mut sim);
+    }
+}
+
+#[test]
+fn an_old_copy_of_a_primary_s_journal_under_a_newer_record_is_refused() {
+    for files in [&[File::Journal][..], &[File::Journal, HOME]] {
+        let refused = put_back(0, files).1.unwrap_err();
+        assert!(refused.contains("older than its record"), "{refused}");
+        assert!(refused.contains("b has the data"), "{refused}");
+    }
+    for files in [&[File::Journal, HOME, File::State][..], &[File::State]] {
+        let (mut sim, started) = put_back(0, files);
+        started.expect("it starts, and asks its mirror");
+        sim.pass(Duration::from_secs(5));
+        assert!(sim.attach(0), "{}", sim.logs());
+        assert_same(&mut sim);
+    }
+}
+
 /// Both sites went on by themselves: the first wrote chunk 0 alone, the second was promoted and wrote chunk 1.
 fn forked(seed: u64) -> Sim {
     let mut sim = pair(seed);

@@ -27,8 +27,11 @@ const SPINS: u32 = 200;
 /// No disk request takes longer.
 const SLOWEST: Duration = Duration::from_secs(20);
 
-/// What a site says to a journal of a later version.
-const TOO_NEW: &str = "this program does not understand";
+/// What a site says to a journal of a later version, and to one that lacks what its record names.
+const REFUSALS: [&str; 2] = [
+    "this program does not understand",
+    "older than its record of state",
+];
 
 /// One site.
 pub struct Site {
@@ -460,8 +463,11 @@ impl World {
                 self.carry_out(at);
                 self.opened(at);
             }
-            Err(error) if self.fragile == Some(at) && error.to_string().contains(TOO_NEW) => {
-                // Rot that looks like a later version is refused, by name; the peer has all of it.
+            Err(error)
+                if self.fragile == Some(at)
+                    && REFUSALS.iter().any(|text| error.to_string().contains(text)) =>
+            {
+                // Rot that looks like a later version is refused, by name, and so is a lost end; the peer has all of it.
                 self.note(|| format!("{} does not start: {error}", NAMES[at]));
                 self.empty(at);
                 self.fragile = None;
