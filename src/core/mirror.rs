@@ -580,6 +580,12 @@ impl Core {
         self.upstream.as_ref().map(|u| u.link)
     }
 
+    /// The link of a copy that is under way, or that something is done for before it is agreed to.
+    pub fn copy_link(&self) -> Option<Link> {
+        let proposed = self.keeping.as_ref().map(|k| k.link);
+        proposed.or_else(|| self.upstream_link())
+    }
+
     /// A returning primary begins to take the mirror's tail.
     pub(super) fn begin_fetch(&mut self, link: Link, site: String) {
         self.upstream = Some(Upstream::new(link, site, Lsn::ZERO, self.now));

@@ -1,18 +1,28 @@
 //! Keeping what a site gives up after a fork: the frames, as they lie in its journal, in a file of their own.
 
-use super::{DiskOp, File, Group, Pending};
+use super::{DiskOp, DiskResult, File, Group, NO_SPACE, Pending};
 use crate::base::Lsn;
 use crate::core::{Event, Severity};
 use crate::journal::{Cursor, Next};
 
 /// Under way.
 pub(super) struct Keeping {
+    /// Requests of an earlier one, whose link was lost, count no more.
+    id: u64,
     file: File,
     cursor: Cursor,
     /// Bytes written so far.
     len: u64,
     /// First LSN to be kept.
     from: Lsn,
+}
+
+/// A request for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum KeepStep {
+    Read,
+    Write,
+    Sync,
 }
 
 impl Group {
@@ -38,7 +48,9 @@ impl Group {
             self.event(Event::Kept);
             return;
         };
+        self.keepings += 1;
         self.keeping = Some(Keeping {
+            id: self.keepings,
             file: File::Discarded(epoch),
             cursor,
             len: 0,
@@ -47,13 +59,43 @@ impl Group {
         self.keep_more();
     }
 
-    pub(super) fn keep_more(&mut self) {
+    /// What came of a request for this. Only what is there may be given up.
+    pub(super) fn keep_done(&mut self, id: u64, step: KeepStep, result: DiskResult) {
+        if self.keeping.as_ref().is_none_or(|k| k.id != id) {
+            return;
+        }
+        match (step, result) {
+            (KeepStep::Read, DiskResult::Data(data)) => self.kept_read(data),
+            (KeepStep::Write, DiskResult::Done) => self.keep_more(),
+            (KeepStep::Sync, DiskResult::Done) => {
+                self.keeping = None;
+                self.event(Event::Kept);
+            }
+            // Nothing is lost by that, and all of it is written again with the next attempt of the primary.
+            (KeepStep::Write | KeepStep::Sync, DiskResult::Failed { errno, message })
+                if NO_SPACE.contains(&errno) =>
+            {
+                self.keeping = None;
+                self.copy_has_no_space(&format!(
+                    "no space to keep what is given up, so that it is not given up yet: {message}"
+                ));
+            }
+            (_, DiskResult::Failed { message, .. }) => self.event(Event::DiskFailed(message)),
+            (step, other) => {
+                let text = format!("the driver answered {step:?} with {other:?}");
+                self.event(Event::DiskFailed(text));
+            }
+        }
+    }
+
+    fn keep_more(&mut self) {
         let Some(keeping) = self.keeping.as_mut() else {
             return;
         };
+        let id = keeping.id;
         match keeping.cursor.next_read(&self.log, self.frames.durable()) {
             Next::Read { offset, len } => self.submit(
-                Pending::KeepRead,
+                Pending::Keep(id, KeepStep::Read),
                 DiskOp::Read {
                     file: File::Journal,
                     offset,
@@ -63,13 +105,12 @@ impl Group {
             ),
             Next::CaughtUp | Next::Recycled => {
                 let file = keeping.file;
-                self.keeping = None;
-                self.submit(Pending::KeepSync, DiskOp::Sync { file });
+                self.submit(Pending::Keep(id, KeepStep::Sync), DiskOp::Sync { file });
             }
         }
     }
 
-    pub(super) fn kept_read(&mut self, data: bytes::Bytes) {
+    fn kept_read(&mut self, data: bytes::Bytes) {
         let Some(keeping) = self.keeping.as_mut() else {
             return;
         };
@@ -89,10 +130,10 @@ impl Group {
             self.keep_more();
             return;
         }
-        let (file, offset) = (keeping.file, keeping.len);
+        let (id, file, offset) = (keeping.id, keeping.file, keeping.len);
         keeping.len += bytes.len() as u64;
         self.submit(
-            Pending::KeepWrite,
+            Pending::Keep(id, KeepStep::Write),
             DiskOp::Write {
                 file,
                 offset,

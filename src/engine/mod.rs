@@ -103,6 +103,7 @@ pub struct Group {
     verified: Verified,
     block_reads: Slab<blocks::BlockRead>,
     keeping: Option<discard::Keeping>,
+    keepings: u64,
     resizing: Option<resize::Resizing>,
     /// The state as it was last looked at, and since when, seconds since the Unix epoch.
     state_since: (Option<crate::status::GroupState>, u64),
@@ -213,9 +214,7 @@ enum Pending {
     Undo {
         generation: u64,
     },
-    KeepRead,
-    KeepWrite,
-    KeepSync,
+    Keep(u64, discard::KeepStep),
     ChunkWrite {
         hold: crate::store::HoldId,
         volume: VolumeId,
@@ -643,9 +642,7 @@ impl Group {
                 result,
             ) => self.undo_read(generation, volume, range, result),
             (Pending::Undo { generation }, result) => self.undo_done(generation, result),
-            (Pending::KeepRead, DiskResult::Data(data)) => self.kept_read(data),
-            (Pending::KeepWrite, DiskResult::Done) => self.keep_more(),
-            (Pending::KeepSync, DiskResult::Done) => self.event(Event::Kept),
+            (Pending::Keep(id, step), result) => self.keep_done(id, step, result),
             (Pending::ChunkWrite { hold, volume }, DiskResult::Done) => {
                 self.homes.touch(volume);
                 self.homes.copy_has_space(self.now.mono);

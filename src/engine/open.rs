@@ -121,6 +121,7 @@ impl Group {
             verified: record.verified,
             block_reads: Slab::new(),
             keeping: None,
+            keepings: 0,
             resizing: None,
             state_since: (None, 0),
             state_may_differ: true,

@@ -444,20 +444,26 @@ impl Group {
     /// of the old content takes room, too, and would for ever if the copy never ended.
     pub(super) fn chunk_refused(&mut self, hold: HoldId, message: &str) {
         self.retire_undo(Some("the space is needed for the copy"));
+        self.copy_has_no_space(&format!("no space for what the primary sends: {message}"));
+        // It counts as sent, but it is not here.
+        self.receive.confirming.clear();
+        self.chunk_written(hold);
+    }
+
+    /// Ends the link on which a copy is to be made, or is.
+    pub(super) fn copy_has_no_space(&mut self, text: &str) {
         self.homes.copy_refused(self.now.mono);
-        let text = format!("no space for what the primary sends: {message}");
-        if let Some(link) = self.core.upstream_link() {
+        if let Some(link) = self.core.copy_link() {
             self.log_line(
                 crate::core::Severity::Error,
                 format!("group {}: {text}", self.config.group),
             );
             let refuse = Message::Refuse {
                 refusal: Refusal::NoSpace,
-                text: text.clone(),
+                text: text.to_owned(),
             };
-            self.end_link(LinkId(link.0), refuse, &text);
+            self.end_link(LinkId(link.0), refuse, text);
         }
-        self.chunk_written(hold);
     }
 
     pub(super) fn chunk_written(&mut self, hold: HoldId) {

@@ -303,7 +303,7 @@ impl SimDisk {
                 return Err(io::Error::from_raw_os_error(28));
             }
             DiskOp::Write {
-                file: File::Home(_),
+                file: File::Home(_) | File::Discarded(_),
                 ..
             } if self.homes_full => return Err(io::Error::from_raw_os_error(28)),
             DiskOp::Sync {

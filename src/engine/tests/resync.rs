@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Sim, VOLUME, config};
-use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, OnPeerLoss, Role, VolumeId};
+use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, Hindrance, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, File, Force};
 use crate::journal::Frame;
 use crate::status::{GroupState, PeerState};
@@ -414,6 +414,23 @@ fn a_site_whose_journal_lost_what_it_acknowledged_alone_is_a_fork_and_is_compare
     assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
     sim.attach(1);
     assert_same(&mut sim);
+}
+
+#[test]
+fn without_space_to_keep_it_nothing_is_given_up_and_later_it_is() {
+    let mut sim = forked(5);
+    sim.sites[0].disk.homes_full = true;
+    let discard = "a".to_owned();
+    let id = sim.command(1, Command::Resolve { discard });
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    sim.pass(Duration::from_secs(10));
+    assert!(sim.logs().contains("no space to keep"), "{}", sim.logs());
+    assert_ne!(sim.status(0).state, GroupState::Fenced, "{}", sim.logs());
+    assert_eq!(sim.status(1).peers[0].hindrance, Some(Hindrance::NoSpace));
+    sim.sites[0].disk.homes_full = false;
+    sim.attach(1);
+    assert_same(&mut sim);
+    assert_eq!(discarded(&sim, 0), 1);
 }
 
 #[test]
