@@ -50,8 +50,6 @@ pub enum Sabotage {
     CopyOnlyTheHome,
     /// What was copied is off the record of what is missing before it is durable.
     ConfirmBeforeSync,
-    /// What was copied is confirmed before all that is in it is committed.
-    ConfirmUncommitted,
     /// The record of what a copy is to bring lacks what its primary knows of.
     RememberOnlyTheOwn,
     /// A copy counts as complete while chunks are still being written.

@@ -669,12 +669,6 @@ impl Group {
             return;
         };
         let reached = stream.next().prev().min(commit);
-        #[cfg(test)]
-        let reached = if sabotaged(Sabotage::ConfirmUncommitted) {
-            Lsn(u64::MAX)
-        } else {
-            reached
-        };
         let walk = stream.walk.as_mut();
         if let Some(chunks) = walk.and_then(|w| w.confirming.next(reached, now)) {
             self.send(link, Message::Confirmed { chunks });
@@ -811,5 +805,29 @@ impl Walk {
                 blocks,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_confirmed_once_all_that_is_in_it_is_committed_and_was_sent() {
+        let at = Duration::from_secs;
+        let chunk = |n| ByteRange::new(n * CHUNK_BYTES, CHUNK_BYTES);
+        let mut confirming = Confirming::default();
+        assert_eq!(confirming.next(Lsn(9), at(1)), None);
+        confirming.add(VolumeId(0), chunk(1), Lsn(5), at(1));
+        confirming.add(VolumeId(0), chunk(2), Lsn(4), at(1));
+        assert_eq!(confirming.next(Lsn(4), at(3)), None);
+        // What comes later does not hold it up.
+        confirming.add(VolumeId(0), chunk(3), Lsn(8), at(3));
+        assert_eq!(confirming.next(Lsn(4), at(5)), None);
+        let first = confirming.next(Lsn(5), at(5)).expect("it is reached");
+        assert!(first.holds(VolumeId(0), CHUNK_BYTES) && first.holds(VolumeId(0), 2 * CHUNK_BYTES));
+        assert!(!first.holds(VolumeId(0), 3 * CHUNK_BYTES));
+        assert_eq!(confirming.next(Lsn(7), at(6)), None);
+        assert!(confirming.next(Lsn(8), at(6)).is_some());
     }
 }
