@@ -54,7 +54,7 @@ const TABLE: [(Sabotage, u64); 44] = [
     (WriteBeforeKept, 257),
     (IgnoreHolds, 257),
     (CopyWithoutOverlay, 133),
-    (CopyOnlyTheHome, 930_000_001_348),
+    (CopyOnlyTheHome, 950_000_000_097),
     (CopyEndsEarly, 930_000_001_006),
     (IgnoreFloor, 12),
     (ConfirmBeforeSync, 940_000_000_132),
