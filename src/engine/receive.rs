@@ -515,7 +515,15 @@ impl Group {
             _ => ChunkSet::everything(),
         };
         let sound = self.store.applied_lsn().min(shared);
-        chunks.union(&self.changes.after(sound, self.log.tail()));
+        // Frames that still wait for the journal count: they are part of what both share, and in no home.
+        let tail = self.frames.sealed();
+        #[cfg(test)]
+        let tail = if sabotaged(Sabotage::ForgetWaitingFrames) {
+            self.log.tail()
+        } else {
+            tail
+        };
+        chunks.union(&self.changes.after(sound, tail));
         if lost || interrupted && self.changes.own().is_none() {
             chunks = ChunkSet::everything();
         } else if interrupted && let Some(own) = self.changes.own() {
