@@ -18,7 +18,7 @@ use crate::store::{Apply, Content};
 const UNAPPLIED_BYTES: u64 = 64 << 20;
 
 /// Free space that is never promised, in bytes: for the file system's own needs.
-const SPACE_MARGIN: u64 = 64 << 20;
+pub(super) const SPACE_MARGIN: u64 = 64 << 20;
 
 /// How often it is said again that there is no space.
 const REMIND: Duration = Duration::from_secs(60);

@@ -17,11 +17,14 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::homes::SPACE_MARGIN;
 use super::open::OpenError;
 use super::{Disk, DiskOp, DiskResult, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec};
+use crate::base::{
+    BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec, counted_bytes,
+};
 use crate::core::{Event, Severity, UndoPoint, WentBack};
 use crate::journal::{
     self, Cursor, Frame, Next, UNDO_ENTRY_BYTES, UNDO_HEAD_BYTES, UndoEntry, UndoHead, UndoPlace,
@@ -67,6 +70,8 @@ enum Phase {
 
 /// Making the present durable.
 enum Preparing {
+    /// Is there space?
+    Measuring,
     /// Until nothing is under way to the homes or the journal.
     Settling,
     Syncing {
@@ -254,13 +259,12 @@ impl Group {
     pub(super) fn prepare_undo(&mut self) {
         let wanted = self.config.resync_undo
             && !self.core.lineage().is_empty()
-            && self.core.facts().inconsistent_until.is_none()
-            && self.space_credit() >= RESERVE;
+            && self.core.facts().inconsistent_until.is_none();
         match &self.undo.phase {
             Phase::Off if wanted => {
                 self.undo.asked = true;
-                self.undo.phase = Phase::Preparing(Preparing::Settling);
-                self.continue_undo();
+                self.undo.phase = Phase::Preparing(Preparing::Measuring);
+                self.undo_submit(DiskOp::FreeSpace);
             }
             Phase::Preparing(_) | Phase::Retiring(_) => self.undo.asked = true,
             _ => self.event(Event::UndoPrepared),
@@ -545,6 +549,19 @@ impl Group {
             return;
         };
         match (step, result) {
+            (Preparing::Measuring, DiskResult::FreeSpace(bytes)) => {
+                let promised = self.store.allocating_bytes() + SPACE_MARGIN;
+                if bytes.saturating_sub(promised) < RESERVE {
+                    let (group, left) = (&self.config.group, counted_bytes(bytes));
+                    let text = format!(
+                        "group {group}: this site does not keep what it holds while it is copied to: {left} are free"
+                    );
+                    self.cannot_keep(text);
+                    return;
+                }
+                self.undo.phase = Phase::Preparing(Preparing::Settling);
+                self.continue_undo();
+            }
             // Whether the homes hold what they should is not known any more.
             (Preparing::Syncing { .. }, DiskResult::Failed { message, .. }) => {
                 self.event(Event::DiskFailed(message));
@@ -586,11 +603,16 @@ impl Group {
                         other => format!("{other:?}"),
                     }
                 );
-                self.log_line(Severity::Warn, text);
-                self.abandon_undo();
-                self.event(Event::UndoPrepared);
+                self.cannot_keep(text);
             }
         }
+    }
+
+    /// The copy is made without a way back.
+    fn cannot_keep(&mut self, text: String) {
+        self.log_line(Severity::Warn, text);
+        self.abandon_undo();
+        self.event(Event::UndoPrepared);
     }
 
     fn clone_homes(&mut self) {

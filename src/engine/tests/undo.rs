@@ -268,6 +268,21 @@ fn keeping_ends_when_the_space_is_needed_and_the_copy_goes_on() {
     assert!(a == b);
 }
 
+#[test]
+fn without_space_to_keep_it_the_old_content_is_not_kept_from_the_start() {
+    let (mut sim, _) = before_a_copy(9, By::File);
+    // More than what is never promised (64 MiB), less than what keeping takes besides (256 MiB).
+    sim.sites[1].disk.free_bytes = Some(300 << 20);
+    sim.start(1).unwrap();
+    sim.heal();
+    let logs = sim.logs();
+    let told = "does not keep what it holds while it is copied to: 300.0 MiB are free";
+    assert!(logs.contains(told), "{logs}");
+    assert!(!logs.contains("can be undone"), "{logs}");
+    let [a, b] = sim.homes();
+    assert!(a == b);
+}
+
 /// Else the copy would begin again for ever: what it needs is what the old content takes.
 #[test]
 fn keeping_ends_when_a_home_has_no_space_for_the_copy() {
