@@ -30,6 +30,15 @@ use crate::engine::{Disk, File};
 /// Zeroes are written in pieces of this many bytes.
 const ZEROES: usize = 1 << 20;
 
+/// The page cache keeps what is written, or read ahead, at once in one folio as large as that. ext4 looks at every block of
+/// a folio for every write to a part of it: 33 us for 4 KiB in one of 1 MiB, 1.4 us in one of 4 KiB, 1.8 us in one of 16 KiB.
+/// So homes are written in pieces of this many bytes, and not read ahead.
+const BUFFERED_PIECE: usize = 32 << 10;
+
+/// A killed daemon's ring keeps its files open until the kernel has wound it up, a moment after the process is gone. The
+/// kernel announces that to nobody, so a lock that is held is tried again for so long at the start.
+const PREDECESSOR_GONE: Duration = Duration::from_secs(5);
+
 /// Why something could not be done to a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Failure {
@@ -91,7 +100,7 @@ impl Files {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory =
             rustix::fs::open(&dir, flags, Mode::empty()).map_err(|e| fail(&dir, "open", e))?;
-        lock(&directory, &dir)?;
+        lock(&directory, &dir, PREDECESSOR_GONE)?;
         let mut files = Files {
             directory: Arc::new(directory),
             paths,
@@ -221,12 +230,12 @@ impl Files {
         rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))
     }
 
-    /// Opens the volume's home if there is one.
-    pub fn attach(&mut self, volume: &VolumeSpec) -> Result<()> {
+    /// Opens the volume's home if there is one. Who holds its lock may take so long to let go.
+    fn attach(&mut self, volume: &VolumeSpec, patience: Duration) -> Result<()> {
         if self.homes.contains_key(&volume.id) {
             return Ok(());
         }
-        if let Some(home) = open_home(&self.home_path(&volume.name))? {
+        if let Some(home) = open_home(&self.home_path(&volume.name), patience)? {
             self.homes.insert(volume.id, Arc::new(home));
         }
         Ok(())
@@ -235,7 +244,8 @@ impl Files {
     /// Opens the volume's home, or creates it, sparse and of the volume's size. A file that is too short is refused, unless it
     /// is to be made longer.
     pub fn create_home(&mut self, volume: &VolumeSpec, lengthen: bool) -> Result<()> {
-        self.attach(volume)?;
+        // The shard calls this, and others wait for the shard.
+        self.attach(volume, Duration::ZERO)?;
         let path = self.home_path(&volume.name);
         let home = if let Some(home) = self.homes.get(&volume.id) {
             home.clone()
@@ -404,7 +414,7 @@ impl Disk for Files {
     }
 
     fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
-        Ok(self.attach(volume)?)
+        Ok(self.attach(volume, PREDECESSOR_GONE)?)
     }
 
     fn check_blank(&mut self, known: &[VolumeSpec]) -> io::Result<()> {
@@ -485,6 +495,10 @@ impl Handle {
                 });
             }
         };
+        if !direct && device_block.is_none() {
+            // Only advice.
+            let _ = rustix::fs::fadvise(&fd, 0, None, rustix::fs::Advice::Random);
+        }
         Ok(Handle {
             fd: Arc::new(fd),
             path: path.to_owned(),
@@ -503,6 +517,15 @@ impl Handle {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// As much is written at once, bytes.
+    pub fn write_piece(&self) -> usize {
+        if self.direct {
+            usize::MAX
+        } else {
+            BUFFERED_PIECE
+        }
     }
 
     /// Whether memory, offsets and lengths must be aligned.
@@ -616,7 +639,9 @@ impl Handle {
         };
         let mut done = 0;
         while done < data.len() {
-            let rest = [IoSlice::new(&data[done..])];
+            let piece = &data[done..];
+            let piece = &piece[..piece.len().min(self.write_piece())];
+            let rest = [IoSlice::new(piece)];
             match rustix::io::pwritev2(&self.fd, &rest, offset + done as u64, flags) {
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
@@ -747,13 +772,13 @@ fn clone_path(home: &Path) -> PathBuf {
     path.into()
 }
 
-fn open_home(path: &Path) -> Result<Option<Handle>> {
+fn open_home(path: &Path, patience: Duration) -> Result<Option<Handle>> {
     let fd = match open_file(path, OFlags::empty()) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
         Err(error) => return Err(fail(path, "open", error)),
     };
-    lock(&fd, path)?;
+    lock(&fd, path, patience)?;
     Handle::new(fd, path, false).map(Some)
 }
 
@@ -763,7 +788,7 @@ fn create_sparse(path: &Path) -> Result<Handle> {
         return Err(fail(path, "open", Errno::NOENT));
     }
     let fd = open_file(path, OFlags::CREATE | OFlags::EXCL).map_err(|e| fail(path, "create", e))?;
-    lock(&fd, path)?;
+    lock(&fd, path, Duration::ZERO)?;
     Handle::new(fd, path, false)
 }
 
@@ -788,17 +813,13 @@ fn fill(path: &Path, len: u64) -> Result<()> {
     rustix::fs::fsync(&handle.fd).map_err(|e| fail(path, "sync", e))
 }
 
-/// Takes the lock of a file, or says that somebody has it.
-///
-/// A killed daemon's ring keeps its files open until the kernel has wound it up, a moment after the process is gone;
-/// the kernel announces that to nobody, so a lock that is held is tried again for a while.
-fn lock(fd: &OwnedFd, path: &Path) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(5);
+/// Takes the lock of a file, or says that somebody has it and does not let go for so long.
+fn lock(fd: &OwnedFd, path: &Path, patience: Duration) -> Result<()> {
     const PAUSE: Duration = Duration::from_millis(10);
     let began = Instant::now();
     let taken = loop {
         match rustix::fs::flock(fd, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) if began.elapsed() < PATIENCE => std::thread::sleep(PAUSE),
+            Err(Errno::WOULDBLOCK) if began.elapsed() < patience => std::thread::sleep(PAUSE),
             other => break other,
         }
     };

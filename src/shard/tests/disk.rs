@@ -103,7 +103,7 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
     let odd = volume(1, "../a b/Ünd", SIZE);
     {
         let mut files = files(&dir);
-        files.attach(&odd).unwrap();
+        files.attach(&odd, Duration::ZERO).unwrap();
         assert_eq!(
             files.len(File::Home(odd.id)).unwrap(),
             None,
@@ -118,7 +118,7 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
     assert_eq!(path.metadata().unwrap().len(), SIZE);
     assert!(path.metadata().unwrap().blocks() < 1000);
     let mut files = files(&dir);
-    files.attach(&odd).unwrap();
+    files.attach(&odd, Duration::ZERO).unwrap();
     files.create_home(&odd, false).unwrap();
     let mut end = [0; 3];
     files.read(File::Home(odd.id), SIZE - 3, &mut end).unwrap();
