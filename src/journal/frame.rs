@@ -574,6 +574,8 @@ impl FrameBuilder {
             self.move_payloads(small);
         } else if descriptors_end > BLOCK {
             self.move_payloads(round_up(descriptors_end, BLOCK));
+        } else {
+            self.buf[descriptors_end..BLOCK].fill(0);
         }
         let len = round_up(self.buf.len(), BLOCK);
         let used = self.buf.len();
@@ -720,6 +722,31 @@ mod tests {
         assert_eq!(frame.bytes()[BLOCK], 1);
         assert_eq!(frame.bytes()[2 * BLOCK], 2);
         assert_eq!(frame.bytes().as_ptr() as usize % BLOCK, 0);
+    }
+
+    #[test]
+    fn nothing_of_an_earlier_frame_is_left_in_a_buffer_that_is_used_again() {
+        for (operations, len) in [(1, 0), (1, 3), (1, 4096), (3, 4096), (100, 512)] {
+            let make = || {
+                let mut b = builder();
+                for n in 0..operations {
+                    let payload = vec![n as u8; len];
+                    b.push(
+                        &op(OpKind::Write, n * 4096, len as u64),
+                        &payload,
+                        Encoding::Raw,
+                    );
+                }
+                b.seal(7, Lsn(9), 5).bytes().clone()
+            };
+            let fresh = make();
+            for capacity in 1..16 {
+                let mut dirty = AlignedBuf::with_capacity(capacity * BLOCK);
+                dirty.set_len(capacity * BLOCK);
+                dirty.fill(0xee);
+            }
+            assert!(fresh == make(), "{operations} operations of {len} bytes");
+        }
     }
 
     #[test]

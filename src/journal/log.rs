@@ -299,7 +299,9 @@ impl Log {
         let header = SegmentHeader::new(self.group, sequence, frame.first_lsn(), frame.prev());
         let mut both = AlignedBuf::with_capacity(BLOCK + frame.len());
         both.extend_from_slice(header.as_bytes());
+        let end = both.len();
         both.set_len(BLOCK);
+        both[end..].fill(0);
         both.extend_from_slice(frame.bytes());
         Write {
             offset: self.base(sequence),

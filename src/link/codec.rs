@@ -92,10 +92,9 @@ impl Decoder {
             }
             verify(&header, &[])?;
             input.advance(HEADER);
-            self.frame = Some(Incoming {
-                buffer: AlignedBuf::zeroed(header.length),
-                filled: 0,
-            });
+            let mut buffer = AlignedBuf::with_capacity(header.length);
+            buffer.set_len(header.length);
+            self.frame = Some(Incoming { buffer, filled: 0 });
         }
         Ok(self.frame(input))
     }

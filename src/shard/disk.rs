@@ -631,7 +631,8 @@ impl Handle {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<()> {
+    /// Writes all of it, blocking.
+    pub fn write(&self, offset: u64, data: &[u8], durable: bool) -> Result<()> {
         let flags = if durable {
             ReadWriteFlags::DSYNC
         } else {
@@ -645,7 +646,11 @@ impl Handle {
             match rustix::io::pwritev2(&self.fd, &rest, offset + done as u64, flags) {
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(fail(&self.path, "write", error)),
+                Err(error) => {
+                    let (len, at) = (data.len() - done, offset + done as u64);
+                    let what = format!("write {len} bytes at {at} of");
+                    return Err(fail(&self.path, &what, error));
+                }
             }
         }
         Ok(())

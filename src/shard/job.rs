@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::disk::{Failure, Files, Handle, Slow, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
 use crate::base::{AlignedBuf, ByteRange};
-use crate::engine::{DiskOp, DiskResult};
+use crate::engine::{DiskOp, DiskResult, File};
 
 /// A disk request under way.
 pub struct Job {
@@ -50,6 +50,8 @@ pub enum Begun {
     Answer(DiskResult),
     /// A job and its first operation on the ring.
     Job(Job, Op),
+    /// A write for the thread that writes to the homes: where, and what.
+    Home(Arc<Handle>, u64, Bytes),
     /// Neither quick nor for the ring.
     Slow(Slow),
 }
@@ -58,16 +60,21 @@ pub enum Begun {
 pub fn begin(files: &mut Files, op: DiskOp) -> Begun {
     match plan(files, op) {
         Ok(Plan::Answer(result)) => Begun::Answer(result),
-        Ok(Plan::Work(file, work)) => {
-            let mut job = Job { file, work };
-            match job.next(None) {
-                Next::Submit(op) => Begun::Job(job, op),
-                Next::Done(result) => Begun::Answer(result),
-            }
-        }
+        Ok(Plan::Work(file, work)) => Job { file, work }.begun(),
+        Ok(Plan::Home(file, offset, data)) => Begun::Home(file, offset, data),
         Ok(Plan::Slow(work)) => Begun::Slow(work),
         Err(failure) => Begun::Answer(failed(failure)),
     }
+}
+
+/// A write to a home on the ring after all.
+pub fn begin_on_ring(file: Arc<Handle>, offset: u64, data: Bytes) -> Begun {
+    let work = Work::Write {
+        offset,
+        data,
+        durable: false,
+    };
+    Job { file, work }.begun()
 }
 
 /// Does it, wherever it is called.
@@ -81,11 +88,18 @@ pub fn do_slowly(work: Slow) -> DiskResult {
 enum Plan {
     Answer(DiskResult),
     Work(Arc<Handle>, Work),
+    Home(Arc<Handle>, u64, Bytes),
     Slow(Slow),
 }
 
 fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
     let (file, work) = match op {
+        DiskOp::Write {
+            file: file @ File::Home(_),
+            offset,
+            data,
+            durable: false,
+        } => return Ok(Plan::Home(files.handle(file)?.clone(), offset, data)),
         DiskOp::Write {
             file,
             offset,
@@ -149,6 +163,13 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
 }
 
 impl Job {
+    fn begun(mut self) -> Begun {
+        match self.next(None) {
+            Next::Submit(op) => Begun::Job(self, op),
+            Next::Done(result) => Begun::Answer(result),
+        }
+    }
+
     /// Goes on after an operation, with its buffer and what came of it.
     pub fn advance(&mut self, op: Op, result: io::Result<usize>) -> Next {
         let count = match result {

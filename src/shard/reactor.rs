@@ -27,6 +27,7 @@ use super::link::Link;
 use super::ring::{Done, Op, ReadBuf, Ring};
 use super::stats::Counters;
 use super::stream::Stream;
+use super::writer::{HomeWrite, HomeWriter};
 use super::{FromShard, ToShard};
 use crate::engine::{ClientId, Command, DiskId, DiskOp, DiskResult, Input, LinkId, Now, Output};
 
@@ -130,6 +131,8 @@ pub struct Reactor<M> {
     serial: u64,
     /// Groups with inputs since their last batch.
     touched: Vec<usize>,
+    /// Groups with writes to homes to be handed over.
+    writing: Vec<usize>,
     /// Connections to look after before the turn ends.
     clients_due: Vec<usize>,
     links_due: Vec<usize>,
@@ -185,6 +188,7 @@ impl<M: Machine> Reactor<M> {
             jobs: Slab::new(),
             serial: 0,
             touched: Vec::new(),
+            writing: Vec::new(),
             clients_due: Vec::new(),
             links_due: Vec::new(),
             outputs: Vec::new(),
@@ -209,8 +213,10 @@ impl<M: Machine> Reactor<M> {
             while let Some(done) = self.ring.reap() {
                 self.complete(done);
             }
+            self.collect_home_writes();
             self.tick();
             self.settle();
+            self.hand_over_home_writes();
             self.counters.note_ring(self.ring.counts());
         }
         Ok(())
@@ -415,12 +421,80 @@ impl<M: Machine> Reactor<M> {
             .expect("open while the engine runs");
         match job::begin(files, op) {
             Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
-            Begun::Job(job, op) => {
-                self.groups[group].jobs += 1;
-                let key = self.jobs.insert(Running { group, id, job });
-                self.ring.push(Token::Disk(key), op);
+            Begun::Job(job, op) => self.run_job(group, id, job, op),
+            Begun::Home(file, offset, data) => {
+                let write = HomeWrite {
+                    id,
+                    file,
+                    offset,
+                    data,
+                };
+                self.write_home(group, write);
             }
             Begun::Slow(work) => self.do_slowly(group, id, work),
+        }
+    }
+
+    fn run_job(&mut self, group: usize, id: DiskId, job: Job, op: Op) {
+        self.groups[group].jobs += 1;
+        let key = self.jobs.insert(Running { group, id, job });
+        self.ring.push(Token::Disk(key), op);
+    }
+
+    fn write_home(&mut self, group: usize, write: HomeWrite) {
+        let slot = &mut self.groups[group];
+        if slot.writer.is_none() {
+            let bell = self.postbox.bell.clone();
+            slot.writer = HomeWriter::start(&slot.name, bell).ok();
+        }
+        match &mut slot.writer {
+            Some(writer) => {
+                writer.push(write);
+                slot.jobs += 1;
+                self.writing.push(group);
+            }
+            None => self.write_home_on_ring(group, write),
+        }
+    }
+
+    /// There is no thread for it: slower, but it is written.
+    fn write_home_on_ring(&mut self, group: usize, write: HomeWrite) {
+        let HomeWrite {
+            id,
+            file,
+            offset,
+            data,
+        } = write;
+        match job::begin_on_ring(file, offset, data) {
+            Begun::Job(job, op) => self.run_job(group, id, job, op),
+            Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
+            Begun::Home(..) | Begun::Slow(_) => unreachable!("it is for the ring"),
+        }
+    }
+
+    /// The batches of this turn go to their threads.
+    fn hand_over_home_writes(&mut self) {
+        for group in mem::take(&mut self.writing) {
+            let Some(slot) = self.groups.get_mut(group) else {
+                continue;
+            };
+            let refused = slot.writer.as_mut().map(HomeWriter::hand_over);
+            for write in refused.unwrap_or_default() {
+                self.groups[group].jobs -= 1;
+                self.write_home_on_ring(group, write);
+            }
+        }
+    }
+
+    fn collect_home_writes(&mut self) {
+        let mut done = Vec::new();
+        for (group, slot) in &self.groups {
+            if let Some(writer) = &slot.writer {
+                done.extend(writer.take_done().into_iter().map(|(id, r)| (group, id, r)));
+            }
+        }
+        for (group, id, result) in done {
+            self.request_done(group, id, result);
         }
     }
 
@@ -451,7 +525,7 @@ impl<M: Machine> Reactor<M> {
     }
 
     /// The group is still there: it waits for its requests.
-    fn slowly_done(&mut self, group: usize, id: DiskId, result: DiskResult) {
+    fn request_done(&mut self, group: usize, id: DiskId, result: DiskResult) {
         self.groups[group].jobs -= 1;
         self.input(group, Input::Disk { id, result });
         self.clear_away(group);
@@ -463,9 +537,7 @@ impl<M: Machine> Reactor<M> {
             Next::Done(result) => result,
         };
         let Running { group, id, .. } = self.jobs.remove(key);
-        self.groups[group].jobs -= 1;
-        self.input(group, Input::Disk { id, result });
-        self.clear_away(group);
+        self.request_done(group, id, result);
     }
 }
 
@@ -772,7 +844,7 @@ impl<M: Machine> Reactor<M> {
     fn accept(&mut self, inbound: Inbound<M>) {
         match inbound {
             Inbound::Message(message) => self.message(message),
-            Inbound::Slow { group, id, result } => self.slowly_done(group, id, result),
+            Inbound::Slow { group, id, result } => self.request_done(group, id, result),
             Inbound::Opened { name, result, done } => self.opened(name, result, done),
         }
     }
