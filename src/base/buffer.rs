@@ -38,20 +38,37 @@ impl Spare {
     }
 
     fn take(&mut self, capacity: usize) -> Option<AlignedBuf> {
-        let buffer = self.buffers.get_mut(&capacity)?.pop()?;
+        let same = self.buffers.get_mut(&capacity)?;
+        let buffer = same.pop()?;
+        if same.is_empty() {
+            self.buffers.remove(&capacity);
+        }
         self.bytes -= capacity;
         Some(buffer)
     }
 
-    /// Whether one of this capacity would be kept.
-    fn wants(&self, capacity: usize) -> bool {
-        capacity <= SPARE_LARGEST && self.bytes + capacity <= SPARE_BYTES
-    }
-
-    fn keep(&mut self, buffer: AlignedBuf) {
-        self.bytes += buffer.capacity;
-        let same = self.buffers.entry(buffer.capacity).or_default();
-        same.push(buffer);
+    /// Keeps one, if it may; the largest make room for it. Gives back what is not kept.
+    fn keep(&mut self, buffer: AlignedBuf) -> Vec<AlignedBuf> {
+        let mut rest = Vec::new();
+        let capacity = buffer.capacity;
+        while self.bytes + capacity > SPARE_BYTES {
+            let largest = self.buffers.last_entry().filter(|e| *e.key() > capacity);
+            let Some(mut largest) = largest else {
+                break;
+            };
+            self.bytes -= largest.key();
+            rest.extend(largest.get_mut().pop());
+            if largest.get().is_empty() {
+                largest.remove();
+            }
+        }
+        if capacity <= SPARE_LARGEST && self.bytes + capacity <= SPARE_BYTES {
+            self.bytes += capacity;
+            self.buffers.entry(capacity).or_default().push(buffer);
+        } else {
+            rest.push(buffer);
+        }
+        rest
     }
 }
 
@@ -120,6 +137,14 @@ impl AlignedBuf {
         }
     }
 
+    /// Gives the memory back to the allocator.
+    fn free(self) {
+        let this = std::mem::ManuallyDrop::new(self);
+        let layout = Layout::from_size_align(this.capacity, BLOCK).expect("checked at allocation");
+        // SAFETY: allocated in `allocate` with this very layout, and never dropped.
+        unsafe { dealloc(this.ptr.as_ptr(), layout) }
+    }
+
     /// Bytes it can hold without moving.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -149,29 +174,20 @@ impl AlignedBuf {
     }
 }
 
-#[allow(unsafe_code)]
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        let capacity = self.capacity;
-        let kept = SPARE.try_with(|spare| {
-            // Borrowed only while one is taken or kept, and neither drops a buffer.
-            let mut spare = spare.borrow_mut();
-            let wants = spare.wants(capacity);
-            if wants {
-                spare.keep(AlignedBuf {
-                    ptr: self.ptr,
-                    len: 0,
-                    capacity,
-                });
-            }
-            wants
-        });
-        if kept.unwrap_or(false) {
-            return;
+        let this = AlignedBuf {
+            ptr: self.ptr,
+            len: 0,
+            capacity: self.capacity,
+        };
+        let mut this = Some(this);
+        let keep = |spare: &RefCell<Spare>| spare.borrow_mut().keep(this.take().expect("once"));
+        // Without it the thread is ending.
+        let rest = SPARE.try_with(keep);
+        for buffer in rest.into_iter().flatten().chain(this) {
+            buffer.free();
         }
-        let layout = Layout::from_size_align(self.capacity, BLOCK).expect("checked at allocation");
-        // SAFETY: allocated in `with_capacity` with this very layout.
-        unsafe { dealloc(self.ptr.as_ptr(), layout) }
     }
 }
 
@@ -230,8 +246,14 @@ mod tests {
             .collect();
         drop(many);
         drop(AlignedBuf::with_capacity(SPARE_LARGEST + 1));
-        let bytes = SPARE.with(|spare| spare.borrow().bytes);
-        assert!(bytes <= SPARE_BYTES, "{bytes}");
+        let bytes = || SPARE.with(|spare| spare.borrow().bytes);
+        assert_eq!(bytes(), SPARE_BYTES);
+        // Those of another time make room for those of now.
+        let small = AlignedBuf::with_capacity(3 * BLOCK);
+        let place = small.as_ptr();
+        drop(small);
+        assert!(bytes() <= SPARE_BYTES);
+        assert_eq!(AlignedBuf::with_capacity(3 * BLOCK).as_ptr(), place);
     }
 
     #[test]

@@ -519,9 +519,9 @@ impl Handle {
         &self.path
     }
 
-    /// As much is written at once, bytes.
-    pub fn write_piece(&self) -> usize {
-        if self.direct {
+    /// As much is written at once, bytes. What is to be durable is written as a whole.
+    pub fn write_piece(&self, durable: bool) -> usize {
+        if self.direct || durable {
             usize::MAX
         } else {
             BUFFERED_PIECE
@@ -641,7 +641,7 @@ impl Handle {
         let mut done = 0;
         while done < data.len() {
             let piece = &data[done..];
-            let piece = &piece[..piece.len().min(self.write_piece())];
+            let piece = &piece[..piece.len().min(self.write_piece(durable))];
             let rest = [IoSlice::new(piece)];
             match rustix::io::pwritev2(&self.fd, &rest, offset + done as u64, flags) {
                 Ok(count) => done += count,

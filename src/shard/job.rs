@@ -224,7 +224,7 @@ impl Job {
             } => Next::Submit(Op::Write {
                 file,
                 offset: *offset,
-                data: data.slice(..data.len().min(self.file.write_piece())),
+                data: data.slice(..data.len().min(self.file.write_piece(*durable))),
                 durable: *durable,
             }),
             Work::Read { left: 0, .. } => Next::Done(DiskResult::Data(
