@@ -47,8 +47,12 @@ pub async fn once(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
 pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
     let mut stop = StopSignals::new()?;
     let on_screen = io::stdout().is_terminal() && !shown.json;
-    // A mistake, such as a group that does not exist, is told at once and not every second.
-    fetch(client, shown).await?;
+    // A mistake, such as a group that does not exist, is told at once and not every second. A site that is there and says
+    // nothing is no mistake.
+    match fetch(client, shown).await {
+        Ok(_) | Err(ClientError::Silent(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
     let screen = if on_screen {
         Some(Screen::open()?)
     } else {
