@@ -38,7 +38,7 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_healthy", "1 if nothing is missing: the group serves or follows, with every peer in sync, no known difference and room for writes.", |g| flag(g.healthy)),
     metric("doublure_group_frozen", "1 if the primary acknowledges nothing until its peer is back (on_peer_loss = freeze).", |g| flag(g.state == GroupState::Frozen)),
     metric("doublure_group_alone", "1 if the primary acknowledges without a peer that the rule would need.", |g| flag(g.alone.is_some())),
-    metric("doublure_group_inconsistent", "1 if the homes here are in the middle of a full copy and not usable.", |g| flag(g.inconsistent)),
+    metric("doublure_group_inconsistent", "1 if the homes here are in the middle of a copy and not usable as they are.", |g| flag(g.inconsistent)),
     metric("doublure_group_alone_operations", "Operations acknowledged on this site only since it is alone.", |g| number(g.alone.as_ref().map_or(0, |a| a.operations))),
     metric("doublure_group_tail_lsn", "Last LSN in the journal or on its way there.", |g| number(g.tail_lsn.0)),
     metric("doublure_group_durable_lsn", "Last LSN that is durable in the journal here.", |g| number(g.durable_lsn.0)),

@@ -750,7 +750,7 @@ fn a_volume_grows_on_both_sites_and_what_is_there_stays() {
     let id = sim.command(0, resize(2 * VOLUME));
     sim.settle();
     let answer = sim.answers[&id].clone().unwrap();
-    assert!(answer.contains("2097152 bytes now"), "{answer}");
+    assert!(answer.contains("2.0 MiB (2,097,152 bytes) now"), "{answer}");
     sim.pass(Duration::from_secs(1));
     for at in [0, 1] {
         assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
@@ -799,7 +799,8 @@ fn a_volume_that_grows_beyond_the_space_there_is_tells_so_and_where_the_configur
         assert!(answer.contains(&left), "{answer}");
         sim.pass(Duration::from_secs(1));
         let told = sim.status(at).disagreements;
-        let size = "volume v: the configuration says 1048576 bytes, the volume has 2097152";
+        let size = "volume v: the configuration says 1.0 MiB (1,048,576 bytes), the volume has 2.0 MiB (2,097,152 bytes). `size \
+                    = 2097152` for it";
         assert!(told.len() == 1 && told[0].starts_with(size), "{told:?}");
         assert!(sim.status(1 - at).disagreements.len() <= 1);
     }
@@ -818,7 +819,10 @@ fn a_volume_grows_nowhere_if_it_cannot_grow_everywhere() {
     let text = refused(&mut sim, "v", 2 * VOLUME);
     assert!(text.contains("b cannot hold the new size"), "{text}");
     let text = refused(&mut sim, "v", VOLUME / 2);
-    assert!(text.contains("never shrinks"), "{text}");
+    assert!(
+        text.contains("1.0 MiB (1,048,576 bytes) and never shrinks"),
+        "{text}"
+    );
     let text = refused(&mut sim, "w", 2 * VOLUME);
     assert!(text.contains("no volume 'w'; it has v"), "{text}");
     let text = refused(&mut sim, "v", 2 * VOLUME + 1);
