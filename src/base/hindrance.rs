@@ -193,7 +193,7 @@ impl Hindrance {
             what.replace_range(..1, "T");
         }
         if let (Hindrance::Unreachable, Some(heard)) = (self, heard) {
-            what += &format!(" since {heard}");
+            what = format!("{what} since {heard}");
         }
         if self.passes() {
             return what;

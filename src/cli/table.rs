@@ -374,10 +374,20 @@ fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
 
 /// The last verification, or how far the present one is.
 fn verification(group: &GroupStatus, layout: &Layout) -> String {
-    let due = group.next_scrub_unix_seconds.map(units::utc);
-    let next = due.map_or_else(String::new, |due| {
-        format!("  the next verification begins by itself at {due}\n")
-    });
+    // The primary begins it.
+    let due = group
+        .next_scrub_unix_seconds
+        .filter(|_| group.role == Role::Primary);
+    let next = match due {
+        None => String::new(),
+        Some(due) if due > layout.now_unix_seconds => format!(
+            "  the next verification begins by itself at {}\n",
+            units::utc(due)
+        ),
+        Some(_) => {
+            "  a verification is due, and begins by itself once the sites are in sync\n".to_owned()
+        }
+    };
     let Some(verify) = &group.verify else {
         return next;
     };

@@ -86,7 +86,14 @@ pub fn summary(group: &str, verify: &VerifyStatus, on: &str) -> String {
              either site\n"
         ),
         VerifyState::Repaired => {
-            format!("{group}: {whole}; {differing} were different, and are the same now\n")
+            let kept = match &verify.keep {
+                Some(site) if verify.undecided_bytes > 0 => format!(
+                    ". Nothing showed which site was right in {}: what {site} held there was taken, right or wrong",
+                    units::bytes(verify.undecided_bytes)
+                ),
+                _ => String::new(),
+            };
+            format!("{group}: {whole}; {differing} were different, and are the same now{kept}\n")
         }
         VerifyState::Interrupted => format!(
             "{group}: interrupted after {} of {}; it goes on by itself when the sites are in sync again\n",
@@ -129,7 +136,10 @@ pub fn summary(group: &str, verify: &VerifyStatus, on: &str) -> String {
 /// Who is wrong in a range, and whether that is mended.
 pub fn verdict(range: &DifferingRange) -> String {
     let sites = |sites: &[String]| sites.join(" and ");
-    let mut text = if range.wrong_on.is_empty() {
+    let mut text = if range.wrong_on.is_empty() && range.repaired {
+        // By the operator's word.
+        return "undecided, the same on both sites now".to_owned();
+    } else if range.wrong_on.is_empty() {
         "undecided".to_owned()
     } else if range.unreadable_on.is_empty() {
         format!("wrong on {}", sites(&range.wrong_on))
@@ -212,6 +222,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        let kept = VerifyStatus {
+            keep: Some("clichy".into()),
+            ..found(VerifyState::Repaired)
+        };
+        let text = summary("registry", &kept, "");
+        assert!(
+            text.contains("what clichy held there was taken, right or wrong"),
+            "{text}"
+        );
         let text = summary("registry", &found(VerifyState::Interrupted), "");
         assert!(text.contains("goes on by itself"), "{text}");
     }

@@ -39,7 +39,7 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_frozen", "1 if the primary acknowledges nothing until its peer is back (on_peer_loss = freeze).", |g| flag(g.state == GroupState::Frozen)),
     metric("doublure_group_alone", "1 if the primary acknowledges without a peer that the rule would need.", |g| flag(g.alone.is_some())),
     metric("doublure_group_inconsistent", "1 if the homes here are in the middle of a copy and not usable as they are.", |g| flag(g.inconsistent)),
-    metric("doublure_group_alone_operations", "Operations acknowledged on this site only since it is alone.", |g| number(g.alone.as_ref().map_or(0, |a| a.operations))),
+    metric("doublure_group_alone_operations", "Operations acknowledged here that are not known to be on stable storage at the peer, while this site is alone.", |g| number(g.alone.as_ref().map_or(0, |a| a.operations))),
     metric("doublure_group_tail_lsn", "Last LSN in the journal or on its way there.", |g| number(g.tail_lsn.0)),
     metric("doublure_group_durable_lsn", "Last LSN that is durable in the journal here.", |g| number(g.durable_lsn.0)),
     metric("doublure_group_commit_lsn", "Last LSN that has met the acknowledgement rule.", |g| number(g.commit_lsn.0)),

@@ -3,7 +3,7 @@
 use super::open::volume_disagreements;
 use super::{Group, LinkId, Now};
 use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance, utc};
-use crate::core::{Alone, Conflict, Left, Mode, Peer};
+use crate::core::{Alone, Conflict, Left, Mode, Overrides, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
     PeerState, PeerStatus, TouchedRange, VolumeStatus,
@@ -197,10 +197,9 @@ impl Group {
                 let peers = self.core.peers();
                 let open = |p: &Peer| self.hindrance(p) == Some(Hindrance::Unreachable);
                 if peers.is_empty() || peers.iter().any(open) {
-                    text += &format!(
-                        ". If no site is primary, `doublure promote {}` makes this one",
-                        self.config.group
-                    );
+                    text.push_str(". If no site is primary, ");
+                    text.push_str(&Overrides::default().command(&self.config.group));
+                    text.push_str(" makes this one");
                 }
                 (GroupState::Disconnected, text)
             }

@@ -370,12 +370,19 @@ fn a_mirror_says_where_a_verification_is_to_be_asked_for() {
 #[test]
 fn the_next_verification_is_announced_unless_one_is_under_way() {
     let mut status = in_sync();
-    status.next_scrub_unix_seconds = Some(NOW);
+    status.next_scrub_unix_seconds = Some(NOW + 60);
     let text = group(&status, &layout());
     assert!(
-        text.contains("the next verification begins by itself at 2026-11-23 01:59:12 UTC"),
+        text.contains("the next verification begins by itself at 2026-11-23 02:00:12 UTC"),
         "{text}"
     );
+    status.next_scrub_unix_seconds = Some(NOW - 60);
+    let text = group(&status, &layout());
+    assert!(text.contains("a verification is due"), "{text}");
+    // The primary begins it.
+    status.role = Role::Mirror;
+    let text = group(&status, &layout());
+    assert!(!text.contains("a verification is due"), "{text}");
 }
 
 #[test]

@@ -679,6 +679,17 @@ fn what_the_journal_still_holds_of_a_fork_is_kept() {
         assert!(held > fork.sides[side].first_lsn);
         assert_eq!(fork.sides[side].kept_from_lsn, Some(held));
     }
+    // Where it wrote is known as far as recovery has seen its journal, and what is not known is not called nothing.
+    let side = sim.status(0).fork.expect("a fork").sides.remove(0);
+    let known = side.touched_from_lsn.expect("told of this site");
+    assert!(known > side.first_lsn, "{side:?}");
+    assert_eq!(
+        side.touched_bytes.is_some(),
+        known <= side.last_lsn,
+        "{side:?}"
+    );
+    let other = sim.status(0).fork.expect("a fork").sides.remove(1);
+    assert_eq!((other.touched_from_lsn, other.touched_bytes), (None, None));
     let held = sim.status(0).journal.first_lsn;
     let discard = "a".to_owned();
     let id = sim.command(1, Command::Resolve { discard });

@@ -584,6 +584,11 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
         "{}",
         status.reason
     );
+    let damage = status.journal_damage.expect("it is told where");
+    assert!(
+        damage.contains(&format!("(at byte {place} of the journal) is missing")),
+        "{damage}"
+    );
 }
 
 #[test]
