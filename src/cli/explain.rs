@@ -83,7 +83,10 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
         let detail = peer.detail.trim_end_matches('.');
         // The reason may be the very same.
         if !group.reason.contains(detail) {
-            let _ = writeln!(text, "Link to {}: {detail}.", peer.site);
+            let _ = match detail.strip_prefix("the link to ") {
+                Some(rest) => writeln!(text, "The link to {rest}."),
+                None => writeln!(text, "Link to {}: {detail}.", peer.site),
+            };
         }
     }
     let choices = [
@@ -154,9 +157,9 @@ fn where_text(side: &ForkSide) -> Option<String> {
         return None;
     }
     let since = match side.touched_from_lsn {
-        Some(from) if from > side.first_lsn => format!(
-            "where it wrote before LSN {from} is not known any more, its journal no longer tells; from there on "
-        ),
+        Some(from) if from > side.first_lsn => {
+            format!("where it wrote before LSN {from} is not known any more; from there on ")
+        }
         _ => String::new(),
     };
     match (side.touched_bytes, side.touched_from_lsn) {
@@ -165,9 +168,7 @@ fn where_text(side: &ForkSide) -> Option<String> {
             units::bytes(bytes),
             units::bytes(CHUNK_BYTES)
         )),
-        (None, Some(_)) => {
-            Some("where it wrote is not known any more: its journal no longer tells".to_owned())
-        }
+        (None, Some(_)) => Some("where it wrote is not known any more".to_owned()),
         (None, None) => None,
     }
 }

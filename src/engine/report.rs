@@ -455,6 +455,13 @@ impl Group {
             .known_from()
             .map_or(tail.next(), |lsn| lsn.max(first));
         let touched = self.changes.after(known_from.prev(), tail);
+        // What opens an epoch touches nothing.
+        let epochs = self.core.lineage().epochs();
+        let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);
+        let mut told_from = known_from;
+        while told_from > first && opens(told_from.prev()) {
+            told_from = told_from.prev();
+        }
         let mut here = side(
             &self.config.site,
             tail,
@@ -466,7 +473,7 @@ impl Group {
         here.primary = self.core.facts().role == Role::Primary;
         here.serving = self.core.serving();
         here.last_write_unix_seconds = self.marks.last_write().map(|ns| ns / SECOND_NS);
-        here.touched_from_lsn = Some(known_from);
+        here.touched_from_lsn = Some(told_from);
         if known_from <= tail && !touched.is_everything() {
             here.touched_bytes = Some(touched.bytes(&self.volumes));
             here.touched = self.ranges_of(&touched);

@@ -370,7 +370,7 @@ fn where_a_side_of_a_fork_wrote_is_told_as_far_as_it_is_known() {
     );
     (side.touched_bytes, side.touched_from_lsn) = (Some(1 << 20), Some(Lsn(14)));
     let text = where_text(&side).expect("something");
-    let part = "where it wrote before LSN 14 is not known any more, its journal no longer tells; from there on it wrote nowhere \
+    let part = "where it wrote before LSN 14 is not known any more; from there on it wrote nowhere \
                 but in these 1.0 MiB";
     assert!(text.starts_with(part), "{text}");
     side.touched_from_lsn = Some(Lsn(13));
@@ -414,6 +414,12 @@ fn the_link_is_told_of_and_not_the_peer_that_says_nothing() {
         "{text}"
     );
     assert!(!text.contains("chelles says"), "{text}");
+    group.peers[0].detail = "the link to chelles ended: broken".into();
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains("\nThe link to chelles ended: broken.\n"),
+        "{text}"
+    );
 }
 
 #[test]
