@@ -19,6 +19,9 @@ pub struct SiteStatus {
     /// What its shards have done, in their order.
     #[serde(default)]
     pub shards: Vec<ShardStatus>,
+    /// What should be known of the site besides: sentences for people.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One shard, a thread that runs groups: totals since the daemon started.
@@ -58,7 +61,7 @@ pub enum GroupState {
     Following,
     /// Mirror; consistent, no primary is connected.
     Disconnected,
-    /// Mirror; in the middle of a full copy, not usable.
+    /// Mirror; in the middle of a copy, usable only as it was before, if that was kept (`undo`).
     Inconsistent,
     /// Both sides are primary; the link is refused until an operator demotes one.
     BothPrimary,
@@ -110,6 +113,9 @@ pub struct GroupStatus {
     /// This site's disk lost what it once held, up to this LSN.
     #[serde(default)]
     pub lost_until_lsn: Option<Lsn>,
+    /// Where the journal is damaged, if that is how it was lost: a clause for people.
+    #[serde(default)]
+    pub journal_damage: Option<String>,
     /// The role in the configuration, which counts at the first start only.
     #[serde(default)]
     pub configured_role: Option<Role>,
@@ -206,9 +212,9 @@ pub struct AloneStatus {
     pub peer: String,
     /// Since when.
     pub since_unix_seconds: u64,
-    /// From this LSN on.
+    /// From this LSN on: the first that the peer has not confirmed and that a client asked for.
     pub from_lsn: Lsn,
-    /// Operations acknowledged on this site only.
+    /// Operations acknowledged here that are not known to be on stable storage at the peer.
     pub operations: u64,
 }
 
@@ -220,7 +226,7 @@ pub enum PeerState {
     InSync,
     /// Receives the journal it missed.
     CatchingUp,
-    /// Receives a full copy.
+    /// Receives a copy of what may differ.
     Copying,
     /// Silent, not yet declared dead.
     Suspect,
@@ -268,9 +274,9 @@ pub struct PeerStatus {
     pub last_heard_seconds: Option<f64>,
     /// Copy: bytes done, which are compared, and copied where they differ. What is the same, such as holes, goes fast.
     pub copied_bytes: u64,
-    /// Full copy: bytes in all (0 if none is running).
+    /// Copy: bytes in all (0 if none is running).
     pub copy_total_bytes: u64,
-    /// Full copy: how long it will go on at the rate it had so far.
+    /// Copy: how long it will go on at the rate it had so far.
     #[serde(default)]
     pub copy_eta_seconds: Option<f64>,
     /// What may still be promised to writers there; `None` if that is not known, or without bounds.
@@ -319,8 +325,12 @@ pub struct ForkSide {
     /// When it last wrote; only known of this site, and since its daemon started.
     #[serde(default)]
     pub last_write_unix_seconds: Option<u64>,
-    /// Bytes of the chunks they touch; only known of this site, and while its journal holds them.
+    /// Bytes of the chunks they touch, at most: a stretch of journal that began before the fork brings what was written then,
+    /// too. Only known of this site, and as far as its journal reaches back.
     pub touched_bytes: Option<u64>,
+    /// From this LSN on those are known; `None` of the other site. Above the first LSN, what is before is not known any more.
+    #[serde(default)]
+    pub touched_from_lsn: Option<Lsn>,
     /// Where those chunks lie, the first of them.
     #[serde(default)]
     pub touched: Vec<TouchedRange>,

@@ -34,6 +34,12 @@ pub enum Hindrance {
     NoSpace,
     /// It follows another primary.
     FollowsAnother,
+    /// The link is being made, and it is not known yet what comes of it.
+    Connecting,
+    /// It was primary and gave up the role; nobody is primary.
+    DemotedThere,
+    /// This site was primary and gave up the role, and no primary has connected since.
+    DemotedHere,
 }
 
 /// What to do about a hindrance.
@@ -72,8 +78,16 @@ impl Hindrance {
     pub fn passes(self) -> bool {
         matches!(
             self,
-            Hindrance::Settling | Hindrance::CatchingUp | Hindrance::Copying
+            Hindrance::Settling
+                | Hindrance::CatchingUp
+                | Hindrance::Copying
+                | Hindrance::Connecting
         )
+    }
+
+    /// Somebody gave up the role of primary, and nobody has taken it.
+    pub fn nobody_is_primary(self) -> bool {
+        matches!(self, Hindrance::DemotedThere | Hindrance::DemotedHere)
     }
 
     /// What it is, as a clause about the peer.
@@ -93,6 +107,13 @@ impl Hindrance {
             Hindrance::Fenced => format!("the disk of {peer} failed"),
             Hindrance::NoSpace => format!("the disk of {peer} has no room for what it is sent"),
             Hindrance::FollowsAnother => format!("{peer} follows another primary"),
+            Hindrance::Connecting => format!("the link to {peer} is being made"),
+            Hindrance::DemotedThere => {
+                format!("{peer} gave up the primary role, and nobody is primary")
+            }
+            Hindrance::DemotedHere => {
+                "this site gave up the primary role, and no primary has connected since".to_owned()
+            }
         }
     }
 
@@ -105,14 +126,19 @@ impl Hindrance {
         let watch = || Step::Here(format!("status {group} --watch"));
         match self {
             Hindrance::Unreachable => advice(
-                Step::SeeTo(format!("start {peer}, or mend the network")),
+                Step::SeeTo(format!(
+                    "start {peer} (restart it if it hangs), or mend the network"
+                )),
                 "who lacks something then gets it by itself; nothing is lost".into(),
             ),
             Hindrance::CutHere => advice(Step::Here(format!("connect {group}")), back()),
             Hindrance::CutThere => {
                 advice(Step::At(peer.into(), format!("connect {group}")), back())
             }
-            Hindrance::Settling | Hindrance::CatchingUp | Hindrance::Copying => advice(
+            Hindrance::Settling
+            | Hindrance::CatchingUp
+            | Hindrance::Copying
+            | Hindrance::Connecting => advice(
                 watch(),
                 "shows how far it is; it ends by itself, and nothing is lost by waiting".into(),
             ),
@@ -145,20 +171,41 @@ impl Hindrance {
                 Step::At(peer.into(), format!("explain {group}")),
                 format!("tells whom {peer} follows; this site waits until that one is silent"),
             ),
+            Hindrance::DemotedThere | Hindrance::DemotedHere => advice(
+                Step::Here(format!("promote {group}")),
+                format!(
+                    "asks {peer} first, then this site is primary and {peer} its mirror; nothing is lost"
+                ),
+            ),
         }
     }
 
     /// The clause and what to do, as a sentence without its full stop.
     pub fn sentence(self, peer: &str, group: &str) -> String {
+        self.sentence_since(peer, group, None)
+    }
+
+    /// The same, with when the peer was last heard of, where that matters.
+    pub fn sentence_since(self, peer: &str, group: &str, heard: Option<String>) -> String {
         let mut what = self.clause(peer);
         // A site's name is left as it is.
-        if what.starts_with("the ") {
+        if what.starts_with("the ") || what.starts_with("this ") {
             what.replace_range(..1, "T");
+        }
+        if let (Hindrance::Unreachable, Some(heard)) = (self, heard) {
+            what = format!("{what} since {heard}");
         }
         if self.passes() {
             return what;
         }
-        format!("{what}: {}", self.advice(peer, group).step.in_a_sentence())
+        let step = self.advice(peer, group).step.in_a_sentence();
+        if self.nobody_is_primary() {
+            // Either of the two can be it.
+            return format!(
+                "{what}: {step} makes this site the primary, {step} on {peer} that one"
+            );
+        }
+        format!("{what}: {step}")
     }
 }
 
@@ -194,15 +241,45 @@ mod tests {
             H::Fenced,
             H::NoSpace,
             H::FollowsAnother,
+            H::Connecting,
+            H::DemotedThere,
+            H::DemotedHere,
         ] {
             let text = hindrance.sentence("chelles", "registry");
             assert!(
-                text.starts_with("chelles ") || text.starts_with("The "),
+                text.starts_with("chelles ")
+                    || text.starts_with("The ")
+                    || text.starts_with("This site "),
                 "{text}"
             );
             assert!(!text.contains("start chelles"), "{text}");
         }
         let text = H::Unreachable.sentence("chelles", "registry");
         assert!(text.contains("start chelles"), "{text}");
+    }
+
+    #[test]
+    fn a_peer_that_does_not_answer_is_told_with_since_when_and_others_are_not() {
+        let since = || Some("2026-11-23 01:59:12 UTC".to_owned());
+        let text = Hindrance::Unreachable.sentence_since("chelles", "registry", since());
+        assert_eq!(
+            text,
+            "chelles does not answer since 2026-11-23 01:59:12 UTC: start chelles (restart it if it hangs), or mend the network"
+        );
+        let text = Hindrance::CutHere.sentence_since("chelles", "registry", since());
+        assert!(!text.contains("2026"), "{text}");
+    }
+
+    #[test]
+    fn when_nobody_is_primary_both_promotions_are_named() {
+        for demoted in [Hindrance::DemotedThere, Hindrance::DemotedHere] {
+            let text = demoted.sentence("chelles", "registry");
+            assert!(
+                text.ends_with(
+                    "`doublure promote registry` makes this site the primary, `doublure promote registry` on chelles that one"
+                ),
+                "{text}"
+            );
+        }
     }
 }

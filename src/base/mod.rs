@@ -26,7 +26,7 @@ pub use op::{ByteRange, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId, Vol
 pub use verified::{
     FINDINGS_MAX, Finding, Found, Remedy, Sides, VERIFIED_MAX, Verified, VerifyRun,
 };
-pub use words::{counted, counted_bytes, grouped, utc};
+pub use words::{counted, counted_bytes, exact_bytes, grouped, lsns, utc};
 
 /// Longest name of a site, group or volume, in bytes of UTF-8.
 pub const NAME_MAX: usize = 64;

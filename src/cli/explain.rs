@@ -4,8 +4,11 @@
 use std::fmt::Write;
 
 use super::units;
-use crate::base::{AckMode, Hindrance, Role, Step};
-use crate::status::{ForkSide, ForkStatus, GroupState, GroupStatus, PeerState, PeerStatus};
+use crate::base::{AckMode, CHUNK_BYTES, Hindrance, Role, Step};
+use crate::status::{
+    AloneStatus, DifferingRange, ForkSide, ForkStatus, GroupState, GroupStatus, PeerState,
+    PeerStatus, VerifyStatus,
+};
 
 /// Something the operator can do: one step after the other, and what comes of them, and what it loses.
 #[derive(Clone)]
@@ -70,6 +73,9 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
     for line in meaning {
         let _ = writeln!(text, "{line}");
     }
+    if let Some(damage) = &group.journal_damage {
+        let _ = writeln!(text, "The journal here is damaged: {damage}.");
+    }
     if let Some(fork) = &group.fork {
         text.push_str(&sides(&group.name, fork));
     }
@@ -77,12 +83,15 @@ pub fn explain(site: &str, group: &GroupStatus, now: u64) -> String {
         let detail = peer.detail.trim_end_matches('.');
         // The reason may be the very same.
         if !group.reason.contains(detail) {
-            let _ = writeln!(text, "Link to {}: {detail}.", peer.site);
+            let _ = match detail.strip_prefix("the link to ") {
+                Some(rest) => writeln!(text, "The link to {rest}."),
+                None => writeln!(text, "Link to {}: {detail}.", peer.site),
+            };
         }
     }
     let choices = [
         space(site, group, &mut text),
-        difference(group, &mut text),
+        difference(site, group, &mut text),
         choices,
     ]
     .concat();
@@ -113,6 +122,9 @@ fn sides(group: &str, fork: &ForkStatus) -> String {
     );
     for side in &fork.sides {
         let _ = writeln!(text, "  {}", side_text(side));
+        if let Some(known) = where_text(side) {
+            let _ = writeln!(text, "    {known}");
+        }
         for range in &side.touched {
             let _ = writeln!(
                 text,
@@ -138,6 +150,29 @@ fn sides(group: &str, fork: &ForkStatus) -> String {
     text
 }
 
+/// What is known of where a side wrote, before its ranges are listed. Chunks are noted for a stretch of the journal at a time,
+/// and one that began before the fork brings what was written then, too.
+fn where_text(side: &ForkSide) -> Option<String> {
+    if side.operations == 0 {
+        return None;
+    }
+    let since = match side.touched_from_lsn {
+        Some(from) if from > side.first_lsn => {
+            format!("where it wrote before LSN {from} is not known any more; from there on ")
+        }
+        _ => String::new(),
+    };
+    match (side.touched_bytes, side.touched_from_lsn) {
+        (Some(bytes), _) => Some(format!(
+            "{since}it wrote nowhere but in these {}, and perhaps not in all of them (whole chunks of {}):",
+            units::bytes(bytes),
+            units::bytes(CHUNK_BYTES)
+        )),
+        (None, Some(_)) => Some("where it wrote is not known any more".to_owned()),
+        (None, None) => None,
+    }
+}
+
 fn side_text(side: &ForkSide) -> String {
     let serves = if side.serving {
         "; it serves clients now"
@@ -147,12 +182,17 @@ fn side_text(side: &ForkSide) -> String {
     if side.operations == 0 {
         return format!("{} wrote nothing{serves}", side.site);
     }
+    let openings = (side.last_lsn.since(side.first_lsn) + 1).saturating_sub(side.operations);
+    let opens = match openings {
+        0 => String::new(),
+        1 => ", one of which opens an epoch and wrote nothing".to_owned(),
+        n => format!(", {n} of which open epochs and wrote nothing"),
+    };
     let mut text = format!(
-        "{} wrote {} (LSN {} to {})",
+        "{} wrote {} ({}{opens})",
         side.site,
         units::counted(side.operations, "operation"),
-        side.first_lsn,
-        side.last_lsn
+        units::lsns(side.first_lsn, side.last_lsn)
     );
     if side.acknowledged_operations > 0 {
         let _ = write!(
@@ -166,9 +206,6 @@ fn side_text(side: &ForkSide) -> String {
     }
     if let Some(last) = side.last_write_unix_seconds {
         let _ = write!(text, ", the last at {}", units::utc(last));
-    }
-    if let Some(bytes) = side.touched_bytes {
-        let _ = write!(text, ", in chunks of {} in all", units::bytes(bytes));
     }
     text + serves
 }
@@ -195,7 +232,7 @@ fn case(site: &str, group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
         GroupState::Alone => alone(group),
         GroupState::Suspect => (
             vec![match hindrance(group) {
-                Hindrance::Unreachable | Hindrance::Settling => {
+                Hindrance::Unreachable | Hindrance::Settling | Hindrance::Connecting => {
                     "Writes wait, they are not refused. When the peer stays silent for the configured timeout it is \
                      declared dead, and on_peer_loss decides."
                         .into()
@@ -282,7 +319,8 @@ const RECOVERS: &str =
 
 /// What a primary acknowledged and its peer lacks, if it lacks anything.
 fn only_here(group: &GroupStatus, peer: &str) -> Option<String> {
-    if let Some(alone) = &group.alone {
+    let counts = |a: &&AloneStatus| a.operations > 0 || group.lost_until_lsn.is_some();
+    if let Some(alone) = group.alone.as_ref().filter(counts) {
         return Some(format!(
             "{} was NOT in sync: it lacks what was acknowledged here since LSN {} ({}), {}",
             alone.peer,
@@ -295,9 +333,8 @@ fn only_here(group: &GroupStatus, peer: &str) -> Option<String> {
     (group.role == Role::Primary && group.ack == AckMode::Async && confirmed < group.durable_lsn)
         .then(|| {
             format!(
-                "{peer} lacks what it has not confirmed, LSN {} to {}; in async mode that was acknowledged without it",
-                confirmed.next(),
-                group.durable_lsn
+                "{peer} lacks what it has not confirmed, {}; in async mode that was acknowledged without it",
+                units::lsns(confirmed.next(), group.durable_lsn)
             )
         })
 }
@@ -314,14 +351,16 @@ fn space(site: &str, group: &GroupStatus, text: &mut String) -> Vec<Choice> {
         )
     };
     if group.full_sites.is_empty() {
-        for (at, left) in super::table::short_of_space(site, group) {
-            let left = units::bytes(left);
+        let short = super::table::short_of_space(site, group);
+        for (at, left) in &short {
+            let left = units::bytes(*left);
             let _ = writeln!(
                 text,
-                "Space for the homes on {at} is nearly out: {left} are left, then writes are refused (ENOSPC)."
+                "Space for the homes on {at} is nearly out: {left} may still be promised to writers. A write that needs more is \
+                 refused (ENOSPC)."
             );
         }
-        return Vec::new();
+        return short.iter().map(|(at, _)| free(at)).collect();
     }
     let _ = write!(
         text,
@@ -358,11 +397,16 @@ fn space(site: &str, group: &GroupStatus, text: &mut String) -> Vec<Choice> {
 }
 
 /// What a verification found and nobody mended.
-fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
+fn difference(site: &str, group: &GroupStatus, text: &mut String) -> Vec<Choice> {
     if group.unrepaired_bytes == 0 {
         return Vec::new();
     }
     let name = &group.name;
+    // The roles may have changed since: the primary of today compares.
+    let primary = match group.role {
+        Role::Primary => site,
+        Role::Mirror => other(group),
+    };
     let _ = writeln!(
         text,
         "A verification found {} in which the sites do not hold the same:",
@@ -382,37 +426,63 @@ fn difference(group: &GroupStatus, text: &mut String) -> Vec<Choice> {
             super::verify::verdict(range)
         );
     }
+    if verify.undecided_bytes > 0 {
+        undecided(name, verify, text);
+    }
     let mut choices = Vec::new();
     // Where nothing is decided there is nothing that a repair would mend by itself.
     if verify.undecided_bytes < group.unrepaired_bytes {
         choices.push(choice(
-            at(&verify.primary, format!("verify {name} --repair")),
+            at(primary, format!("verify {name} --repair")),
             "compares again, and mends what the journal proves to be wrong or a site cannot read, on either site; nothing is \
              guessed",
         ));
+    }
+    if verify.undecided_bytes == 0 {
+        return choices;
     }
     for (kept, other) in [
         (&verify.primary, &verify.peer),
         (&verify.peer, &verify.primary),
     ] {
-        if verify.undecided_bytes > 0 {
-            choices.push(choice(
-                at(&verify.primary, format!("verify {name} --repair --keep {kept}")),
-                format!(
-                    "the same, and where nothing shows what is right {other} gets what {kept} holds: what {other} holds \
-                     there is lost"
-                ),
-            ));
-        }
+        choices.push(choice(
+            at(primary, format!("verify {name} --repair --keep {kept}")),
+            format!(
+                "compares again, mends what is proven, and takes ALL undecided ranges from {kept}: {other} then holds there what \
+                 {kept} holds, right or wrong, and what {other} held there is lost"
+            ),
+        ));
     }
     choices
+}
+
+/// How somebody who has to decide can look at what each site holds.
+fn undecided(group: &str, verify: &VerifyStatus, text: &mut String) {
+    let undecided = |r: &&DifferingRange| !r.repaired && r.wrong_on.is_empty();
+    let Some(range) = verify.differing.iter().find(undecided) else {
+        return;
+    };
+    let _ = writeln!(
+        text,
+        "Nothing shows which site is right where it says undecided, and the two are not told apart by guessing. To see what each \
+         of {} and {} holds there, run this on both, with HOME the volume's home (the key `home` of the volume in the \
+         configuration; without it, {group}/{}.home in the data directory):",
+        verify.primary, verify.peer, range.volume
+    );
+    for range in verify.differing.iter().filter(undecided) {
+        let _ = writeln!(
+            text,
+            "  dd if=HOME iflag=direct,skip_bytes,count_bytes bs=4096 skip={} count={} status=none | xxd",
+            range.offset, range.bytes
+        );
+    }
 }
 
 fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Choice>) {
     let mut text = Vec::new();
     match (group.role, peer) {
         (_, None) => text.push("No peer is configured: everything is on this site only.".into()),
-        (Role::Primary, Some(_)) if group.unrepaired_bytes > 0 => {}
+        (Role::Primary, Some(_)) if group.unrepaired_bytes > 0 || group.no_space => {}
         (Role::Primary, Some(_)) => text.push("Nothing is missing.".into()),
         (Role::Mirror, Some(peer)) => text.push(format!(
             "This site follows {}; clients attach there.",
@@ -426,7 +496,12 @@ fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Cho
             group.journal.held_by
         ));
     }
-    if group.role == Role::Primary && peer.is_some_and(|p| p.state == PeerState::InSync) {
+    // What is wrong, or full, is not where anybody wants the clients.
+    let fit = |p: &PeerStatus| {
+        let full = group.full_sites.contains(&p.site);
+        p.state == PeerState::InSync && !full && group.unrepaired_bytes == 0
+    };
+    if group.role == Role::Primary && peer.is_some_and(fit) {
         choices.push(choice(
             here(format!("switchover {}", group.name)),
             "hands the primary role to the peer; nothing is lost",
@@ -437,8 +512,15 @@ fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Cho
 
 fn inconsistent(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
-    let meaning =
-        "The homes here mix old and new content until the copy ends; nobody may use them before.";
+    let meaning = match &group.undo {
+        Some(undo) => format!(
+            "The homes here mix old and new content until the copy ends. What they held before is kept: if {peer} is lost before \
+             the end, `doublure promote {name} --force inconsistent,peer-unreachable` serves that, up to LSN {}, written {}.",
+            undo.lsn,
+            units::utc(undo.unix_seconds)
+        ),
+        None => "The homes here mix old and new content until the copy ends; nobody may use them before.".to_owned(),
+    };
     let followed = group
         .peers
         .iter()
@@ -448,7 +530,7 @@ fn inconsistent(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
             at(peer, format!("status {name} --watch")),
             "shows how far the copy is; it ends by itself, and nothing is lost by waiting",
         );
-        return (vec![meaning.into()], vec![wait]);
+        return (vec![meaning], vec![wait]);
     }
     let effect = match &group.undo {
         Some(undo) => format!(
@@ -464,7 +546,7 @@ fn inconsistent(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     ));
     let goes_on = "When the primary connects the copy goes on; what was copied already is recognised and not sent again.";
     (
-        vec![meaning.into(), goes_on.into()],
+        vec![meaning, goes_on.into()],
         vec![mended(group), choice(force, effect)],
     )
 }
@@ -506,9 +588,9 @@ fn waiting(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Cho
         let give_up = choice(
             here(format!("promote {name} --force {force}")),
             format!(
-                "{site} serves what it has, up to LSN {}, and gives up LSN {} to {lost}: acknowledged writes among them",
+                "{site} serves what it has, up to LSN {}, and gives up {}: acknowledged writes among them",
                 group.tail_lsn,
-                group.tail_lsn.next()
+                units::lsns(group.tail_lsn.next(), lost)
             ),
         );
         let back = choice(
@@ -554,9 +636,9 @@ fn alone(group: &GroupStatus) -> (Vec<String>, Vec<Choice>) {
     let written = group.alone.as_ref().map_or(0, |a| a.operations);
     let text = match written {
         0 => "Nothing was acknowledged on this site only yet; whatever is from now on is lost if its disk is lost.".into(),
-        1 => "1 acknowledged operation is on this site only. If its disk is lost now, so is it.".into(),
+        1 => "1 acknowledged operation is on this site only, as far as is known. If its disk is lost now, so is it.".into(),
         n => format!(
-            "{} are on this site only. If its disk is lost now, so are they.",
+            "{} are on this site only, as far as is known. If its disk is lost now, so are they.",
             units::counted(n, "acknowledged operation")
         ),
     };
@@ -589,9 +671,24 @@ fn frozen(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
 
 fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
     let name = &group.name;
+    let why = hindrance(group);
     let mut choices = vec![mended(group)];
     if group.epoch.is_none() {
         return (Vec::new(), choices);
+    }
+    let text = format!(
+        "What is here is consistent, a state that the primary's disk once had, up to LSN {}.",
+        group.commit_lsn
+    );
+    if why.nobody_is_primary() {
+        choices.push(choice(
+            at(peer, format!("promote {name}")),
+            format!("the same the other way round: {peer} is primary then and {site} its mirror"),
+        ));
+        return (vec![text], choices);
+    }
+    if why.passes() {
+        return (vec![text], choices);
     }
     let loss = match group.ack {
         AckMode::Async => format!("what {peer} acknowledged and had not sent is not here"),
@@ -604,21 +701,34 @@ fn disconnected(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Ve
         || "it was not heard of since doublure was started here".to_owned(),
         |s| format!("it was last heard of {} ago", units::seconds(s)),
     );
-    choices.push(choice(
-        here(format!("promote {name}")),
-        format!("asks {peer} first; {site} becomes primary if {peer} answers and is not primary itself. Nothing is lost"),
-    ));
-    choices.push(choice(
-        here(format!("promote {name} --force peer-unreachable")),
+    // Who is known to be primary, or to answer nobody, need not be asked.
+    if !matches!(why, Hindrance::Fenced | Hindrance::CutThere) {
+        choices.push(choice(
+            here(format!("promote {name}")),
+            format!("asks {peer} first; {site} becomes primary if {peer} answers and is not primary itself. Nothing is lost"),
+        ));
+    }
+    let effect = if why == Hindrance::Fenced {
+        let lacks = match group.ack {
+            AckMode::Async => format!("what {peer} acknowledged and had not sent is not here"),
+            _ => format!(
+                "what {peer} acknowledged while the two were not in sync, if they were not, is not here"
+            ),
+        };
+        format!(
+            "{peer} acknowledges nothing any more since its disk failed: {site} becomes primary, with all that was acknowledged \
+             in sync; {lacks}, and a fork if {peer} comes back with it"
+        )
+    } else {
         format!(
             "once you are sure that {peer} is down ({heard}): {site} becomes primary; {loss}, and a fork if {peer} comes back \
              with it"
-        ),
+        )
+    };
+    choices.push(choice(
+        here(format!("promote {name} --force peer-unreachable")),
+        effect,
     ));
-    let text = format!(
-        "What is here is consistent, a state that the primary's disk once had, up to LSN {}.",
-        group.commit_lsn
-    );
     (vec![text], choices)
 }
 
@@ -650,7 +760,7 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             || format!("what {loser} wrote since the fork"),
             |s| match s.operations {
                 0 => format!("nothing, as {loser} wrote nothing"),
-                _ => format!("LSN {} to {} of {loser}", s.first_lsn, s.last_lsn),
+                _ => format!("{} of {loser}", units::lsns(s.first_lsn, s.last_lsn)),
             },
         );
         // Only a primary opens links, and nobody gives up what it serves.
@@ -692,8 +802,8 @@ fn kept(lost: Option<&ForkSide>, loser: &str) -> String {
         Some(side) if side.operations == 0 => String::new(),
         Some(side) => match side.kept_from_lsn {
             Some(from) if from > side.first_lsn => format!(
-                "; of that only LSN {from} to {} is kept, {file}: its journal no longer holds what is before",
-                side.last_lsn
+                "; of that only {} is kept, {file}: its journal no longer holds what is before",
+                units::lsns(from, side.last_lsn)
             ),
             Some(_) => format!("; that is kept {file}"),
             None => format!("; nothing of that is kept: {loser}'s journal no longer holds it"),

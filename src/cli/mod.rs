@@ -13,6 +13,7 @@ mod tryout;
 mod units;
 mod verify;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -206,13 +207,22 @@ fn parse_size(text: &str) -> Result<u64, String> {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    match run(Arguments::parse_from(typed(std::env::args_os())).command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("doublure: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// What was typed; `help` needs no help of its own, and takes `--help` as nothing more.
+fn typed(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = words.collect();
+    if words.get(1).is_some_and(|word| word == "help") {
+        words.retain(|word| word != "--help" && word != "-h");
+    }
+    words
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {

@@ -47,8 +47,13 @@ pub async fn once(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
 pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
     let mut stop = StopSignals::new()?;
     let on_screen = io::stdout().is_terminal() && !shown.json;
-    // A mistake, such as a group that does not exist, is told at once and not every second.
-    fetch(client, shown).await?;
+    // A mistake, such as a group that does not exist, is told at once and not every second. A site that is there and says
+    // nothing is no mistake.
+    let first = fetch(client, shown).await;
+    let mut first = match first {
+        Ok(_) | Err(ClientError::Silent(_)) => Some(first),
+        Err(error) => return Err(error.into()),
+    };
     let screen = if on_screen {
         Some(Screen::open()?)
     } else {
@@ -58,9 +63,13 @@ pub async fn watch(client: &Client, shown: &Shown) -> anyhow::Result<ExitCode> {
     let mut tick = tokio::time::interval(WATCH_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let known = first.take();
         let next = async {
             tick.tick().await;
-            fetch(client, shown).await
+            match known {
+                Some(known) => known,
+                None => fetch(client, shown).await,
+            }
         };
         let result = tokio::select! {
             result = next => result,

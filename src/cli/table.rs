@@ -66,11 +66,30 @@ fn group_tone(group: &GroupStatus) -> Tone {
     }
 }
 
+/// The state, and what is wrong although the state is as it should be.
+fn state_words(group: &GroupStatus) -> String {
+    let mut words = group_state(group.state).0.to_owned();
+    if group.no_space {
+        words += ", NO SPACE";
+    }
+    if group.unrepaired_bytes > 0 {
+        words += ", SITES DIFFER";
+    }
+    words
+}
+
 /// A whole site.
 pub fn site(site: &SiteStatus, layout: &Layout) -> String {
     let name = layout.paint.text(Tone::Strong, &site.site);
     let uptime = units::seconds(site.uptime_seconds as f64);
     let mut text = format!("site {name}, doublure {}, up {uptime}\n", site.version);
+    for note in &site.notes {
+        for (index, line) in wrap(note, layout.width - 4).iter().enumerate() {
+            let margin = if index == 0 { "!" } else { " " };
+            let line = layout.paint.text(Tone::Bad, &format!("{margin} {line}"));
+            let _ = writeln!(text, "  {line}");
+        }
+    }
     if site.groups.is_empty() {
         text += "no groups are configured\n";
     }
@@ -92,12 +111,12 @@ fn overview(site: &SiteStatus, layout: &Layout) -> String {
         &["GROUP", "ROLE", "STATE", "CLIENTS", "LACKS AT PEER"],
     );
     for group in &site.groups {
-        let (word, _) = group_state(group.state);
+        let word = state_words(group);
         let lacks: Vec<String> = group.peers.iter().map(|peer| lacks(group, peer)).collect();
         table.row(vec![
             Cell::new(&group.name),
             Cell::new(group.role),
-            tinted(word, group_tone(group)),
+            tinted(&word, group_tone(group)),
             Cell::new(group.clients),
             Cell::new(lacks.join("; ")),
         ]);
@@ -127,12 +146,11 @@ pub fn group(group: &GroupStatus, layout: &Layout) -> String {
 /// Name, role, state, since when, and why.
 fn headline(group: &GroupStatus, layout: &Layout) -> String {
     let paint = layout.paint;
-    let (word, _) = group_state(group.state);
     let mut text = format!(
         "{}  {}  {}{}\n",
         paint.text(Tone::Strong, &group.name),
         group.role,
-        paint.text(group_tone(group), word),
+        paint.text(group_tone(group), &state_words(group)),
         age(group.state_since_unix_seconds, layout),
     );
     for line in wrap(&group.reason, layout.width - 2) {
@@ -164,8 +182,22 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
             });
         alarms.push((
             Tone::Bad,
-            format!("INCONSISTENT: a full copy is not complete; the content is a mixture{until}."),
+            match &group.undo {
+                Some(undo) => format!(
+                    "INCONSISTENT: a copy is not complete; the content is a mixture{until}. What was here before is kept, LSN {} \
+                     of {}: `doublure promote {} --force inconsistent` goes back to it.",
+                    undo.lsn,
+                    units::utc(undo.unix_seconds),
+                    group.name
+                ),
+                None => {
+                    format!("INCONSISTENT: a copy is not complete; the content is a mixture{until}.")
+                }
+            },
         ));
+    }
+    if let Some(damage) = &group.journal_damage {
+        alarms.push((Tone::Bad, format!("JOURNAL DAMAGED: {damage}.")));
     }
     if group.journal.writers_wait {
         alarms.push((
@@ -188,7 +220,7 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
         for (at, left) in short_of_space("this site", group) {
             let left = units::bytes(left);
             let text = format!(
-                "SPACE IS NEARLY OUT for the homes on {at}: {left} are left, then writes are refused (ENOSPC)."
+                "SPACE IS NEARLY OUT for the homes on {at}: {left} may still be promised; a write that needs more is refused (ENOSPC)."
             );
             alarms.push((Tone::Busy, text));
         }
@@ -201,10 +233,13 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
         alarms.push((Tone::Bad, text));
     }
     if group.unrepaired_bytes > 0 {
+        // A mirror refuses to verify.
+        let primary = group.peers.first().filter(|_| group.role == Role::Mirror);
+        let on = primary.map_or_else(String::new, |p| format!(" on {}", p.site));
         let last = group.last_verify.as_ref().or(group.verify.as_ref());
         let text = last
             .filter(|v| v.state == VerifyState::Differs)
-            .map(|v| super::verify::summary(&group.name, v));
+            .map(|v| super::verify::summary(&group.name, v, &on));
         let text = text.as_deref().and_then(|t| t.lines().next());
         let text = format!(
             "THE SITES DIFFER: {}",
@@ -245,18 +280,21 @@ fn alone_alarm(alone: &AloneStatus, layout: &Layout) -> String {
     let age = layout.now_unix_seconds.saturating_sub(since);
     let what = match alone.operations {
         0 => "nothing was acknowledged on this site only yet".to_owned(),
-        1 => "1 operation is acknowledged on this site only".to_owned(),
+        1 => format!(
+            "1 acknowledged operation is on this site only, LSN {}",
+            alone.from_lsn
+        ),
         n => format!(
-            "{} are acknowledged on this site only",
-            units::counted(n, "operation")
+            "{} are on this site only, from LSN {} on",
+            units::counted(n, "acknowledged operation"),
+            alone.from_lsn
         ),
     };
     format!(
-        "ALONE without {} for {} (since {}): {what}, from LSN {} on.",
+        "ALONE without {} for {} (since {}): {what}.",
         alone.peer,
         units::seconds(age as f64),
         units::utc(since),
-        alone.from_lsn,
     )
 }
 
@@ -272,9 +310,7 @@ fn peers(group: &GroupStatus, layout: &Layout) -> String {
     for peer in &group.peers {
         let (word, tone) = peer_state(peer.state);
         let lags = peer.lag_operations > 0 && peer.state != PeerState::InSync;
-        let behind = if let Some(eta) = peer.copy_eta_seconds {
-            format!("{} to go", units::seconds(eta))
-        } else if lags && lag_is_known(group, peer) {
+        let behind = if lags && lag_is_known(group, peer) {
             units::seconds(peer.lag_seconds)
         } else {
             "-".to_owned()
@@ -309,8 +345,11 @@ fn lag_is_known(group: &GroupStatus, peer: &PeerStatus) -> bool {
 
 fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
     if peer.copy_total_bytes > 0 {
+        let eta = peer
+            .copy_eta_seconds
+            .map_or_else(String::new, |eta| format!(", {} left", units::seconds(eta)));
         return format!(
-            "{} of {} done ({})",
+            "{} of {} ({}){eta}",
             units::bytes(peer.copied_bytes),
             units::bytes(peer.copy_total_bytes),
             units::percent(peer.copied_bytes, peer.copy_total_bytes),
@@ -335,8 +374,22 @@ fn lacks(group: &GroupStatus, peer: &PeerStatus) -> String {
 
 /// The last verification, or how far the present one is.
 fn verification(group: &GroupStatus, layout: &Layout) -> String {
+    // The primary begins it.
+    let due = group
+        .next_scrub_unix_seconds
+        .filter(|_| group.role == Role::Primary);
+    let next = match due {
+        None => String::new(),
+        Some(due) if due > layout.now_unix_seconds => format!(
+            "  the next verification begins by itself at {}\n",
+            units::utc(due)
+        ),
+        Some(_) => {
+            "  a verification is due, and begins by itself once the sites are in sync\n".to_owned()
+        }
+    };
     let Some(verify) = &group.verify else {
-        return String::new();
+        return next;
     };
     let far = format!(
         "{} of {} compared with {} ({})",
@@ -360,7 +413,12 @@ fn verification(group: &GroupStatus, layout: &Layout) -> String {
         let age = layout.now_unix_seconds.saturating_sub(ended);
         let _ = write!(text, ", {} ago", units::seconds(age as f64));
     }
-    format!("  {text}\n")
+    // One that is under way is the next one.
+    let next = match verify.state {
+        VerifyState::Running | VerifyState::Interrupted => "",
+        _ => next.as_str(),
+    };
+    format!("  {text}\n{next}")
 }
 
 fn positions(group: &GroupStatus, layout: &Layout) -> String {

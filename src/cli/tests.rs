@@ -236,3 +236,14 @@ fn a_missing_socket_and_a_left_over_one_are_told_apart() {
     let error = status_at(socket);
     assert!(matches!(error, ClientError::NobodyListens(_)), "{error}");
 }
+
+#[test]
+fn help_of_help_is_help() {
+    let words = |line: &str| {
+        let words = line.split_whitespace().map(OsString::from);
+        typed(words).len()
+    };
+    assert_eq!(words("doublure help --help"), 2);
+    assert_eq!(words("doublure help status -h"), 3);
+    assert_eq!(words("doublure status --help"), 3);
+}

@@ -2,7 +2,7 @@
 
 use bytesize::ByteSize;
 
-pub use crate::base::{counted, grouped, utc};
+pub use crate::base::{counted, grouped, lsns, utc};
 
 /// `512 B`, `1.5 GiB`
 pub fn bytes(count: u64) -> String {

@@ -47,7 +47,7 @@ pub async fn run(
         }
     };
     bar.finish_and_clear();
-    terminal::print(&client.complete(&summary(group, &verify)))?;
+    terminal::print(&client.complete(&summary(group, &verify, "")))?;
     Ok(ExitCode::from(exit_code(verify.state)))
 }
 
@@ -59,8 +59,8 @@ fn exit_code(state: VerifyState) -> u8 {
     }
 }
 
-/// What came of it.
-pub fn summary(group: &str, verify: &VerifyStatus) -> String {
+/// What came of it. `on` stands behind its commands: where they belong, if that is not the site that is asked.
+pub fn summary(group: &str, verify: &VerifyStatus, on: &str) -> String {
     let whole = format!(
         "{} compared with {} in {}",
         units::bytes(verify.done_bytes),
@@ -74,18 +74,26 @@ pub fn summary(group: &str, verify: &VerifyStatus) -> String {
         VerifyState::Equal => format!("{group}: {whole}, both sites hold the same\n"),
         VerifyState::Differs if verify.repair => format!(
             "{group}: {whole}, {differing} were different and {left} still are: nothing shows which site is right. \
-             `doublure verify {group} --repair --keep SITE` takes what one of them holds\n"
+             `doublure verify {group} --repair --keep SITE`{on} takes ALL of that from one of them; `doublure explain {group}` \
+             tells how to look first\n"
         ),
         VerifyState::Differs if verify.undecided_bytes == verify.differing_bytes => format!(
             "{group}: {whole}, DIFFERENT in {left}: nothing shows which site is right. `doublure verify {group} --repair --keep \
-             SITE` takes what one of them holds\n"
+             SITE`{on} takes ALL of that from one of them; `doublure explain {group}` tells how to look first\n"
         ),
         VerifyState::Differs => format!(
-            "{group}: {whole}, DIFFERENT in {left}. `doublure verify {group} --repair` mends what is shown to be wrong, on \
+            "{group}: {whole}, DIFFERENT in {left}. `doublure verify {group} --repair`{on} mends what is shown to be wrong, on \
              either site\n"
         ),
         VerifyState::Repaired => {
-            format!("{group}: {whole}; {differing} were different, and are the same now\n")
+            let kept = match &verify.keep {
+                Some(site) if verify.undecided_bytes > 0 => format!(
+                    ". Nothing showed which site was right in {}: what {site} held there was taken, right or wrong",
+                    units::bytes(verify.undecided_bytes)
+                ),
+                _ => String::new(),
+            };
+            format!("{group}: {whole}; {differing} were different, and are the same now{kept}\n")
         }
         VerifyState::Interrupted => format!(
             "{group}: interrupted after {} of {}; it goes on by itself when the sites are in sync again\n",
@@ -128,7 +136,10 @@ pub fn summary(group: &str, verify: &VerifyStatus) -> String {
 /// Who is wrong in a range, and whether that is mended.
 pub fn verdict(range: &DifferingRange) -> String {
     let sites = |sites: &[String]| sites.join(" and ");
-    let mut text = if range.wrong_on.is_empty() {
+    let mut text = if range.wrong_on.is_empty() && range.repaired {
+        // By the operator's word.
+        return "undecided, the same on both sites now".to_owned();
+    } else if range.wrong_on.is_empty() {
         "undecided".to_owned()
     } else if range.unreadable_on.is_empty() {
         format!("wrong on {}", sites(&range.wrong_on))
@@ -200,7 +211,7 @@ mod tests {
 
     #[test]
     fn what_was_found_is_told_range_by_range_with_what_to_do() {
-        let text = summary("registry", &found(VerifyState::Differs));
+        let text = summary("registry", &found(VerifyState::Differs), "");
         for part in [
             "--repair --keep SITE",
             "data at byte 4,096, 4.0 KiB: wrong on clichy, mended",
@@ -211,7 +222,16 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        let text = summary("registry", &found(VerifyState::Interrupted));
+        let kept = VerifyStatus {
+            keep: Some("clichy".into()),
+            ..found(VerifyState::Repaired)
+        };
+        let text = summary("registry", &kept, "");
+        assert!(
+            text.contains("what clichy held there was taken, right or wrong"),
+            "{text}"
+        );
+        let text = summary("registry", &found(VerifyState::Interrupted), "");
         assert!(text.contains("goes on by itself"), "{text}");
     }
 }

@@ -52,6 +52,8 @@ struct Inner {
     members: BTreeMap<String, Member>,
     posts: Vec<Post>,
     tallies: Vec<Tally>,
+    /// What should be known of the site, found at the start.
+    notes: Vec<String>,
     /// What is known here about groups that their shard does not speak for.
     known: Mutex<HashMap<String, Known>>,
 }
@@ -97,7 +99,13 @@ pub enum Refused {
 
 impl Shards {
     /// These groups on these shards.
-    pub fn new(site: &str, members: Vec<Member>, posts: Vec<Post>, tallies: Vec<Tally>) -> Shards {
+    pub fn new(
+        site: &str,
+        members: Vec<Member>,
+        posts: Vec<Post>,
+        tallies: Vec<Tally>,
+        notes: Vec<String>,
+    ) -> Shards {
         assert!(members.iter().all(|m| m.shard < posts.len()));
         Shards(Arc::new(Inner {
             site: site.to_owned(),
@@ -110,6 +118,7 @@ impl Shards {
                 .collect(),
             posts,
             tallies,
+            notes,
             known: Mutex::default(),
         }))
     }
@@ -242,6 +251,7 @@ impl Shards {
             uptime_seconds: self.0.started.elapsed().as_secs(),
             groups: self.ask(STATUS_LIMIT).await.groups,
             shards: self.0.tallies.iter().map(|tally| tally()).collect(),
+            notes: self.0.notes.clone(),
         }
     }
 
@@ -345,6 +355,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         inconsistent: false,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
+        journal_damage: None,
         configured_role: None,
         journal: JournalStatus {
             capacity_bytes: config.journal_bytes,

@@ -50,7 +50,12 @@ pub fn start(
     let members = groups
         .map(|(index, group)| member(config, group, index % count))
         .collect();
-    let shards = Shards::new(&config.site.name, members, posts, tallies);
+    // Before the groups are opened: a group that is new is created then.
+    let notes = unnamed_groups(config);
+    for note in &notes {
+        tracing::warn!("{note}");
+    }
+    let shards = Shards::new(&config.site.name, members, posts, tallies, notes);
     let opening = config
         .groups
         .iter()
@@ -61,6 +66,28 @@ pub fn start(
         events,
         opening,
     })
+}
+
+/// Folders that hold a group which the configuration does not name, such as one that was renamed in it.
+fn unnamed_groups(config: &Config) -> Vec<String> {
+    let data = &config.site.data;
+    let named = |name: &str| config.groups.iter().any(|group| group.name == name);
+    let folders = std::fs::read_dir(data).into_iter().flatten().flatten();
+    let mut found: Vec<String> = folders
+        .filter(|folder| folder.path().join("state").is_file())
+        .map(|folder| folder.file_name().to_string_lossy().into_owned())
+        .filter(|name| !named(name))
+        .map(|name| {
+            format!(
+                "{}/{name} holds a group that the configuration does not name: nobody is served from it. A group cannot be \
+                 renamed in the configuration; under another name it begins anew, and empty. If that was not meant, stop \
+                 doublure, name it '{name}' again and start doublure",
+                data.display()
+            )
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 fn member(config: &Config, group: &Group, shard: usize) -> Member {
@@ -130,6 +157,26 @@ mod tests {
         let told = started.shards.status().await.shards;
         let requests: Vec<_> = told.iter().map(|shard| shard.requests).collect();
         assert_eq!(requests, [100, 101]);
+    }
+
+    #[test]
+    fn a_folder_of_a_group_that_the_configuration_does_not_name_is_told() {
+        let data = tempfile::tempdir().unwrap();
+        for group in ["a", "mairie", "lost+found"] {
+            std::fs::create_dir(data.path().join(group)).unwrap();
+        }
+        for group in ["a", "mairie"] {
+            std::fs::write(data.path().join(group).join("state"), b"").unwrap();
+        }
+        let mut config = config(&["a"]);
+        config.site.data = data.path().to_owned();
+        let told = unnamed_groups(&config);
+        assert_eq!(told.len(), 1, "{told:?}");
+        let begin = format!(
+            "{}/mairie holds a group that the configuration does not name",
+            data.path().display()
+        );
+        assert!(told[0].starts_with(&begin), "{told:?}");
     }
 
     #[test]

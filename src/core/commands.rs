@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::{
-    Action, Alone, Command, Core, Drain, Handed, Link, Mode, Overrides, PeerPhase, Severity, Then,
-    View,
+    Action, Alone, Command, Core, Drain, Handed, Left, Link, Mode, Overrides, PeerPhase, Severity,
+    Then, View,
 };
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Hello, Hindrance, Lsn, Message, Role, Stance};
+use crate::base::{Hello, Hindrance, Lsn, Message, Refusal, Role, Stance, lsns};
 
 /// Asking the peers before a promotion.
 #[derive(Debug)]
@@ -244,13 +244,12 @@ impl Core {
                 ..overrides
             };
             return Err(format!(
-                "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. {} gives up LSN {} to \
-                 {}; if a peer still has them, promote that one instead",
+                "{me} once held everything up to LSN {} and now ends at LSN {}: its disk lost history. {} gives up {}; if a peer \
+                 still has that, promote that one instead",
                 self.facts.floor,
                 self.tail,
                 needed.command(&self.config.group),
-                self.tail.next(),
-                self.facts.floor,
+                lsns(self.tail.next(), self.facts.floor),
             ));
         }
         Ok(())
@@ -333,6 +332,23 @@ impl Core {
     pub(super) fn probe_message(&mut self, link: Link, message: &Message, view: &View) -> bool {
         if !self.is_probe(link) {
             return false;
+        }
+        let asked = self.probe.iter().flat_map(|p| &p.asked);
+        let name = asked
+            .into_iter()
+            .find(|a| a.link == Some(link))
+            .map(|a| a.peer.clone());
+        if let Some(peer) = self
+            .peers
+            .iter_mut()
+            .find(|p| Some(&p.name) == name.as_ref())
+        {
+            peer.last_heard = Some(self.now);
+            if let Message::Refuse { refusal, .. } = message
+                && *refusal == Refusal::Fenced
+            {
+                peer.left = Some(Left::Fenced);
+            }
         }
         let answer = match message {
             Message::Hello(theirs) => Ok(theirs.clone()),
@@ -436,7 +452,8 @@ impl Core {
                     None
                 }
                 Err(reason) => {
-                    Some(self.unreachable_text(&asked.peer, reason, probe.overrides, view))
+                    let since = probe.since;
+                    Some(self.unreachable_text(&asked.peer, reason, probe.overrides, since, view))
                 }
             };
             if let Some(text) = verdict {
@@ -517,6 +534,7 @@ impl Core {
         peer: &str,
         reason: &str,
         overrides: Overrides,
+        asked_at: Duration,
         view: &View,
     ) -> String {
         let heard = self
@@ -550,6 +568,15 @@ impl Core {
                 self.tail, self.commit
             ),
         };
+        let known = self.peers.iter().find(|p| p.name == peer);
+        let answers = |p: &super::Peer| p.last_heard.is_some_and(|heard| heard >= asked_at);
+        if known.is_some_and(|p| p.left == Some(Left::Fenced) && answers(p)) {
+            return format!(
+                "{peer} answers, but its disk failed ({reason}): it acknowledges nothing any more, and cannot say what it has; \
+                 {loss}. {held}. {} goes on without it",
+                overrides.without_asking().command(&self.config.group)
+            );
+        }
         format!(
             "{peer} cannot be reached ({reason}); {heard}. If it still serves, two primaries would write apart from each \
              other; {loss}. {held}. When you are sure that {peer} is down: {}",
@@ -743,7 +770,7 @@ impl Core {
                 self.done(id, Ok(format!("{} is a mirror already", self.config.site)));
             }
             Mode::Returning | Mode::Waiting(_) => {
-                self.drop_all_links("demoted");
+                self.drop_all_links(Left::DEMOTED);
                 self.become_mirror();
                 self.save(Then::Demoted(id));
             }
@@ -796,7 +823,10 @@ impl Core {
                     )
                 }
                 Mode::Waiting(why) => why.clone(),
-                other => format!("not while the group is {}", state_word(other)),
+                other => format!(
+                    "not while the group is {}; `doublure status {group}` shows when it is in sync again",
+                    state_word(other)
+                ),
             };
             self.done(id, Err(text));
             return;
@@ -862,7 +892,7 @@ impl Core {
     }
 
     pub(super) fn demoted(&mut self, id: u64) {
-        self.drop_all_links("demoted");
+        self.drop_all_links(Left::DEMOTED);
         self.set_mode(Mode::Mirror);
         self.peers.iter_mut().for_each(super::Peer::let_go);
         self.claimed = self.commit;
@@ -889,7 +919,7 @@ impl Core {
         self.set_mode(Mode::HandedOver);
         self.close_clients();
         for at in 0..self.peers.len() {
-            self.peer_link_down(at, Some("switchover"));
+            self.peer_link_down(at, Some(Left::SWITCHOVER));
             self.peers[at].let_go();
         }
         self.connect_all();
@@ -905,6 +935,7 @@ impl Core {
         );
         self.facts.role = Role::Mirror;
         self.facts.handed = None;
+        self.somebody_took_over();
         self.save(Then::StepDown);
         self.promised_done(Ok(format!("{name} is primary now; nothing was lost")));
     }
@@ -1068,14 +1099,15 @@ impl Core {
             format!("what it gives up is kept in {file} in its data directory")
         } else if held <= tail {
             format!(
-                "of what it gives up only LSN {held} to {tail} is kept, in {file} in its data directory: its journal no longer \
-                 holds what is before"
+                "of what it gives up only {} is kept, in {file} in its data directory: its journal no longer holds what is before",
+                lsns(held, tail)
             )
         } else {
             "nothing of it is kept: its journal no longer holds that".to_owned()
         };
         Ok(format!(
-            "{discard} gives up LSN {first} to {tail} as soon as it and {other} are connected, and becomes a mirror; {kept}"
+            "{discard} gives up {} as soon as it and {other} are connected, and becomes a mirror; {kept}",
+            lsns(first, tail)
         ))
     }
 
@@ -1094,12 +1126,12 @@ impl Core {
         }
         for at in 0..self.peers.len() {
             self.peers[at].cut = true;
-            self.peer_link_down(at, Some("the operator cut the link"));
+            self.peer_link_down(at, Some(Left::CUT));
             if self.peers[at].gated {
-                self.peer_lost(at, "the operator cut the link");
+                self.peer_lost(at, Left::CUT);
             }
         }
-        self.forget_upstream("the operator cut the link");
+        self.forget_upstream(Left::CUT);
         self.done(
             id,
             Ok(format!(

@@ -11,7 +11,7 @@ pub struct Alone {
     pub peer: String,
     /// Since when, nanoseconds since the Unix epoch.
     pub since_ns: u64,
-    /// From this LSN on.
+    /// From this LSN on: the first that it had not confirmed then. What was in flight counts, it is acknowledged without it.
     pub from_lsn: Lsn,
 }
 

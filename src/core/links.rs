@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::peer::{Conflict, Fork};
+use super::peer::{Conflict, Fork, Left};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -311,6 +311,9 @@ impl Core {
         }
         if !asks {
             self.forget_upstream("its primary connected anew");
+            if let Some(peer) = self.peers.iter_mut().find(|p| p.name == theirs.site) {
+                (peer.left, peer.trouble) = (Some(Left::ForNow(self.now)), None);
+            }
             // Greetings on several connections may come in any order: whose handshake ends here must learn it.
             let (old, fine): (Vec<_>, Vec<_>) = std::mem::take(&mut self.handshakes)
                 .into_iter()
@@ -845,6 +848,7 @@ impl Core {
                 if now >= since + timeout =>
             {
                 self.peers[at].asked = true;
+                self.peers[at].trouble = Some("no answer to the greeting".into());
                 self.drop_peer_link(at, "no answer to the greeting");
             }
             PeerPhase::Proposed { since, .. } if now >= since + timeout * 3 => {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::links::Agreed;
-use super::{Action, Core, Link, Mode, NEWS_DELAY, Outcome, Severity, Then, View};
+use super::{Action, Core, Left, Link, Mode, NEWS_DELAY, Outcome, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted};
+use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted, lsns};
 
 /// What may be promised here is news to the primary when it changes by this much, bytes.
 const CREDIT_NEWS_BYTES: u64 = 1 << 20;
@@ -184,10 +184,9 @@ impl Core {
                     self.log(
                         Severity::Warn,
                         format!(
-                            "group {}: giving up LSN {} to {}; what they wrote is kept in a file first",
+                            "group {}: giving up {}; what was written then is kept in a file first",
                             self.config.group,
-                            shared.next(),
-                            self.tail
+                            lsns(shared.next(), self.tail)
                         ),
                     );
                 }
@@ -362,6 +361,8 @@ impl Core {
     fn forget_conflicts(&mut self) {
         for peer in &mut self.peers {
             (peer.conflict, peer.refused, peer.fork) = (None, None, None);
+            // How the link ended before, and what was in its way, is over, too.
+            (peer.left, peer.trouble) = (None, None);
         }
     }
 
@@ -487,7 +488,17 @@ impl Core {
                 }
             }
             Message::Bye { reason } | Message::Refuse { text: reason, .. } => {
+                let now = self.now;
+                let from = self
+                    .upstream
+                    .as_ref()
+                    .expect("the caller looked")
+                    .site
+                    .clone();
                 self.forget_upstream(&reason);
+                if let Some(peer) = self.peers.iter_mut().find(|p| p.name == from) {
+                    peer.left = Left::by(&from, &reason, now);
+                }
                 if let Mode::Fetching(_) = self.mode {
                     self.closed(link, &reason, view);
                 }

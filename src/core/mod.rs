@@ -36,7 +36,7 @@ pub use self::acks::{Strength, Token};
 pub use self::facts::{Alone, Facts, Handed};
 pub use self::handshake::{Outcome, decide};
 pub use self::mirror::FrameInfo;
-pub use self::peer::{Conflict, Peer, PeerPhase};
+pub use self::peer::{Conflict, Left, Peer, PeerPhase};
 
 use self::acks::Acks;
 use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
@@ -722,7 +722,7 @@ impl Core {
                 self.config.group
             ),
         );
-        let text = format!("{} is fenced: {reason}", self.config.site);
+        let text = Left::fenced(&self.config.site, reason);
         self.end_commands(&text);
         self.set_mode(Mode::Fenced(reason.to_owned()));
         self.drop_all_links(&text);

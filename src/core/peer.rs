@@ -103,6 +103,8 @@ pub struct Peer {
     pub dead: bool,
     /// Why the last attempt to connect failed.
     pub trouble: Option<String>,
+    /// How it left when it was primary and this site followed it.
+    pub left: Option<Left>,
     /// Why the link is refused, if it is.
     pub refused: Option<String>,
     /// What the peer last said instead of accepting the link.
@@ -141,6 +143,44 @@ pub struct Peer {
     backoff: Duration,
     losses: VecDeque<Duration>,
     round: Option<Round>,
+}
+
+/// How a primary left a mirror, as far as it said so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Left {
+    /// Its operator cut the link.
+    Cut,
+    /// Its disk failed.
+    Fenced,
+    /// It gave up the role; nobody is primary.
+    Demoted,
+    /// Only for now, since this time: the role changes hands, or it is there again. Whoever is primary is about to connect.
+    ForNow(Duration),
+}
+
+impl Left {
+    /// What a site says when an operator cuts the link.
+    pub(super) const CUT: &str = "the operator cut the link";
+    /// What a site says when it hands the role over.
+    pub(super) const SWITCHOVER: &str = "switchover";
+    /// What a site says when it gives up the role.
+    pub(super) const DEMOTED: &str = "demoted";
+
+    /// What a site whose disk failed says.
+    pub(super) fn fenced(site: &str, why: &str) -> String {
+        format!("{site} is fenced: {why}")
+    }
+
+    /// What the goodbye of this primary says of it. For advice only: no rule follows from it.
+    pub(super) fn by(site: &str, goodbye: &str, now: Duration) -> Option<Left> {
+        match goodbye {
+            Left::SWITCHOVER => Some(Left::ForNow(now)),
+            Left::CUT => Some(Left::Cut),
+            Left::DEMOTED => Some(Left::Demoted),
+            text if text.starts_with(&Left::fenced(site, "")) => Some(Left::Fenced),
+            _ => None,
+        }
+    }
 }
 
 /// Why a link cannot be, beyond what the sites can settle.
@@ -190,6 +230,7 @@ impl Peer {
             cut: false,
             dead: false,
             trouble: None,
+            left: None,
             refused: None,
             refusal: None,
             conflict: None,
@@ -249,10 +290,19 @@ impl Peer {
             (None, Some(Refusal::Fenced)) => Hindrance::Fenced,
             (None, Some(Refusal::NoSpace)) => Hindrance::NoSpace,
             _ if self.refused.is_some() => Hindrance::Refused,
-            (None, None) if self.link().is_some() => Hindrance::Settling,
+            (None, None) if self.link().is_some() && !self.is_being_asked() => Hindrance::Settling,
             _ if self.follows_another() => Hindrance::FollowsAnother,
+            _ if !self.dead && self.trouble.is_none() => Hindrance::Connecting,
             _ => Hindrance::Unreachable,
         })
+    }
+
+    /// It has not said anything on this connection. The machine of a process that hangs accepts connections, too.
+    fn is_being_asked(&self) -> bool {
+        matches!(
+            self.phase,
+            PeerPhase::Greeting { .. } | PeerPhase::Handing { .. }
+        )
     }
 
     /// The connection on which frames flow.
@@ -314,6 +364,7 @@ impl Peer {
     pub(super) fn wait_for(&mut self, has: Lsn, gate_lsn: Lsn, now: Duration) {
         self.gated = true;
         self.dead = false;
+        (self.left, self.trouble) = (None, None);
         self.gate_lsn = gate_lsn;
         (self.received, self.durable, self.applied) = (has, has, Lsn::ZERO);
         self.owes_since = Some(now);

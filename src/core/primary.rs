@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Alone, Core, Link, Mode, PeerPhase, Question, Severity, Then, View};
+use super::{Action, Alone, Core, Left, Link, Mode, PeerPhase, Question, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Epoch, Hindrance, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
@@ -316,6 +316,7 @@ impl Core {
             return;
         }
         self.tail = epoch.first_lsn;
+        self.peers.iter_mut().for_each(|p| p.left = None);
         let alone: String = self
             .facts
             .alone
@@ -625,10 +626,16 @@ impl Core {
     pub(super) fn leave_behind(&mut self, at: usize, view: &View) {
         self.peers[at].let_go();
         let name = self.peers[at].name.clone();
+        // What was acknowledged without its word (`async`, `memsync`, or before acknowledgements waited for it) is here only,
+        // too. Nothing is on record of one that has confirmed nothing since this site is primary.
+        let confirmed = match self.facts.told_durable(&name) {
+            Lsn::ZERO => self.commit,
+            told => told.min(self.commit),
+        };
         self.facts.go_without(Alone {
             peer: name.clone(),
             since_ns: view.time_ns,
-            from_lsn: self.commit.next(),
+            from_lsn: confirmed.next(),
         });
         let with: Vec<&str> = self
             .peers
@@ -733,7 +740,16 @@ impl Core {
         });
         self.become_mirror();
         self.facts.handed = None;
+        self.somebody_took_over();
         self.save(Then::StepDown);
+    }
+
+    /// Another site is primary, and is about to connect.
+    pub(super) fn somebody_took_over(&mut self) {
+        let now = self.now;
+        for peer in &mut self.peers {
+            (peer.left, peer.trouble) = (Some(Left::ForNow(now)), None);
+        }
     }
 
     /// The role ends. To be saved by the caller.

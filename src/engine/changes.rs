@@ -89,6 +89,11 @@ impl Changes {
         chunks
     }
 
+    /// From which LSN on it is known which chunks were touched.
+    pub fn known_from(&self) -> Option<Lsn> {
+        self.spans.front().map(|span| span.first)
+    }
+
     /// The first LSN from this one on that may concern one of these chunks.
     pub fn next_touching(&self, from: Lsn, wanted: &ChunkSet) -> Lsn {
         let mut at = from;

@@ -116,6 +116,8 @@ pub struct Group {
     marks: stats::Marks,
     /// What the configuration says otherwise than the disk, beside the volumes.
     disagreements: Vec<String>,
+    /// Where the journal was found to be damaged at the start, in words.
+    damage: Option<String>,
     stopping: Option<Stopping>,
     events: VecDeque<Event>,
     outputs: Vec<Output>,

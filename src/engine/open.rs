@@ -13,7 +13,8 @@ use super::{
     Disk, File, Group, GroupConfig, Now, clients, frames, homes, questions, receive, state, stats,
 };
 use crate::base::{
-    AckMode, AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec, utc,
+    AckMode, AlignedBuf, BLOCK, ByteRange, Lsn, Op, OpKind, Role, Verified, VolumeSpec,
+    exact_bytes, utc,
 };
 use crate::core::{self, Core};
 use crate::journal::{
@@ -45,6 +46,8 @@ struct Opened {
     commit: Lsn,
     time_ns: u64,
     notes: Vec<(core::Severity, String)>,
+    /// Where the journal is damaged, in words.
+    damage: Option<String>,
     changes: Changes,
     undo: Option<FoundUndo>,
     /// An undo file lies there that nobody needs.
@@ -89,6 +92,7 @@ impl Group {
             commit,
             time_ns,
             notes,
+            damage,
             changes,
             undo,
             stale_undo,
@@ -130,6 +134,7 @@ impl Group {
             stats: stats::Stats::new(now.mono),
             marks: stats::Marks::default(),
             disagreements,
+            damage,
             stopping: None,
             events: VecDeque::new(),
             outputs: Vec::new(),
@@ -211,6 +216,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         commit: Lsn::ZERO,
         time_ns: 0,
         notes: vec![(core::Severity::Info, note)],
+        damage: None,
     })
 }
 
@@ -577,7 +583,16 @@ fn replay(
         commit,
         time_ns,
         notes,
+        damage: recovered.damage.as_ref().map(damaged),
     })
+}
+
+/// Where a journal is damaged, as a clause.
+fn damaged(damage: &journal::Damage) -> String {
+    format!(
+        "LSN {} (at byte {} of the journal) is missing although later frames show that everything up to LSN {} was committed",
+        damage.lsn, damage.offset, damage.claims
+    )
 }
 
 /// What makes it possible to go back to before a copy, if the record names something.
@@ -659,9 +674,8 @@ fn note_losses(
                 },
             );
         let text = format!(
-            "the journal is damaged: LSN {} (at byte {}) is missing although later frames show that everything up to LSN \
-             {} was committed. This site ends before it{rest}",
-            damage.lsn, damage.offset, damage.claims
+            "the journal is damaged: {}. This site ends before it{rest}",
+            damaged(damage)
         );
         notes.push((core::Severity::Error, text));
         lost = lost.max(damage.claims);
@@ -682,14 +696,16 @@ fn disagreements(config: &GroupConfig, record: &StateRecord) -> Vec<String> {
     let mut all = Vec::new();
     if config.ack != record.ack {
         all.push(format!(
-            "ack: the configuration says {}, the group runs in {}",
+            "ack: the configuration says {0}, the group runs in {1}. `ack = \"{1}\"` in the configuration settles it",
             config.ack, record.ack
         ));
     }
     if config.journal_bytes != record.journal_bytes {
         all.push(format!(
-            "journal: the configuration says {} bytes, the journal has {}",
-            config.journal_bytes, record.journal_bytes
+            "journal: the configuration says {}, the journal has {}. `journal = {}` in the configuration settles it",
+            exact_bytes(config.journal_bytes),
+            exact_bytes(record.journal_bytes),
+            record.journal_bytes
         ));
     }
     all
@@ -700,14 +716,20 @@ pub(super) fn volume_disagreements(config: &GroupConfig, volumes: &[VolumeSpec])
     let mut all = Vec::new();
     for (name, size) in &config.volumes {
         if let Some(volume) = volumes.iter().find(|v| v.name == *name && v.size != *size) {
+            let grow = if *size < volume.size {
+                " (a volume is never shrunk)".to_owned()
+            } else {
+                format!(
+                    "; or `doublure resize {} {name} {size}` grows it",
+                    config.group
+                )
+            };
             all.push(format!(
-                "volume {name}: the configuration says {size} bytes, the volume has {}{}",
-                volume.size,
-                if *size < volume.size {
-                    " (it is never shrunk)"
-                } else {
-                    " (`doublure resize` grows it)"
-                }
+                "volume {name}: the configuration says {}, the volume has {}. `size = {}` for it in the configuration settles \
+                 it{grow}",
+                exact_bytes(*size),
+                exact_bytes(volume.size),
+                volume.size
             ));
         }
     }
@@ -719,8 +741,9 @@ pub(super) fn volume_disagreements(config: &GroupConfig, volumes: &[VolumeSpec])
     if !config.volumes.is_empty() {
         for volume in volumes.iter().filter(|v| !known.contains(v.name.as_str())) {
             all.push(format!(
-                "volume {}: it exists, but the configuration does not name it",
-                volume.name
+                "volume {0}: it exists, but the configuration does not name it. A [[group.volume]] with `name = \"{0}\"` and \
+                 `size = {1}` settles it",
+                volume.name, volume.size
             ));
         }
     }

@@ -3,7 +3,7 @@
 use super::open::volume_disagreements;
 use super::{Group, LinkId, Now};
 use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance, utc};
-use crate::core::{Conflict, Mode, Peer};
+use crate::core::{Alone, Conflict, Left, Mode, Overrides, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
     PeerState, PeerStatus, TouchedRange, VolumeStatus,
@@ -53,6 +53,7 @@ impl Group {
             inconsistent: facts.inconsistent_until.is_some(),
             inconsistent_until_lsn: self.core.copy_end(),
             lost_until_lsn: self.core.lost_history().then_some(facts.floor),
+            journal_damage: self.damage.clone().filter(|_| self.core.lost_history()),
             configured_role: Some(self.config.role),
             journal: JournalStatus {
                 capacity_bytes: self.log.capacity(),
@@ -158,12 +159,20 @@ impl Group {
     fn mirror_state(&self) -> (GroupState, String) {
         let connected = self.core.upstream().map(|(name, _)| name.to_owned());
         if self.core.facts().inconsistent_until.is_some() {
+            let until_then = match self.undo.status() {
+                Some(undo) => format!(
+                    "until it ends this site can only be promoted to what it held before, LSN {} of {} (`doublure promote {} \
+                     --force inconsistent`)",
+                    undo.lsn,
+                    utc(undo.unix_seconds),
+                    self.config.group
+                ),
+                None => "not usable until it ends".to_owned(),
+            };
             let reason = match connected {
-                Some(name) => {
-                    format!("a copy from {name} is under way; not usable until it ends")
-                }
+                Some(name) => format!("a copy from {name} is under way; {until_then}"),
                 None => format!(
-                    "a copy was cut off; not usable until the primary connects and ends it. {}",
+                    "a copy was cut off, and goes on when the primary connects; {until_then}. {}",
                     self.what_keeps_the_primary_away()
                 ),
             };
@@ -179,13 +188,19 @@ impl Group {
                 ),
             ),
             None => {
-                let text = format!(
-                    "consistent up to LSN {}, and no primary is connected. {}. If no site is primary, `doublure promote {}` \
-                     makes this one",
+                let mut text = format!(
+                    "consistent up to LSN {}, and no primary is connected. {}",
                     self.core.commit(),
-                    self.what_keeps_the_primary_away(),
-                    self.config.group
+                    self.what_keeps_the_primary_away()
                 );
+                // Where it is known that somebody is primary, or which promotion to run, that is said already.
+                let peers = self.core.peers();
+                let open = |p: &Peer| self.hindrance(p) == Some(Hindrance::Unreachable);
+                if peers.is_empty() || peers.iter().any(open) {
+                    text.push_str(". If no site is primary, ");
+                    text.push_str(&Overrides::default().command(&self.config.group));
+                    text.push_str(" makes this one");
+                }
                 (GroupState::Disconnected, text)
             }
         }
@@ -200,15 +215,46 @@ impl Group {
             return "No peer is configured".into();
         };
         let why = self.hindrance(peer).unwrap_or(Hindrance::Unreachable);
-        why.sentence(&peer.name, &self.config.group)
+        why.sentence_since(&peer.name, &self.config.group, self.last_heard(peer))
     }
 
+    /// What keeps a peer from being in sync, as a sentence without its full stop.
+    fn why_away(&self, peer: &Peer) -> Option<String> {
+        let heard = self.last_heard(peer);
+        let why = self.hindrance(peer)?;
+        Some(why.sentence_since(&peer.name, &self.config.group, heard))
+    }
+
+    /// When a peer was last heard of, in words.
+    fn last_heard(&self, peer: &Peer) -> Option<String> {
+        let ago = self.now.mono.saturating_sub(peer.last_heard?);
+        let ago_ns = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX);
+        Some(utc(self.now.wall_ns.saturating_sub(ago_ns) / SECOND_NS))
+    }
+
+    /// What stands between this site and a peer. A mirror opens no links, so that it asks nobody: it knows how its primary
+    /// left.
     fn hindrance(&self, peer: &Peer) -> Option<Hindrance> {
         let follows = self
             .core
             .upstream()
             .is_some_and(|(name, _)| name == peer.name);
-        peer.hindrance().filter(|_| !follows)
+        let why = peer.hindrance().filter(|_| !follows)?;
+        let silent = matches!(why, Hindrance::Unreachable | Hindrance::Connecting);
+        if !silent || self.core.facts().role != Role::Mirror {
+            return Some(why);
+        }
+        let wrote_last = self.core.lineage().last().map(|e| e.site.as_str());
+        Some(match peer.left {
+            Some(Left::Cut) => Hindrance::CutThere,
+            Some(Left::Fenced) => Hindrance::Fenced,
+            Some(Left::Demoted) => Hindrance::DemotedThere,
+            Some(Left::ForNow(at)) if self.now.mono < at + self.config.timeout * 2 => {
+                Hindrance::Connecting
+            }
+            None if wrote_last == Some(self.config.site.as_str()) => Hindrance::DemotedHere,
+            None | Some(Left::ForNow(_)) => Hindrance::Unreachable,
+        })
     }
 
     fn serving_state(&self, site: &str) -> (GroupState, String) {
@@ -217,12 +263,11 @@ impl Group {
             let dead = self.core.peers().iter().find(|p| p.gated && p.dead);
             let peer = dead.map_or("the peer", |p| p.name.as_str());
             let why = dead
-                .and_then(Peer::hindrance)
-                .unwrap_or(Hindrance::Unreachable);
+                .and_then(|p| self.why_away(p))
+                .unwrap_or_else(|| Hindrance::Unreachable.sentence(peer, group));
             let text = format!(
-                "acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\"). {}. `doublure promote {group} \
-                 --force peer-unreachable` goes on without it",
-                why.sentence(peer, group)
+                "acknowledging nothing until {peer} is back (on_peer_loss is \"freeze\"). {why}. `doublure promote {group} \
+                 --force peer-unreachable` goes on without it"
             );
             return (GroupState::Frozen, text);
         }
@@ -233,10 +278,13 @@ impl Group {
             .find(|p| p.gated && p.streaming_link().is_none())
         {
             let text = match peer.hindrance() {
-                None | Some(Hindrance::Unreachable | Hindrance::Settling) => format!(
-                    "{} is silent; writes wait until it answers or is declared dead",
-                    peer.name
-                ),
+                None
+                | Some(Hindrance::Unreachable | Hindrance::Settling | Hindrance::Connecting) => {
+                    format!(
+                        "{} is silent; writes wait until it answers or is declared dead",
+                        peer.name
+                    )
+                }
                 Some(why) => format!(
                     "writes wait for {}. {}",
                     peer.name,
@@ -270,15 +318,15 @@ impl Group {
             } else {
                 format!("{site} and {}", names(&with))
             };
-            let why: Vec<String> = without
-                .iter()
-                .filter_map(|p| Some(p.hindrance()?.sentence(&p.name, &self.config.group)))
-                .collect();
-            let mut text = format!(
-                "writes are on {whereto}, without {}. {}",
-                names(&without),
-                why.join(". ")
-            );
+            let why: Vec<String> = without.iter().filter_map(|p| self.why_away(p)).collect();
+            let without = names(&without);
+            let nothing_yet = self.alone_status().is_none_or(|a| a.operations == 0);
+            let what = if nothing_yet {
+                format!("what is written from now on is on {whereto}, without {without}")
+            } else {
+                format!("writes are on {whereto}, without {without}")
+            };
+            let mut text = format!("{what}. {}", why.join(". "));
             if self.config.on_peer_loss == OnPeerLoss::Freeze && !facts.ever_in_sync {
                 text += "; on_peer_loss = \"freeze\" binds from the first time in sync on";
             }
@@ -323,29 +371,50 @@ impl Group {
             return None;
         }
         let alone = facts.alone.iter().min_by_key(|a| a.from_lsn)?;
-        // What was inherited, and the operations that open epochs, nobody waits for. There is an epoch for every start since.
-        let epochs = facts.lineage.epochs();
-        let opened = epochs
-            .iter()
-            .find(|e| e.alone && e.first_lsn >= alone.from_lsn);
-        let before = alone
-            .from_lsn
-            .prev()
-            .max(opened.map_or(Lsn::ZERO, |e| e.first_lsn));
+        let before = facts.alone.iter().map(|a| self.confirmed_by(a)).min()?;
         let commit = self.core.commit();
+        // Nobody waits for the operations that open epochs. There is an epoch for every start since.
+        let epochs = facts.lineage.epochs();
+        let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);
         let openings = epochs
             .iter()
             .filter(|e| e.first_lsn > before && e.first_lsn <= commit)
             .count() as u64;
+        let mut from_lsn = before.next();
+        while opens(from_lsn) {
+            from_lsn = from_lsn.next();
+        }
         Some(AloneStatus {
             peer: {
                 let all: Vec<&str> = facts.alone.iter().map(|a| a.peer.as_str()).collect();
                 all.join(" and ")
             },
             since_unix_seconds: alone.since_ns / SECOND_NS,
-            from_lsn: before.next(),
+            from_lsn,
             operations: commit.since(before) - openings,
         })
+    }
+
+    /// Up to where a peer that this site goes on without is known to hold the history, durably.
+    fn confirmed_by(&self, alone: &Alone) -> Lsn {
+        let facts = self.core.facts();
+        let peer = self.core.peers().iter().find(|p| p.name == alone.peer);
+        let told = facts.told_durable(&alone.peer);
+        let mut known = alone.from_lsn.prev();
+        if told == Lsn::ZERO {
+            // It has confirmed nothing since this site is primary.
+        } else if told < known && facts.ack != AckMode::Sync {
+            // Acknowledged without its word.
+            known = told;
+        } else if !peer.is_some_and(|p| p.needs_copy) {
+            // It is catching up. What the journal of one in the middle of a copy holds counts for nothing.
+            known = known.max(told);
+        }
+        // What it wrote itself it holds.
+        let epochs = facts.lineage.epochs();
+        let own = epochs.iter().rposition(|e| e.site == alone.peer);
+        let next = own.and_then(|at| epochs.get(at + 1));
+        known.max(next.map_or(Lsn::ZERO, |e| e.first_lsn.prev()))
     }
 
     fn fork_status(&self) -> Option<ForkStatus> {
@@ -373,6 +442,7 @@ impl Group {
                     since_unix_seconds: epoch.map(|e| e.time_ns / SECOND_NS),
                     last_write_unix_seconds: None,
                     touched_bytes: None,
+                    touched_from_lsn: None,
                     touched: Vec::new(),
                     primary: false,
                     serving: false,
@@ -380,7 +450,18 @@ impl Group {
                 }
             };
         let tail = self.core.tail();
-        let touched = self.changes.after(fork.shared, tail);
+        let known_from = self
+            .changes
+            .known_from()
+            .map_or(tail.next(), |lsn| lsn.max(first));
+        let touched = self.changes.after(known_from.prev(), tail);
+        // What opens an epoch touches nothing.
+        let epochs = self.core.lineage().epochs();
+        let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);
+        let mut told_from = known_from;
+        while told_from > first && opens(told_from.prev()) {
+            told_from = told_from.prev();
+        }
         let mut here = side(
             &self.config.site,
             tail,
@@ -392,7 +473,8 @@ impl Group {
         here.primary = self.core.facts().role == Role::Primary;
         here.serving = self.core.serving();
         here.last_write_unix_seconds = self.marks.last_write().map(|ns| ns / SECOND_NS);
-        if !touched.is_everything() {
+        here.touched_from_lsn = Some(told_from);
+        if known_from <= tail && !touched.is_everything() {
             here.touched_bytes = Some(touched.bytes(&self.volumes));
             here.touched = self.ranges_of(&touched);
         }
@@ -490,7 +572,7 @@ impl Group {
         PeerStatus {
             site: peer.name.clone(),
             state,
-            hindrance: peer.hindrance(),
+            hindrance: self.hindrance(peer),
             detail: peer
                 .refused
                 .clone()

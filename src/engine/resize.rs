@@ -8,6 +8,7 @@ use std::fmt::Write;
 use super::{DiskOp, DiskResult, File, Group, LinkId, Output, Pending};
 use crate::base::{
     ByteRange, Lsn, Message, Op, OpKind, VOLUME_MAX_BYTES, VolumeId, VolumeSpec, counted_bytes,
+    exact_bytes,
 };
 use crate::core::{Event, Peer, Severity};
 use crate::journal;
@@ -71,13 +72,16 @@ impl Group {
         };
         if size <= volume.size {
             return Err(format!(
-                "volume {name} has {} bytes and never shrinks; {size} is not more",
-                volume.size
+                "volume {name} has {} and never shrinks; {} is not more",
+                exact_bytes(volume.size),
+                exact_bytes(size)
             ));
         }
         if !size.is_multiple_of(UNIT) || size > VOLUME_MAX_BYTES {
             return Err(format!(
-                "{size} bytes cannot be: allowed is a multiple of {UNIT}, at most {VOLUME_MAX_BYTES} (1 PiB)"
+                "a volume of {} cannot be: allowed is a multiple of {UNIT} bytes, at most {}",
+                exact_bytes(size),
+                exact_bytes(VOLUME_MAX_BYTES)
             ));
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
@@ -285,8 +289,10 @@ impl Group {
     /// The home is as long as the volume is from now on.
     pub(super) fn home_grown(&mut self, lsn: Lsn, volume: &VolumeSpec) {
         let text = format!(
-            "group {}: volume {} has {} bytes now",
-            self.config.group, volume.name, volume.size
+            "group {}: volume {} has {} now",
+            self.config.group,
+            volume.name,
+            exact_bytes(volume.size)
         );
         self.log_line(Severity::Info, text);
         let mut size = 0;
@@ -299,8 +305,9 @@ impl Group {
         self.exports(open);
         if let Some(resizing) = self.resizing.take_if(|r| r.lsn == Some(lsn)) {
             let mut text = format!(
-                "volume {} has {} bytes now; clients see it when they connect again",
-                volume.name, volume.size
+                "volume {} has {} now; clients see it when they connect again",
+                volume.name,
+                exact_bytes(volume.size)
             );
             // A sparse home takes what is written to it, and no more: that is allowed, and may end in ENOSPC.
             let grown = volume.size - size.min(volume.size);

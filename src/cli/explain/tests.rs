@@ -1,9 +1,22 @@
 use super::*;
 use crate::base::Lsn;
 use crate::cli::table::tests::in_sync;
-use crate::status::{AloneStatus, TouchedRange};
+use crate::status::{TouchedRange, UndoStatus, VerifyState};
 
 const NOW: u64 = 1_795_399_152;
+
+#[test]
+fn a_damaged_journal_is_told_with_the_place() {
+    let mut group = in_state(GroupState::WaitingForPeer);
+    group.journal_damage = Some("LSN 17 (at byte 8192 of the journal) is missing".into());
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains(
+            "The journal here is damaged: LSN 17 (at byte 8192 of the journal) is missing."
+        ),
+        "{text}"
+    );
+}
 
 fn in_state(state: GroupState) -> GroupStatus {
     GroupStatus {
@@ -46,10 +59,9 @@ fn every_state_is_explained_and_whatever_is_wrong_has_a_way_out() {
     }
 }
 
-#[test]
-fn what_a_verification_found_is_explained_with_what_to_do() {
-    use crate::status::{DifferingRange, VerifyState, VerifyStatus};
-    let verify = VerifyStatus {
+/// A verification that found a block in which nothing shows who is right.
+fn verified() -> VerifyStatus {
+    VerifyStatus {
         state: VerifyState::Differs,
         primary: "clichy".into(),
         peer: "chelles".into(),
@@ -77,7 +89,12 @@ fn what_a_verification_found_is_explained_with_what_to_do() {
             unreadable_on: Vec::new(),
             repaired: false,
         }],
-    };
+    }
+}
+
+#[test]
+fn what_a_verification_found_is_explained_with_what_to_do() {
+    let verify = verified();
     let mut group = GroupStatus {
         verify: Some(verify.clone()),
         last_verify: Some(verify),
@@ -93,14 +110,43 @@ fn what_a_verification_found_is_explained_with_what_to_do() {
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
-    let text = explain("chelles", &group, NOW);
-    let command = "  doublure verify registry --repair  # on clichy\n";
-    assert!(text.contains(command), "{text}");
     // Nothing is decided: there is nothing that a repair would mend by itself.
     group.unrepaired_bytes = 4096;
     let text = explain("clichy", &group, NOW);
     assert!(!text.contains("--repair\n"), "{text}");
     assert!(text.contains("--repair --keep clichy\n"), "{text}");
+    for part in [
+        "takes ALL undecided ranges from clichy: chelles then holds there what clichy holds, right or wrong",
+        "\n  dd if=HOME iflag=direct,skip_bytes,count_bytes bs=4096 skip=8192 count=4096 status=none | xxd\n",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // One of the two is wrong: that is not where the clients should go.
+    group.peers[0].state = PeerState::InSync;
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("switchover"), "{text}");
+    // The roles have changed since: who is primary now compares.
+    let text = explain("chelles", &group, NOW);
+    assert!(
+        text.contains("  doublure verify registry --repair --keep clichy\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_mirror_offers_verification_where_it_is_not_refused() {
+    let mut group = GroupStatus {
+        unrepaired_bytes: 8192,
+        role: Role::Mirror,
+        ..in_state(GroupState::Following)
+    };
+    group.peers[0].site = "clichy".into();
+    group.last_verify = Some(verified());
+    let text = explain("chelles", &group, NOW);
+    assert!(
+        text.contains("  doublure verify registry --repair  # on clichy\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -118,12 +164,15 @@ fn what_is_on_one_site_only_is_counted() {
         "{text}"
     );
     assert!(
-        text.contains("start chelles, or mend the network"),
+        text.contains("start chelles (restart it if it hangs), or mend the network"),
         "{text}"
     );
     for (count, expected) in [
         (0, "Nothing was acknowledged on this site only yet"),
-        (1, "1 acknowledged operation is on this site only"),
+        (
+            1,
+            "1 acknowledged operation is on this site only, as far as is known",
+        ),
     ] {
         group.alone.as_mut().expect("just set").operations = count;
         let text = explain("clichy", &group, NOW);
@@ -143,6 +192,7 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         since_unix_seconds: Some(NOW - 3600),
         last_write_unix_seconds: (site == "clichy").then_some(NOW),
         touched_bytes: (site == "clichy").then_some(3 << 20),
+        touched_from_lsn: (site == "clichy").then_some(Lsn(101)),
         touched: Vec::from_iter((site == "clichy").then(|| TouchedRange {
             volume: "data".into(),
             offset: 1 << 20,
@@ -161,7 +211,8 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     for part in [
         "the same history up to LSN 100",
         "clichy wrote 40 operations (LSN 101 to 140), of which it may have acknowledged 39",
-        "in chunks of 3.0 MiB in all; it serves nobody now",
+        "; it serves nobody now\n",
+        "it wrote nowhere but in these 3.0 MiB, and perhaps not in all of them (whole chunks of 256.0 KiB):\n",
         "the last at 2026-11-23 01:59:12 UTC",
         "data at byte 1,048,576, 2.0 MiB",
         "and 1.0 MiB more",
@@ -186,7 +237,7 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     let text = explain("clichy", &group, NOW);
     assert!(!text.contains("doublure resolve"), "{text}");
     assert!(
-        text.contains("  start chelles, or mend the network"),
+        text.contains("  start chelles (restart it if it hangs), or mend the network"),
         "{text}"
     );
 }
@@ -229,7 +280,102 @@ fn a_peer_is_started_only_if_it_does_not_answer_whatever_the_state() {
         );
         let silent = kept_apart_by(state, Hindrance::Unreachable);
         assert!(silent.contains("start chelles"), "{silent}");
+        let there = kept_apart_by(state, Hindrance::Connecting);
+        assert!(!there.contains("start chelles"), "{there}");
     }
+}
+
+#[test]
+fn a_mirror_whose_primary_was_demoted_is_offered_both_promotions_and_none_by_force() {
+    for demoted in [Hindrance::DemotedHere, Hindrance::DemotedThere] {
+        let text = kept_apart_by(GroupState::Disconnected, demoted);
+        assert!(!text.contains("start chelles"), "{text}");
+        assert!(!text.contains("--force"), "{text}");
+        assert!(text.contains("\n  doublure promote registry\n"), "{text}");
+        assert!(
+            text.contains("\n  doublure promote registry  # on chelles\n"),
+            "{text}"
+        );
+        assert_eq!(text.matches("  doublure promote").count(), 2, "{text}");
+    }
+}
+
+#[test]
+fn a_mirror_of_a_fenced_primary_is_offered_the_promotion_that_is_not_refused() {
+    let text = kept_apart_by(GroupState::Disconnected, Hindrance::Fenced);
+    assert!(!text.contains("\n  doublure promote registry\n"), "{text}");
+    assert!(!text.contains("start chelles,"), "{text}");
+    for part in [
+        "\n  doublure promote registry --force peer-unreachable\n",
+        "mend the disk of chelles",
+        "chelles acknowledges nothing any more since its disk failed",
+    ] {
+        assert!(text.contains(part), "{part} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn just_after_a_switchover_there_is_nothing_but_to_wait() {
+    let text = kept_apart_by(GroupState::Disconnected, Hindrance::Connecting);
+    assert!(!text.contains("promote"), "{text}");
+    assert!(text.contains("doublure status registry --watch"), "{text}");
+}
+
+#[test]
+fn a_mirror_in_the_middle_of_a_copy_says_what_it_can_go_back_to() {
+    let mut group = in_state(GroupState::Inconsistent);
+    group.peers[0].hindrance = Some(Hindrance::Copying);
+    let text = explain("clichy", &group, NOW);
+    assert!(text.contains("nobody may use them before"), "{text}");
+    group.undo = Some(UndoStatus {
+        lsn: Lsn(77),
+        unix_seconds: NOW,
+        file_bytes: 0,
+    });
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("nobody may use them"), "{text}");
+    let command = "`doublure promote registry --force inconsistent,peer-unreachable` serves that, up to LSN 77, written \
+                   2026-11-23 01:59:12 UTC";
+    assert!(text.contains(command), "{text}");
+}
+
+#[test]
+fn where_a_side_of_a_fork_wrote_is_told_as_far_as_it_is_known() {
+    let mut side = ForkSide {
+        site: "clichy".into(),
+        first_lsn: Lsn(13),
+        last_lsn: Lsn(14),
+        operations: 1,
+        acknowledged_operations: 1,
+        since_unix_seconds: None,
+        last_write_unix_seconds: None,
+        touched_bytes: None,
+        touched_from_lsn: Some(Lsn(15)),
+        touched: Vec::new(),
+        primary: true,
+        serving: true,
+        kept_from_lsn: Some(Lsn(13)),
+    };
+    let text = side_text(&side);
+    assert!(
+        text.starts_with(
+            "clichy wrote 1 operation (LSN 13 to 14, one of which opens an epoch and wrote nothing)"
+        ),
+        "{text}"
+    );
+    let text = where_text(&side).expect("something");
+    assert!(
+        text.starts_with("where it wrote is not known any more"),
+        "{text}"
+    );
+    (side.touched_bytes, side.touched_from_lsn) = (Some(1 << 20), Some(Lsn(14)));
+    let text = where_text(&side).expect("something");
+    let part = "where it wrote before LSN 14 is not known any more; from there on it wrote nowhere \
+                but in these 1.0 MiB";
+    assert!(text.starts_with(part), "{text}");
+    side.touched_from_lsn = Some(Lsn(13));
+    let text = where_text(&side).expect("something");
+    assert!(text.starts_with("it wrote nowhere but in these"), "{text}");
 }
 
 #[test]
@@ -268,6 +414,12 @@ fn the_link_is_told_of_and_not_the_peer_that_says_nothing() {
         "{text}"
     );
     assert!(!text.contains("chelles says"), "{text}");
+    group.peers[0].detail = "the link to chelles ended: broken".into();
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains("\nThe link to chelles ended: broken.\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -314,9 +466,13 @@ fn a_site_without_space_is_named_with_since_when_and_how_much_is_needed() {
     group.space_left_bytes = Some(300 << 20);
     let text = explain("clichy", &group, NOW);
     assert!(
-        text.contains("Space for the homes on clichy is nearly out: 300.0 MiB are left"),
+        text.contains(
+            "Space for the homes on clichy is nearly out: 300.0 MiB may still be promised"
+        ),
         "{text}"
     );
+    assert!(text.contains("\n  free space on clichy"), "{text}");
+    assert!(!text.contains("nothing to do"), "{text}");
     group.no_space = true;
     group.full_sites = vec!["clichy".into()];
     group.full_since_unix_seconds = Some(NOW);
@@ -330,6 +486,12 @@ fn a_site_without_space_is_named_with_since_when_and_how_much_is_needed() {
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
+    assert!(!text.contains("Nothing is missing"), "{text}");
+    // A full site is not where the clients should go.
+    assert!(text.contains("doublure switchover"), "{text}");
+    group.full_sites = vec!["chelles".into()];
+    let text = explain("clichy", &group, NOW);
+    assert!(!text.contains("switchover"), "{text}");
     let text = kept_apart_by(GroupState::Alone, Hindrance::NoSpace);
     assert!(text.contains("\n  free space on chelles"), "{text}");
 }

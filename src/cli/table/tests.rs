@@ -49,6 +49,7 @@ pub fn in_sync() -> GroupStatus {
         inconsistent: false,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
+        journal_damage: None,
         configured_role: None,
         journal: JournalStatus {
             capacity_bytes: GIB,
@@ -293,6 +294,106 @@ fn a_new_group_that_never_met_its_peer_claims_nothing_about_it() {
     insta::assert_snapshot!(text);
 }
 
+#[test]
+fn a_mirror_that_can_go_back_says_to_what_and_with_which_command() {
+    let mut status = mirror();
+    status.inconsistent = true;
+    status.undo = Some(crate::status::UndoStatus {
+        lsn: Lsn(77),
+        unix_seconds: NOW,
+        file_bytes: 0,
+    });
+    let text = group(&status, &layout());
+    fits_80_columns(&text);
+    let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(!flat.contains("full copy"), "{flat}");
+    let part = "LSN 77 of 2026-11-23 01:59:12 UTC: `doublure promote registry --force inconsistent` goes back to it.";
+    assert!(flat.contains(part), "{flat}");
+}
+
+#[test]
+fn what_is_wrong_stands_beside_a_state_that_is_as_it_should_be() {
+    let mut status = in_sync();
+    status.healthy = false;
+    status.no_space = true;
+    status.full_sites = vec!["chelles".to_owned()];
+    status.unrepaired_bytes = 4096;
+    let text = group(&status, &layout());
+    let first = text.lines().next().expect("a line");
+    assert!(first.contains("SERVING, NO SPACE, SITES DIFFER"), "{first}");
+}
+
+#[test]
+fn a_mirror_says_where_a_verification_is_to_be_asked_for() {
+    use crate::status::VerifyStatus;
+    let mut status = mirror();
+    status.unrepaired_bytes = 4096;
+    status.last_verify = Some(VerifyStatus {
+        state: VerifyState::Differs,
+        primary: "clichy".to_owned(),
+        peer: "chelles".to_owned(),
+        repair: false,
+        keep: None,
+        scrub: true,
+        began_unix_seconds: NOW - 60,
+        ended_unix_seconds: Some(NOW - 30),
+        lsn: Some(Lsn(77)),
+        seconds: 30.0,
+        eta_seconds: None,
+        done_bytes: GIB,
+        total_bytes: GIB,
+        differing_bytes: 4096,
+        wrong_on_primary_bytes: 4096,
+        wrong_on_peer_bytes: 0,
+        undecided_bytes: 0,
+        unreadable_bytes: 0,
+        repaired_bytes: 0,
+        differing: Vec::new(),
+    });
+    let told = |status: &GroupStatus| {
+        let text = group(status, &layout()).replace("\n    ", " ");
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let text = told(&status);
+    assert!(
+        text.contains("`doublure verify registry --repair` on clichy mends"),
+        "{text}"
+    );
+    status.role = Role::Primary;
+    let text = told(&status);
+    assert!(
+        text.contains("`doublure verify registry --repair` mends"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_next_verification_is_announced_unless_one_is_under_way() {
+    let mut status = in_sync();
+    status.next_scrub_unix_seconds = Some(NOW + 60);
+    let text = group(&status, &layout());
+    assert!(
+        text.contains("the next verification begins by itself at 2026-11-23 02:00:12 UTC"),
+        "{text}"
+    );
+    status.next_scrub_unix_seconds = Some(NOW - 60);
+    let text = group(&status, &layout());
+    assert!(text.contains("a verification is due"), "{text}");
+    // The primary begins it.
+    status.role = Role::Mirror;
+    let text = group(&status, &layout());
+    assert!(!text.contains("a verification is due"), "{text}");
+}
+
+#[test]
+fn a_site_names_the_group_that_its_configuration_does_not() {
+    let mut status = site_of("clichy", Vec::new());
+    status.notes =
+        vec!["/data/registry holds a group that the configuration does not name".to_owned()];
+    let text = site(&status, &layout());
+    assert!(text.contains("! /data/registry holds a group"), "{text}");
+}
+
 fn site_of(name: &str, groups: Vec<GroupStatus>) -> SiteStatus {
     SiteStatus {
         site: name.to_owned(),
@@ -300,6 +401,7 @@ fn site_of(name: &str, groups: Vec<GroupStatus>) -> SiteStatus {
         uptime_seconds: 273_612,
         groups,
         shards: Vec::new(),
+        notes: Vec::new(),
     }
 }
 

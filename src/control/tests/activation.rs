@@ -52,6 +52,7 @@ async fn child(dir: &Path, nbd: Vec<Listener>) {
         vec![member("registry", 0)],
         vec![shard.post],
         Vec::new(),
+        Vec::new(),
     );
     let mut site = Site::new(shards, vec![shard.events]);
     let listeners = Listeners {

@@ -38,6 +38,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         inconsistent: false,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
+        journal_damage: None,
         configured_role: None,
         journal: JournalStatus {
             capacity_bytes: 1 << 30,
@@ -100,6 +101,7 @@ pub fn site_status(groups: Vec<GroupStatus>) -> SiteStatus {
         uptime_seconds: 61,
         groups,
         shards: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
@@ -200,6 +202,7 @@ pub fn shards(fakes: Vec<FakeShard>) -> Shards {
         "clichy",
         members,
         fakes.into_iter().map(|f| f.post).collect(),
+        Vec::new(),
         Vec::new(),
     );
     for name in shards.members().keys() {

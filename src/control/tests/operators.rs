@@ -248,7 +248,7 @@ fn site(fakes: Vec<FakeShard>, outcomes: Vec<Result<(), String>>) -> (Site, Shar
     let names = ["registry", "archive", "tax"];
     let (posts, events): (Vec<_>, Vec<_>) = fakes.into_iter().map(|f| (f.post, f.events)).unzip();
     let members = (0..posts.len()).map(|i| member(names[i], i)).collect();
-    let shards = Shards::new("clichy", members, posts, Vec::new());
+    let shards = Shards::new("clichy", members, posts, Vec::new(), Vec::new());
     let opening = outcomes.into_iter().zip(names).map(|(outcome, name)| {
         let (tx, done) = oneshot::channel();
         tx.send(outcome).unwrap();

@@ -205,7 +205,13 @@ async fn a_group_that_asks_for_a_connection_gets_it_or_the_reason() {
     let mut group = member("registry", 0);
     let address = chelles.local_addr().unwrap().to_string();
     group.addresses.insert("chelles".to_owned(), address);
-    let shards = Shards::new("clichy", vec![group], vec![fake.post], Vec::new());
+    let shards = Shards::new(
+        "clichy",
+        vec![group],
+        vec![fake.post],
+        Vec::new(),
+        Vec::new(),
+    );
     let mut site = Site::new(shards, vec![fake.events]);
     let voice = fake.voice;
     let connect = |peer: &str| {

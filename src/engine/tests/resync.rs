@@ -679,6 +679,17 @@ fn what_the_journal_still_holds_of_a_fork_is_kept() {
         assert!(held > fork.sides[side].first_lsn);
         assert_eq!(fork.sides[side].kept_from_lsn, Some(held));
     }
+    // Where it wrote is known as far as recovery has seen its journal, and what is not known is not called nothing.
+    let side = sim.status(0).fork.expect("a fork").sides.remove(0);
+    let known = side.touched_from_lsn.expect("told of this site");
+    assert!(known > side.first_lsn, "{side:?}");
+    assert_eq!(
+        side.touched_bytes.is_some(),
+        known <= side.last_lsn,
+        "{side:?}"
+    );
+    let other = sim.status(0).fork.expect("a fork").sides.remove(1);
+    assert_eq!((other.touched_from_lsn, other.touched_bytes), (None, None));
     let held = sim.status(0).journal.first_lsn;
     let discard = "a".to_owned();
     let id = sim.command(1, Command::Resolve { discard });
@@ -750,7 +761,7 @@ fn a_volume_grows_on_both_sites_and_what_is_there_stays() {
     let id = sim.command(0, resize(2 * VOLUME));
     sim.settle();
     let answer = sim.answers[&id].clone().unwrap();
-    assert!(answer.contains("2097152 bytes now"), "{answer}");
+    assert!(answer.contains("2.0 MiB (2,097,152 bytes) now"), "{answer}");
     sim.pass(Duration::from_secs(1));
     for at in [0, 1] {
         assert_eq!(sim.status(at).volumes[0].size_bytes, 2 * VOLUME);
@@ -799,7 +810,8 @@ fn a_volume_that_grows_beyond_the_space_there_is_tells_so_and_where_the_configur
         assert!(answer.contains(&left), "{answer}");
         sim.pass(Duration::from_secs(1));
         let told = sim.status(at).disagreements;
-        let size = "volume v: the configuration says 1048576 bytes, the volume has 2097152";
+        let size = "volume v: the configuration says 1.0 MiB (1,048,576 bytes), the volume has 2.0 MiB (2,097,152 bytes). `size \
+                    = 2097152` for it";
         assert!(told.len() == 1 && told[0].starts_with(size), "{told:?}");
         assert!(sim.status(1 - at).disagreements.len() <= 1);
     }
@@ -818,7 +830,10 @@ fn a_volume_grows_nowhere_if_it_cannot_grow_everywhere() {
     let text = refused(&mut sim, "v", 2 * VOLUME);
     assert!(text.contains("b cannot hold the new size"), "{text}");
     let text = refused(&mut sim, "v", VOLUME / 2);
-    assert!(text.contains("never shrinks"), "{text}");
+    assert!(
+        text.contains("1.0 MiB (1,048,576 bytes) and never shrinks"),
+        "{text}"
+    );
     let text = refused(&mut sim, "w", 2 * VOLUME);
     assert!(text.contains("no volume 'w'; it has v"), "{text}");
     let text = refused(&mut sim, "v", 2 * VOLUME + 1);

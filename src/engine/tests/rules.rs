@@ -584,6 +584,11 @@ fn a_primary_with_a_damaged_journal_and_no_peer_serves_nobody() {
         "{}",
         status.reason
     );
+    let damage = status.journal_damage.expect("it is told where");
+    assert!(
+        damage.contains(&format!("(at byte {place} of the journal) is missing")),
+        "{damage}"
+    );
 }
 
 #[test]
@@ -1199,4 +1204,199 @@ fn a_mirror_promoted_beside_a_replaced_primary_copies_to_it_under_freeze() {
     assert!(sim.attach(1), "{}", sim.logs());
     let [a, b] = sim.homes();
     assert!(a == b, "the homes differ");
+}
+
+/// The peer is silent, and what was in flight then is acknowledged without it.
+#[test]
+fn a_write_that_was_in_flight_when_the_peer_went_silent_counts_as_here_only() {
+    for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
+        let mut sim = pair(ack, OnPeerLoss::Continue);
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.settle();
+        sim.cut();
+        let before = sim.acked;
+        sim.write(0, ByteRange::new(4096, 4096), false);
+        sim.pass(Duration::from_secs(8));
+        assert_eq!(sim.acked, before + 1, "{ack}: {}", sim.logs());
+        let alone = sim.status(0).alone.expect("alone");
+        assert_eq!(alone.operations, 1, "{ack}: {alone:?}");
+        let reason = sim.status(0).reason;
+        assert!(
+            reason.contains("writes are on a only, without b"),
+            "{ack}: {reason}"
+        );
+        // It is on record.
+        sim.kill(0);
+        sim.start(0).expect("a restart");
+        sim.pass(Duration::from_secs(8));
+        assert_eq!(sim.status(0).alone.expect("alone"), alone, "{ack}");
+        assert!(sim.attach(0), "{}", sim.logs());
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.pass(Duration::from_secs(1));
+        assert_eq!(sim.status(0).alone.expect("alone").operations, 2, "{ack}");
+    }
+}
+
+#[test]
+fn nothing_is_counted_that_the_peer_confirmed_or_wrote_itself() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..5 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.kill(1);
+    sim.pass(Duration::from_secs(1));
+    let status = sim.status(0);
+    assert_eq!(status.alone.expect("alone").operations, 0);
+    assert!(
+        status
+            .reason
+            .starts_with("what is written from now on is on a only, without b"),
+        "{}",
+        status.reason
+    );
+
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    for n in 0..5 {
+        sim.write(0, ByteRange::new(n * 4096, 4096), false);
+        sim.settle();
+    }
+    sim.kill(0);
+    sim.promote(1).expect("promoted");
+    assert_eq!(sim.status(1).alone.expect("alone").operations, 0);
+    assert!(sim.attach(1));
+    sim.write(1, ByteRange::new(0, 4096), false);
+    sim.settle();
+    assert_eq!(sim.status(1).alone.expect("alone").operations, 1);
+}
+
+#[test]
+fn what_is_on_one_site_only_gets_less_while_the_peer_catches_up() {
+    let mut sim = in_situation(AckMode::Sync, CatchingUp);
+    let before = sim.status(0).alone.expect("alone").operations;
+    assert!(before >= 40, "{before}");
+    sim.hold_disk(1, false);
+    sim.pass_until(Duration::from_secs(10), move |sim| {
+        sim.status(0).alone.is_none_or(|a| a.operations < before)
+    });
+    sim.heal();
+    assert_eq!(sim.status(0).alone, None);
+}
+
+/// What this site says of the other one.
+fn hindrance(sim: &mut Sim, at: usize) -> Option<Hindrance> {
+    sim.status(at).peers[0].hindrance
+}
+
+#[test]
+fn after_a_demotion_both_sites_say_so_and_which_promotions_there_are() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.command(0, Command::Demote);
+    sim.pass(Duration::from_secs(3));
+    for (at, why) in [(0, Hindrance::DemotedHere), (1, Hindrance::DemotedThere)] {
+        assert_eq!(hindrance(&mut sim, at), Some(why), "{}", sim.logs());
+        let reason = sim.status(at).reason;
+        let other = ["b", "a"][at];
+        let both = format!(
+            "`doublure promote g` makes this site the primary, `doublure promote g` on {other} that one"
+        );
+        assert!(reason.contains(&both), "{reason}");
+        assert!(!reason.contains("start "), "{reason}");
+    }
+    // It is so after a restart, too.
+    sim.kill(0);
+    sim.start(0).expect("a restart");
+    sim.pass(Duration::from_secs(1));
+    assert_eq!(hindrance(&mut sim, 0), Some(Hindrance::DemotedHere));
+    sim.command(1, Command::Promote { force: Vec::new() });
+    sim.pass(Duration::from_secs(5));
+    assert_eq!(sim.status(0).state, GroupState::Following);
+    assert_eq!(hindrance(&mut sim, 0), None);
+    // What the other one was counts no more.
+    sim.command(1, Command::Demote);
+    sim.pass(Duration::from_secs(3));
+    assert_eq!(hindrance(&mut sim, 1), Some(Hindrance::DemotedHere));
+    assert_eq!(hindrance(&mut sim, 0), Some(Hindrance::DemotedThere));
+}
+
+#[test]
+fn a_mirror_whose_primary_s_operator_cut_the_link_says_where_it_is_mended() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.command(0, Command::Disconnect);
+    sim.pass(Duration::from_secs(3));
+    assert_eq!(hindrance(&mut sim, 1), Some(Hindrance::CutThere));
+    let reason = sim.status(1).reason;
+    assert!(reason.contains("`doublure connect g` on a"), "{reason}");
+    assert!(!reason.contains("start a"), "{reason}");
+    sim.command(0, Command::Connect);
+    sim.heal();
+    sim.kill(0);
+    sim.pass(Duration::from_secs(8));
+    let status = sim.status(1);
+    assert_eq!(status.peers[0].hindrance, Some(Hindrance::Unreachable));
+    let told = format!("{} {}", status.reason, status.peers[0].detail);
+    assert!(!told.contains("cut the link"), "{told}");
+    assert!(status.reason.contains("a does not answer since "), "{told}");
+}
+
+#[test]
+fn a_mirror_of_a_fenced_primary_says_that_its_disk_failed_and_so_does_a_promotion() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.sites[0].disk.fail_next_journal_write = true;
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(2));
+    assert_eq!(sim.status(0).state, GroupState::Fenced);
+    assert_eq!(
+        hindrance(&mut sim, 1),
+        Some(Hindrance::Fenced),
+        "{}",
+        sim.logs()
+    );
+    let reason = sim.status(1).reason;
+    assert!(reason.contains("mend the disk of a"), "{reason}");
+    let id = sim.command(1, Command::Promote { force: Vec::new() });
+    sim.pass(Duration::from_secs(8));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(
+        refused.starts_with("a answers, but its disk failed"),
+        "{refused}"
+    );
+    assert!(!refused.contains("cannot be reached"), "{refused}");
+    assert!(
+        refused.contains("`doublure promote g --force peer-unreachable` goes on without it"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn after_a_switchover_nobody_is_to_be_started() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let id = sim.command(0, Command::Switchover);
+    // At any moment of it.
+    for _ in 0..400 {
+        for at in [0, 1] {
+            let why = hindrance(&mut sim, at);
+            assert_ne!(why, Some(Hindrance::Unreachable), "{}", sim.logs());
+            assert_ne!(why, Some(Hindrance::DemotedHere), "{}", sim.logs());
+        }
+        if !sim.step() {
+            sim.pass(Duration::from_millis(1));
+        }
+    }
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    assert_eq!(sim.status(0).state, GroupState::Following);
+}
+
+#[test]
+fn a_peer_that_accepts_connections_and_says_nothing_does_not_answer() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.hang(1);
+    sim.write(0, ByteRange::new(0, 4096), false);
+    for _ in 0..20 {
+        sim.pass(Duration::from_secs(1));
+        let why = hindrance(&mut sim, 0);
+        assert_ne!(why, Some(Hindrance::Settling), "{}", sim.logs());
+    }
+    let reason = sim.status(0).reason;
+    assert!(reason.contains("b does not answer since 2023-"), "{reason}");
 }

@@ -190,6 +190,8 @@ pub struct Sim {
     pub connected: bool,
     /// Nothing reaches these or comes from them.
     pub isolated: BTreeSet<usize>,
+    /// Their machines accept connections, and their processes do nothing.
+    hung: BTreeSet<usize>,
     wires: BTreeMap<LinkId, Wire>,
     next_link: u64,
     client: ClientId,
@@ -288,6 +290,7 @@ impl Sim {
             record: Record::default(),
             connected: true,
             isolated: BTreeSet::new(),
+            hung: BTreeSet::new(),
             wires: BTreeMap::new(),
             next_link: 1,
             client: ClientId(1),
@@ -350,8 +353,16 @@ impl Sim {
         self.kill(at);
     }
 
+    /// The process stops, as by SIGSTOP, and its machine does not.
+    pub fn hang(&mut self, at: usize) {
+        self.hung.insert(at);
+    }
+
     pub fn input(&mut self, at: usize, input: Input) {
         let now = self.time();
+        if self.hung.contains(&at) {
+            return;
+        }
         if let Some(group) = self.sites[at].group.as_mut() {
             group.handle(now, input);
             group.finish_batch(now);
@@ -536,7 +547,9 @@ impl Sim {
     fn due(&self) -> Option<Duration> {
         self.sites
             .iter()
-            .filter_map(|s| s.group.as_ref().and_then(Group::deadline))
+            .enumerate()
+            .filter(|(at, _)| !self.hung.contains(at))
+            .filter_map(|(_, s)| s.group.as_ref().and_then(Group::deadline))
             .min()
     }
 

@@ -122,6 +122,9 @@ fn a_mirror_promoted_in_the_middle_of_a_copy_goes_back_to_what_it_held() {
                 continue; // all of it was on its way already
             }
             let point = sim.status(1).undo.expect("there is a way back").lsn;
+            let reason = sim.status(1).reason;
+            let told = format!("can only be promoted to what it held before, LSN {point} of 2023-");
+            assert!(reason.contains(&told), "{reason}");
             let refused = promote(&mut sim, &[Force::PeerUnreachable]).unwrap_err();
             let there = format!("goes back to that: to LSN {point}");
             assert!(refused.contains(&there), "{refused}");
