@@ -9,7 +9,6 @@ use tokio::sync::oneshot;
 use super::budget::Budget;
 use super::disk::Files;
 use super::log::Log;
-use super::writer::HomeWriter;
 use crate::engine::{Command, Disk, Group, GroupConfig, Input, Now, Output};
 use crate::status::GroupStatus;
 
@@ -96,8 +95,6 @@ pub struct Slot<M> {
     pub files: Option<Files>,
     /// It got inputs since its last batch ended.
     pub touched: bool,
-    /// Writes to the homes; the thread is started with the first.
-    pub writer: Option<HomeWriter>,
     /// Disk requests on the ring, and with threads.
     pub jobs: usize,
     /// Connections, of clients and links, that are not gone.
@@ -118,7 +115,6 @@ impl<M: Machine> Slot<M> {
             machine: Some(machine),
             files: Some(files),
             touched: false,
-            writer: None,
             jobs: 0,
             connections: 0,
             memory,

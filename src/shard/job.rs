@@ -60,21 +60,17 @@ pub enum Begun {
 pub fn begin(files: &mut Files, op: DiskOp) -> Begun {
     match plan(files, op) {
         Ok(Plan::Answer(result)) => Begun::Answer(result),
-        Ok(Plan::Work(file, work)) => Job { file, work }.begun(),
+        Ok(Plan::Work(file, work)) => {
+            let mut job = Job { file, work };
+            match job.next(None) {
+                Next::Submit(op) => Begun::Job(job, op),
+                Next::Done(result) => Begun::Answer(result),
+            }
+        }
         Ok(Plan::Home(file, offset, data)) => Begun::Home(file, offset, data),
         Ok(Plan::Slow(work)) => Begun::Slow(work),
         Err(failure) => Begun::Answer(failed(failure)),
     }
-}
-
-/// A write to a home on the ring after all.
-pub fn begin_on_ring(file: Arc<Handle>, offset: u64, data: Bytes) -> Begun {
-    let work = Work::Write {
-        offset,
-        data,
-        durable: false,
-    };
-    Job { file, work }.begun()
 }
 
 /// Does it, wherever it is called.
@@ -99,7 +95,7 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             offset,
             data,
             durable: false,
-        } => return Ok(Plan::Home(files.handle(file)?.clone(), offset, data)),
+        } if !data.is_empty() => return Ok(Plan::Home(files.handle(file)?.clone(), offset, data)),
         DiskOp::Write {
             file,
             offset,
@@ -163,11 +159,21 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
 }
 
 impl Job {
-    fn begun(mut self) -> Begun {
-        match self.next(None) {
-            Next::Submit(op) => Begun::Job(self, op),
-            Next::Done(result) => Begun::Answer(result),
-        }
+    /// A write of something.
+    ///
+    /// # Panics
+    /// If it is nothing.
+    pub fn write(file: Arc<Handle>, offset: u64, data: Bytes) -> (Job, Op) {
+        let work = Work::Write {
+            offset,
+            data,
+            durable: false,
+        };
+        let mut job = Job { file, work };
+        let Next::Submit(op) = job.next(None) else {
+            panic!("a write of nothing");
+        };
+        (job, op)
     }
 
     /// Goes on after an operation, with its buffer and what came of it.

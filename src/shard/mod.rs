@@ -10,7 +10,7 @@
 //! | `reactor` | the loop, and what belongs together in it |
 //! | `group` | a group with its files and its clock |
 //! | `disk`, `job` | a group's files: creation and blocking access; requests on the ring |
-//! | `writer` | writes to homes, by a thread for each group |
+//! | `writer` | writes to homes, by threads of their own |
 //! | `stream` | a socket's queue and its operations |
 //! | `client`, `link` | a stream with NBD's codec, a stream with the link's |
 //! | `budget` | memory that clients may make the shard hold |

@@ -27,7 +27,7 @@ use super::link::Link;
 use super::ring::{Done, Op, ReadBuf, Ring};
 use super::stats::Counters;
 use super::stream::Stream;
-use super::writer::{HomeWrite, HomeWriter};
+use super::writer::{HomeWrite, HomeWriter, HomeWritten};
 use super::{FromShard, ToShard};
 use crate::engine::{ClientId, Command, DiskId, DiskOp, DiskResult, Input, LinkId, Now, Output};
 
@@ -131,8 +131,7 @@ pub struct Reactor<M> {
     serial: u64,
     /// Groups with inputs since their last batch.
     touched: Vec<usize>,
-    /// Groups with writes to homes to be handed over.
-    writing: Vec<usize>,
+    homes: HomeWriter,
     /// Connections to look after before the turn ends.
     clients_due: Vec<usize>,
     links_due: Vec<usize>,
@@ -172,6 +171,7 @@ impl<M: Machine> Reactor<M> {
         counters: Arc<Counters>,
     ) -> io::Result<Reactor<M>> {
         let clock = Clock::start();
+        let homes = HomeWriter::new(postbox.bell.clone());
         Ok(Reactor {
             limits,
             ring: Ring::new()?,
@@ -188,7 +188,7 @@ impl<M: Machine> Reactor<M> {
             jobs: Slab::new(),
             serial: 0,
             touched: Vec::new(),
-            writing: Vec::new(),
+            homes,
             clients_due: Vec::new(),
             links_due: Vec::new(),
             outputs: Vec::new(),
@@ -423,13 +423,14 @@ impl<M: Machine> Reactor<M> {
             Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
             Begun::Job(job, op) => self.run_job(group, id, job, op),
             Begun::Home(file, offset, data) => {
-                let write = HomeWrite {
+                self.groups[group].jobs += 1;
+                self.homes.push(HomeWrite {
+                    group,
                     id,
                     file,
                     offset,
                     data,
-                };
-                self.write_home(group, write);
+                });
             }
             Begun::Slow(work) => self.do_slowly(group, id, work),
         }
@@ -441,59 +442,24 @@ impl<M: Machine> Reactor<M> {
         self.ring.push(Token::Disk(key), op);
     }
 
-    fn write_home(&mut self, group: usize, write: HomeWrite) {
-        let slot = &mut self.groups[group];
-        if slot.writer.is_none() {
-            let bell = self.postbox.bell.clone();
-            slot.writer = HomeWriter::start(&slot.name, bell).ok();
-        }
-        match &mut slot.writer {
-            Some(writer) => {
-                writer.push(write);
-                slot.jobs += 1;
-                self.writing.push(group);
-            }
-            None => self.write_home_on_ring(group, write),
-        }
-    }
-
-    /// There is no thread for it: slower, but it is written.
-    fn write_home_on_ring(&mut self, group: usize, write: HomeWrite) {
-        let HomeWrite {
-            id,
-            file,
-            offset,
-            data,
-        } = write;
-        match job::begin_on_ring(file, offset, data) {
-            Begun::Job(job, op) => self.run_job(group, id, job, op),
-            Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
-            Begun::Home(..) | Begun::Slow(_) => unreachable!("it is for the ring"),
-        }
-    }
-
-    /// The batches of this turn go to their threads.
+    /// The batch of this turn goes to the threads; without any, to the ring: slower, but it is written.
     fn hand_over_home_writes(&mut self) {
-        for group in mem::take(&mut self.writing) {
-            let Some(slot) = self.groups.get_mut(group) else {
-                continue;
-            };
-            let refused = slot.writer.as_mut().map(HomeWriter::hand_over);
-            for write in refused.unwrap_or_default() {
-                self.groups[group].jobs -= 1;
-                self.write_home_on_ring(group, write);
-            }
+        for write in self.homes.hand_over() {
+            let HomeWrite {
+                group,
+                id,
+                file,
+                offset,
+                data,
+            } = write;
+            let (job, op) = Job::write(file, offset, data);
+            self.groups[group].jobs -= 1;
+            self.run_job(group, id, job, op);
         }
     }
 
     fn collect_home_writes(&mut self) {
-        let mut done = Vec::new();
-        for (group, slot) in &self.groups {
-            if let Some(writer) = &slot.writer {
-                done.extend(writer.take_done().into_iter().map(|(id, r)| (group, id, r)));
-            }
-        }
-        for (group, id, result) in done {
+        for HomeWritten { group, id, result } in self.homes.take_done() {
             self.request_done(group, id, result);
         }
     }

@@ -1,19 +1,21 @@
-//! Writes to the homes of a group, by a thread of its own.
+//! Writes to the homes, by threads of their own.
 //!
 //! A write to the page cache is a few microseconds of work that may block all the same, so that the ring hands each one to a
-//! kernel thread and wakes the shard for each that is done. Nobody waits for them as long as there is room for more. So they
-//! go to a thread in batches, one for each turn of the shard, and what was done is told once it is much, or has waited for
-//! a while: small writes in `sync` mode took 25 us of CPU on both sites before, and [`REPORT`] and [`LINGER`] say how often the
-//! shard is woken now.
+//! thread of the kernel and wakes the shard for each that is done. Nobody waits for them as long as there is room for more. So
+//! they go to a thread in batches, one for each turn of the shard, and what was done is told once it is much, or has waited
+//! for a while.
 //!
-//! What overlaps is never under way at once, so that the order is free.
+//! One thread does it as long as it gets on. Where a home hangs, another one is started for the others. What overlaps is never
+//! under way at once, so that the order is free.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::Duration;
-
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -27,8 +29,19 @@ const REPORT: usize = 24;
 /// ... or when there was nothing to write for so long after the last one.
 const LINGER: Duration = Duration::from_millis(1);
 
+/// A thread takes so many writes at once.
+const TAKE: usize = 16;
+
+/// When no thread has come back for more for so long, another one is started.
+const STUCK: Duration = Duration::from_millis(20);
+
+/// Most threads of a shard.
+const THREADS: usize = 16;
+
 /// A write to a home.
 pub struct HomeWrite {
+    /// Key of the group.
+    pub group: usize,
     /// The request.
     pub id: DiskId,
     /// The home.
@@ -39,37 +52,65 @@ pub struct HomeWrite {
     pub data: Bytes,
 }
 
-/// What was done and not told yet.
-#[derive(Default)]
-struct Done {
-    count: AtomicUsize,
-    results: Mutex<Vec<(DiskId, DiskResult)>>,
+/// A write that is over.
+pub struct HomeWritten {
+    /// Key of the group.
+    pub group: usize,
+    /// The request.
+    pub id: DiskId,
+    /// What came of it.
+    pub result: DiskResult,
 }
 
-/// The shard's side of it. When it is dropped the thread ends after the last write.
+/// The shard's side of it. When it is dropped the threads end after the last write.
 pub struct HomeWriter {
     batch: Vec<HomeWrite>,
-    queue: mpsc::Sender<Vec<HomeWrite>>,
-    done: Arc<Done>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    work: Mutex<Work>,
+    wake: Condvar,
+    /// Completed and not told yet.
+    done: Mutex<Vec<HomeWritten>>,
+    /// How many those are.
+    count: AtomicUsize,
+    bell: Arc<OwnedFd>,
+}
+
+struct Work {
+    queue: VecDeque<HomeWrite>,
+    threads: usize,
+    idle: usize,
+    /// When a thread last took something.
+    taken: Instant,
+    closed: bool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whatever panicked elsewhere, what is behind these locks is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl HomeWriter {
-    /// Starts the thread; `bell` wakes the shard.
-    pub fn start(group: &str, bell: Arc<OwnedFd>) -> std::io::Result<HomeWriter> {
-        let (queue, batches) = mpsc::channel();
-        let done = Arc::new(Done::default());
-        let theirs = done.clone();
-        // Linux shows fifteen bytes of it.
-        let name = format!("home {group}");
-        std::thread::Builder::new()
-            .name(name)
-            .stack_size(128 << 10)
-            .spawn(move || write_all(&batches, &theirs, &bell))?;
-        Ok(HomeWriter {
+    /// For the shard that `bell` wakes.
+    pub fn new(bell: Arc<OwnedFd>) -> HomeWriter {
+        HomeWriter {
             batch: Vec::new(),
-            queue,
-            done,
-        })
+            shared: Arc::new(Shared {
+                work: Mutex::new(Work {
+                    queue: VecDeque::new(),
+                    threads: 0,
+                    idle: 0,
+                    taken: Instant::now(),
+                    closed: false,
+                }),
+                wake: Condvar::new(),
+                done: Mutex::new(Vec::new()),
+                count: AtomicUsize::new(0),
+                bell,
+            }),
+        }
     }
 
     /// Adds a write to the batch of this turn.
@@ -77,76 +118,122 @@ impl HomeWriter {
         self.batch.push(write);
     }
 
-    /// Hands the batch over. What was not taken comes back: the thread is gone.
+    /// Hands the batch over. What cannot be, because there is no thread, comes back.
     pub fn hand_over(&mut self) -> Vec<HomeWrite> {
         if self.batch.is_empty() {
             return Vec::new();
         }
-        let batch = std::mem::take(&mut self.batch);
-        self.queue
-            .send(batch)
-            .map_or_else(|refused| refused.0, |()| Vec::new())
+        let mut work = locked(&self.shared.work);
+        let stuck = work.taken.elapsed() > STUCK && work.threads < THREADS;
+        if work.idle == 0 && (work.threads == 0 || stuck) {
+            match self.start_thread() {
+                Ok(()) => work.threads += 1,
+                Err(error) if work.threads == 0 => {
+                    tracing::warn!("no thread to write to the homes: {error}");
+                    return mem::take(&mut self.batch);
+                }
+                Err(_) => {} // the others will get to it
+            }
+            work.taken = Instant::now();
+        }
+        work.queue.extend(self.batch.drain(..));
+        let idle = work.idle > 0;
+        drop(work);
+        if idle {
+            self.shared.wake.notify_one();
+        }
+        Vec::new()
     }
 
     /// What was done since the last time.
-    pub fn take_done(&self) -> Vec<(DiskId, DiskResult)> {
-        if self.done.count.load(Acquire) == 0 {
+    pub fn take_done(&self) -> Vec<HomeWritten> {
+        if self.shared.count.load(Relaxed) == 0 {
             return Vec::new();
         }
-        let mut results = self
-            .done
-            .results
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        self.done
-            .count
-            .store(0, std::sync::atomic::Ordering::Release);
-        std::mem::take(&mut *results)
+        let mut done = locked(&self.shared.done);
+        self.shared.count.store(0, Relaxed);
+        mem::take(&mut *done)
+    }
+
+    fn start_thread(&self) -> io::Result<()> {
+        let shared = self.shared.clone();
+        std::thread::Builder::new()
+            .name("homes".into())
+            .stack_size(256 << 10)
+            .spawn(move || shared.write_all())
+            .map(drop)
     }
 }
 
-/// The thread.
-fn write_all(batches: &mpsc::Receiver<Vec<HomeWrite>>, done: &Done, bell: &OwnedFd) {
-    loop {
-        let batch = if done.count.load(Acquire) == 0 {
-            let Ok(batch) = batches.recv() else { return };
-            batch
-        } else {
-            match batches.recv_timeout(LINGER) {
-                Ok(batch) => batch,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    ring_bell(bell);
-                    let Ok(batch) = batches.recv() else { return };
-                    batch
+impl Drop for HomeWriter {
+    fn drop(&mut self) {
+        locked(&self.shared.work).closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    /// A thread's life.
+    fn write_all(&self) {
+        // It has done something that was perhaps not told yet.
+        let mut owes = false;
+        loop {
+            let mut work = locked(&self.work);
+            while work.queue.is_empty() {
+                if work.closed {
+                    return;
                 }
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                work.idle += 1;
+                let (woken, in_time) = if owes {
+                    let waited = self.wake.wait_timeout(work, LINGER);
+                    let (work, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                    (work, !waited.timed_out())
+                } else {
+                    let woken = self.wake.wait(work);
+                    (woken.unwrap_or_else(PoisonError::into_inner), true)
+                };
+                work = woken;
+                work.idle -= 1;
+                if !in_time {
+                    owes = false;
+                    if self.count.load(Relaxed) > 0 {
+                        ring_bell(&self.bell);
+                    }
+                }
             }
-        };
-        for write in batch {
-            let id = write.id;
-            let result = catch_unwind(AssertUnwindSafe(|| carry_out(&write)));
-            let result = result.unwrap_or_else(|_| DiskResult::Failed {
-                errno: libc::EIO,
-                message: "the thread that writes to the homes panicked; see the log".into(),
-            });
-            drop(write);
-            let mut results = done.results.lock().unwrap_or_else(PoisonError::into_inner);
-            results.push((id, result));
-            let count = done.count.fetch_add(1, AcqRel) + 1;
-            drop(results);
-            if count == REPORT {
-                ring_bell(bell);
+            let take = work.queue.len().min(TAKE);
+            let taken: Vec<HomeWrite> = work.queue.drain(..take).collect();
+            work.taken = Instant::now();
+            drop(work);
+            for write in taken {
+                self.write(write);
             }
+            owes = true;
         }
     }
-}
 
-fn carry_out(write: &HomeWrite) -> DiskResult {
-    match write.file.write(write.offset, &write.data, false) {
-        Ok(()) => DiskResult::Done,
-        Err(failure) => DiskResult::Failed {
-            errno: failure.errno,
-            message: failure.message,
-        },
+    fn write(&self, write: HomeWrite) {
+        let (group, id) = (write.group, write.id);
+        let carry_out = || write.file.write(write.offset, &write.data, false);
+        let result = match catch_unwind(AssertUnwindSafe(carry_out)) {
+            Ok(Ok(())) => DiskResult::Done,
+            Ok(Err(failure)) => DiskResult::Failed {
+                errno: failure.errno,
+                message: failure.message,
+            },
+            Err(_) => DiskResult::Failed {
+                errno: libc::EIO,
+                message: "a thread that writes to the homes panicked; see the log".into(),
+            },
+        };
+        drop(write);
+        let mut done = locked(&self.done);
+        done.push(HomeWritten { group, id, result });
+        let count = done.len();
+        self.count.store(count, Relaxed);
+        drop(done);
+        if count == REPORT {
+            ring_bell(&self.bell);
+        }
     }
 }
