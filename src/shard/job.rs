@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -9,7 +10,7 @@ use smallvec::SmallVec;
 use super::disk::{Failure, Files, Handle, Slow, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
 use crate::base::{AlignedBuf, ByteRange};
-use crate::engine::{DiskOp, DiskResult};
+use crate::engine::{DiskOp, DiskResult, File};
 
 /// A disk request under way.
 pub struct Job {
@@ -135,6 +136,17 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
         }
         DiskOp::RemoveUndo => {
             files.remove_undo()?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::PutAside { volumes } => {
+            for volume in &volumes {
+                files.put_aside(volume)?;
+            }
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::TakeBack { volume } => {
+            files.attach(&volume, Duration::ZERO)?;
+            files.handle(File::Home(volume.id))?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
         DiskOp::CreateHome { volume, lengthen } => {
