@@ -236,18 +236,17 @@ fn there_is_a_way_back_from_every_step_of_a_copy() {
 #[test]
 fn a_way_back_that_was_cut_off_does_not_spoil_the_copy() {
     for by in [By::File, By::Clones] {
-        for steps in (0..160_u64).step_by(8) {
+        let mut cut_off = 0;
+        for steps in 0..80_u64 {
             let (mut sim, _) = before_a_copy(5, by);
             sim.start(1).unwrap();
             until_mixed(&mut sim);
-            // The next write keeps the copy from its end until it is confirmed.
+            // Some chunks are off the record of what is missing.
             sim.pass_until(Duration::from_secs(60), |sim| {
-                let lacks = sim.sites[1].group.as_ref().and_then(|g| g.changes.own());
-                lacks.is_none_or(|lacks| !lacks.is_everything())
+                let group = sim.sites[1].group.as_ref().expect("alive");
+                let lacks = group.changes.own().map(|own| own.bytes(&group.volumes));
+                lacks.is_none_or(|bytes| bytes < VOLUME)
             });
-            for _ in 0..60 {
-                sim.step();
-            }
             sim.kill(0);
             sim.pass(Duration::from_secs(3));
             if sim.status(1).state != GroupState::Inconsistent {
@@ -259,7 +258,7 @@ fn a_way_back_that_was_cut_off_does_not_spoil_the_copy() {
                 sim.step();
             }
             if sim.status(1).state != GroupState::Inconsistent {
-                continue;
+                break;
             }
             sim.kill(1);
             sim.start(0).unwrap();
@@ -271,7 +270,9 @@ fn a_way_back_that_was_cut_off_does_not_spoil_the_copy() {
                 "the homes differ after {steps} steps:\n{}",
                 sim.logs()
             );
+            cut_off += 1;
         }
+        assert!(cut_off > 5, "{cut_off}");
     }
 }
 
