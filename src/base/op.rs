@@ -9,7 +9,8 @@ pub const MAX_WRITE_OP: u64 = 1 << 20;
 /// Longest range of one operation without data (trim, write zeroes), in bytes. Larger requests are split.
 pub const MAX_DATALESS_OP: u64 = 64 << 20;
 
-/// A volume's number within its group: given at creation, never reused.
+/// A volume's number within its history: given at creation, once. Another history, after a fork, may give it to another volume:
+/// who a volume is says its uuid.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
 )]

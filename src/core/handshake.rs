@@ -73,10 +73,10 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
     let Some(common) = init.lineage.common(init.tail, &acc.lineage, acc.tail) else {
         return Outcome::Unrelated;
     };
-    if let Some(text) = volumes_differ(init, acc) {
+    let keep = common.lsn();
+    if let Some(text) = volumes_differ(init, acc, keep) {
         return Outcome::Disagree(text);
     }
-    let keep = common.lsn();
     let init_steps_down = || steps_down(init, acc, keep, Outcome::InitiatorStepsDown);
     let acc_steps_down = || steps_down(acc, init, keep, Outcome::AcceptorStepsDown);
     match (init.stance, acc.stance) {
@@ -136,7 +136,16 @@ fn wrong_group(init: &Hello, acc: &Hello) -> Option<String> {
     None
 }
 
-fn volumes_differ(init: &Hello, acc: &Hello) -> Option<String> {
+/// Volumes of the history that both share are the same. If both went on, those of the same number may have been made by each
+/// after it: that is part of a fork, as everything else that they wrote since. Where only one did, the other one has but
+/// volumes of the shared history, and that gives a number once.
+fn volumes_differ(init: &Hello, acc: &Hello, keep: Lsn) -> Option<String> {
+    let went_on = |side: &Hello| side.tail.max(side.floor) > keep;
+    // The volumes in the middle of a copy are as of a later LSN than its tail may be, and are replaced by the next one.
+    let copying = |side: &Hello| side.inconsistent_until.is_some();
+    if went_on(init) && went_on(acc) || copying(init) || copying(acc) {
+        return None;
+    }
     for theirs in &acc.volumes {
         let Some(mine) = init.volumes.iter().find(|v| v.id == theirs.id) else {
             continue;
@@ -557,6 +566,36 @@ mod tests {
             decide(&init, &accepting(Stance::Mirror, ONE, 9, 9)),
             Outcome::Disagree(_)
         ));
+    }
+
+    #[test]
+    fn volumes_that_both_made_after_the_history_they_share_are_part_of_the_fork() {
+        let mut init = hello(Stance::Returning, &[(1, 1), (3, 11)], 12, 12);
+        let mut acc = accepting(Stance::Serving, TWO, 20, 20);
+        let volume = |uuid| crate::base::VolumeSpec {
+            id: crate::base::VolumeId(1),
+            uuid: Uuid::from_u128(uuid),
+            name: "x".into(),
+            size: 4096,
+        };
+        (init.volumes, acc.volumes) = (vec![volume(1)], vec![volume(2)]);
+        assert_eq!(decide(&init, &acc), Outcome::Forked { common: Lsn(10) });
+        init.given_up = Uuid::from_u128(3);
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        // Of the history that both share they must be the same.
+        let init = Hello {
+            volumes: vec![volume(1)],
+            ..hello(Stance::Returning, ONE, 10, 10)
+        };
+        let outcome = decide(&init, &acc);
+        assert!(matches!(outcome, Outcome::Disagree(_)), "{outcome:?}");
+        // What the disk lost of the own history may have made it.
+        let init = Hello {
+            floor: Lsn(12),
+            ..init
+        };
+        let outcome = decide(&init, &acc);
+        assert!(!matches!(outcome, Outcome::Disagree(_)), "{outcome:?}");
     }
 
     #[test]

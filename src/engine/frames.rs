@@ -356,6 +356,8 @@ impl Group {
     pub(super) fn truncate_after(&mut self, lsn: Lsn) {
         debug_assert!(self.frames.open.is_none(), "only mirrors truncate");
         self.abandon_undo();
+        // What this process entered may be among it, and is to be entered again.
+        self.state.creating.clear();
         let frames = &mut self.frames;
         frames.closed.retain(|f| f.last_lsn() <= lsn);
         frames.stale += frames

@@ -492,26 +492,39 @@ impl Group {
 
     /// A volume of the history: create its home.
     fn create_volume(&mut self, lsn: Lsn, payload: &[u8]) {
-        match journal::decode_volume(payload) {
-            // A copy began in the middle of the frame that creates it.
-            Ok(volume) if self.volumes.iter().any(|v| v.id == volume.id) => {
-                self.applied(lsn, None);
+        let volume = match journal::decode_volume(payload) {
+            Ok(volume) => volume,
+            Err(error) => {
+                self.event(Event::DiskFailed(format!("operation {lsn}: {error}")));
+                return;
             }
-            Ok(volume) => {
+        };
+        match self.volumes.iter().find(|v| v.id == volume.id) {
+            // A copy began in the middle of the frame that creates it.
+            Some(known) if known.uuid == volume.uuid => self.applied(lsn, None),
+            // One history gives a number once. What is here is not what it should be, and nothing may be written to it.
+            Some(known) => {
+                let text = format!(
+                    "operation {lsn} creates volume {} ({}), but volume {} is {} ({}) here",
+                    volume.name, volume.uuid, volume.id.0, known.name, known.uuid
+                );
+                self.event(Event::DiskFailed(text));
+            }
+            None => {
+                self.free_place_of(&volume);
                 let pending = Pending::CreateHome {
                     lsn,
                     volume: volume.clone(),
                 };
                 let lengthen = false;
-                self.submit(pending, DiskOp::CreateHome { volume, lengthen });
+                self.submit_after_retiring(pending, DiskOp::CreateHome { volume, lengthen });
             }
-            Err(error) => self.event(Event::DiskFailed(format!("operation {lsn}: {error}"))),
         }
     }
 
     pub(super) fn note_volume(&mut self, volume: VolumeSpec) {
         self.next_volume_id = self.next_volume_id.max(volume.id.0 + 1);
-        if !self.volumes.iter().any(|v| v.id == volume.id) {
+        if !self.volumes.iter().any(|v| v.uuid == volume.uuid) {
             self.volumes.push(volume);
         }
     }

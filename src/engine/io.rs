@@ -121,6 +121,17 @@ pub enum DiskOp {
         /// One that is there and too short is made longer: a copy replaces its content anyway. Else it is refused.
         lengthen: bool,
     },
+    /// These volumes are no longer part of the history: close their homes, and put what they hold aside, durably, so that
+    /// nobody takes it for that of another volume. `CreateHome` of the very volume takes it back.
+    PutAside {
+        /// The volumes. One whose home is not there, or was put aside before, is passed over.
+        volumes: Vec<VolumeSpec>,
+    },
+    /// Open the home of a volume that was put aside or closed. Fails if nothing is there.
+    TakeBack {
+        /// The volume.
+        volume: VolumeSpec,
+    },
 }
 
 /// What came of a disk request.
@@ -374,9 +385,10 @@ pub trait Disk {
     fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> std::io::Result<()>;
     /// As `DiskOp::Sync`.
     fn sync(&mut self, file: File) -> std::io::Result<()>;
-    /// Whether the home of this volume, which is attached, was kept aside.
-    fn has_clone(&mut self, volume: VolumeId) -> std::io::Result<bool>;
-    /// Opens the home of a volume that exists by record, if it is there; never creates it.
+    /// Whether there is a clone of this volume's home.
+    fn has_clone(&mut self, volume: &VolumeSpec) -> std::io::Result<bool>;
+    /// Opens the home of a volume that exists by record, if it is there; never creates it. What was put aside and is on record
+    /// all the same is taken back.
     fn attach_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
     /// Fails if a place meant for the home of a volume that is none of these holds content already: to make a volume
     /// there would wipe it.
@@ -385,4 +397,6 @@ pub trait Disk {
     fn grow_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
     /// As `DiskOp::CreateHome`.
     fn create_home(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
+    /// As `DiskOp::PutAside`, of one volume.
+    fn put_aside(&mut self, volume: &VolumeSpec) -> std::io::Result<()>;
 }

@@ -90,6 +90,8 @@ pub struct Group {
     log: journal::Log,
     store: Store,
     volumes: Vec<VolumeSpec>,
+    /// No longer part of the history; their homes are still to be put aside.
+    parting: Vec<VolumeSpec>,
     next_volume_id: u32,
     clients: clients::Clients,
     frames: frames::Frames,
@@ -147,6 +149,7 @@ enum Pending {
     },
     /// Of a history that a full copy has replaced meanwhile.
     OldHistory,
+    PutAside,
     ResetHome,
     HomeSync,
     FreeSpace,
@@ -301,6 +304,7 @@ impl Group {
         self.retry_full_homes();
         self.apply();
         self.write_chunks();
+        self.continue_reset();
         self.continue_undo();
         self.consider_checkpoint();
         self.write_state();
@@ -593,6 +597,7 @@ impl Group {
             (Pending::ResetHome | Pending::OldHistory, DiskResult::Done) => {
                 self.reset_home_created();
             }
+            (Pending::PutAside, DiskResult::Done) => self.homes_put_aside(),
             (Pending::HomeSync, DiskResult::Done) => self.home_synced(),
             (Pending::FreeSpace, DiskResult::FreeSpace(bytes)) => self.homes.free_space(bytes),
             (Pending::FreeSpace, _) => self.homes.free_space(u64::MAX),

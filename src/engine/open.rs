@@ -112,6 +112,7 @@ impl Group {
             store,
             next_volume_id: volumes.iter().map(|v| v.id.0 + 1).max().unwrap_or(0),
             volumes,
+            parting: Vec::new(),
             clients: clients::Clients::default(),
             frames: frames::Frames::new(tail, chain, time_ns),
             homes: homes::Homes::new(record.checkpoint.lsn, now.mono),
@@ -481,6 +482,16 @@ impl Replay<'_> {
                 OpKind::CreateVolume => {
                     let volume = journal::decode_volume(&content)
                         .map_err(|e| OpenError::Refused(format!("operation {lsn}: {e}")))?;
+                    if let Some(known) = self.volumes.iter().find(|v| v.id == volume.id)
+                        && known.uuid != volume.uuid
+                    {
+                        return Err(OpenError::Refused(format!(
+                            "operation {lsn} creates volume {} ({}), but the record of state has {} ({}) under that number",
+                            volume.name, volume.uuid, known.name, known.uuid
+                        )));
+                    }
+                    // As at run time: it takes the place of what this site could go back to.
+                    self.undo.take_if(|undo| undo.needs_place_of(&volume));
                     self.disk.create_home(&volume)?;
                     self.disk
                         .zero(File::Home(volume.id), ByteRange::new(0, volume.size), false)?;
@@ -502,6 +513,13 @@ fn replay(
 ) -> Result<Opened, OpenError> {
     let mut notes = Vec::new();
     let undo = find_undo(record, disk, &mut notes)?;
+    let could_go_back = undo.is_some();
+    if let Some(undo) = &undo {
+        // Going back was cut off after it had taken their homes back.
+        for volume in undo.volumes_gone(&record.volumes, disk)? {
+            disk.put_aside(&volume)?;
+        }
+    }
     let stale_undo = undo.is_none() && disk.len(File::Undo)?.is_some();
     let mut recovery = Recovery::new(
         record.journal_bytes,
@@ -552,6 +570,10 @@ fn replay(
         undo,
         ..
     } = replay;
+    if could_go_back && undo.is_none() {
+        let text = "what this site held before the copy is not kept any longer: a new volume takes the place of one of then";
+        notes.push((core::Severity::Warn, text.into()));
+    }
     lineage.truncate_after(recovered.tail);
     record.lineage = lineage;
     note_losses(record, &recovered, &mut notes);
@@ -604,7 +626,7 @@ fn find_undo(
     if record.undo.is_nil() {
         return Ok(None);
     }
-    match FoundUndo::load(record.undo, disk)? {
+    match FoundUndo::load(record.undo, &record.volumes, disk)? {
         Ok(found) => Ok(Some(found)),
         Err(why) => {
             let text = format!(

@@ -25,8 +25,12 @@ pub(super) struct Receive {
     /// What the core allows the homes to hold.
     allowed: Lsn,
     ended: bool,
-    /// Homes still to be created before a reset is put on record.
+    /// Homes still to be created before a reset is put on record, and other requests to be done.
     homes_missing: usize,
+    /// What is to be created once the homes of volumes that are gone are put aside.
+    making: Option<Vec<VolumeSpec>>,
+    /// That is under way.
+    put_aside: bool,
     /// What a primary knows of that is to be copied, said on this link before it proposes that.
     pub announced: Option<(LinkId, ChunkSet)>,
     /// Chunks of a copy that count as confirmed when they are in the homes, and the journal is durable up to this LSN.
@@ -532,29 +536,38 @@ impl Group {
         if let Some(known) = self.changes.set_of(&from) {
             chunks.union(&known.chunks);
         }
-        // No operation touches what a volume grew by.
+        // No operation touches what a volume grew by, nor all of one that is new here: its home may be at a place that held
+        // something before.
         for volume in &volumes {
-            let known = self.volumes.iter().find(|v| v.id == volume.id);
-            if let Some(known) = known.filter(|v| v.size < volume.size) {
-                let grown = ByteRange::new(known.size, volume.size - known.size);
-                chunks.insert(volume.id, grown);
+            let known = self.volumes.iter().find(|v| v.uuid == volume.uuid);
+            let size = known.map_or(0, |v| v.size);
+            if size < volume.size {
+                chunks.insert(volume.id, ByteRange::new(size, volume.size - size));
             }
         }
         // Sets of other peers are about the history that is given up.
         self.changes.begin_own(chunks);
         self.changes.restart();
         let under_way = self.forget_home_requests();
-        self.receive = Receive {
-            homes_missing: volumes.len() + under_way,
-            ..Receive::default()
-        };
-        self.volumes.clear();
-        let none = volumes.is_empty() && under_way == 0;
-        for volume in volumes {
+        self.receive.clear(under_way);
+        self.state.creating.clear();
+        let parting = !self.parting.is_empty();
+        self.parting.append(&mut self.volumes);
+        self.parting
+            .retain(|gone| volumes.iter().all(|v| v.uuid != gone.uuid));
+        for volume in &volumes {
             self.note_volume(volume.clone());
-            // It may be there, and short, although no record names it: made by an operation that was never committed here.
-            let lengthen = true;
-            self.submit(Pending::ResetHome, DiskOp::CreateHome { volume, lengthen });
+            self.free_place_of(volume);
+        }
+        self.undo.volumes_are(&self.volumes);
+        // One that is put aside may be taken back, or its number be given to another one: everything in its turn.
+        let in_turn = parting || !self.parting.is_empty();
+        let none = volumes.is_empty() && under_way == 0 && !in_turn;
+        if in_turn {
+            self.receive.homes_missing += 1;
+            self.receive.making = Some(volumes);
+        } else {
+            self.make_homes(volumes);
         }
         self.reset_frames(base, chain);
         // What older segments of the file hold is another history.
@@ -568,6 +581,38 @@ impl Group {
         if none {
             self.state.request_reset();
         }
+    }
+
+    fn make_homes(&mut self, volumes: Vec<VolumeSpec>) {
+        self.receive.homes_missing += volumes.len();
+        for volume in volumes {
+            // It may be there, and short, although no record names it: made by an operation that was never committed here.
+            let lengthen = true;
+            self.submit(Pending::ResetHome, DiskOp::CreateHome { volume, lengthen });
+        }
+    }
+
+    /// Once nothing that was meant for the old homes is under way, those of volumes that are gone are put aside.
+    pub(super) fn continue_reset(&mut self) {
+        let alone = self.receive.homes_missing == 1 && self.receive.making.is_some();
+        if alone && !self.receive.put_aside && self.undo.is_quiet() && self.syncs.is_empty() {
+            self.receive.put_aside = true;
+            let volumes = self.parting.clone();
+            self.submit(Pending::PutAside, DiskOp::PutAside { volumes });
+        }
+    }
+
+    pub(super) fn homes_put_aside(&mut self) {
+        for volume in std::mem::take(&mut self.parting) {
+            let text = format!(
+                "group {}: volume {} ({}) is not part of the history any more; what its home held is kept aside",
+                self.config.group, volume.name, volume.uuid
+            );
+            self.log_line(crate::core::Severity::Warn, text);
+        }
+        let volumes = self.receive.making.take().unwrap_or_default();
+        self.make_homes(volumes);
+        self.reset_home_created();
     }
 
     /// The homes hold what the journal does not tell of: whoever follows is compared with them, chunk by chunk.
@@ -607,6 +652,11 @@ impl Group {
             ) {
                 *pending = Pending::Forgotten;
             }
+            // A home that no record will name.
+            if let Pending::CreateHome { volume, .. } | Pending::ClearHome { volume, .. } = pending
+            {
+                self.parting.push(volume.clone());
+            }
             let home = matches!(
                 pending,
                 Pending::ApplyWrite { .. }
@@ -617,6 +667,7 @@ impl Group {
                     | Pending::ClearGrown { .. }
                     | Pending::SyncGrown { .. }
                     | Pending::ResetHome
+                    | Pending::PutAside
                     | Pending::OldHistory
                     | Pending::HomeSync
             );

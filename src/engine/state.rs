@@ -102,6 +102,11 @@ impl State {
         self.changed = true;
     }
 
+    /// Nothing that [`State::request_write`] asked for is still to be written.
+    pub fn is_written(&self) -> bool {
+        !self.changed && self.writing.is_none()
+    }
+
     pub fn idle(&self) -> bool {
         self.wanted.is_none()
             && !self.checkpoint_wanted

@@ -8,11 +8,12 @@
 //! 2. *In force*: without clones, the old content of a chunk is durable in the file before the first write to that chunk of
 //!    the home, whether that is part of the copy, of the stream behind it, or of a replay.
 //! 3. *Retire*: when the copy is durable, or space runs out. First the record forgets the file, then the file is removed.
-//! 4. *Go back*, instead, when an operator promotes this site in the middle of the copy: the homes become what they were,
+//! 4. *Go back*, instead, when an operator promotes this site in the middle of the copy: the homes become what they were (after
+//!    the record says that no chunk of them is what the copy brought, should it go on),
 //!    the frames that they lacked are applied, all is synced, and the history ends where it ended then. The record of the
 //!    promotion is the first that knows of it: a crash before leaves everything as it was, to be begun again.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -92,6 +93,9 @@ enum Preparing {
 /// What makes going back possible.
 struct Kept {
     head: UndoHead,
+    /// Volumes of the point that are no longer part of the history: what they held is put aside as a whole. Their numbers may
+    /// be those of others now.
+    gone: BTreeSet<VolumeId>,
     /// Chunks whose old content is durable in the file.
     saved: ChunkSet,
     /// Those, and the ones that are on their way.
@@ -123,6 +127,8 @@ struct GoingBack {
     volumes: Vec<VolumeSpec>,
     lineage: crate::base::Lineage,
     began: bool,
+    /// Why it is no good: the homes are what the copy wants again once the steps are done.
+    failed: Option<String>,
 }
 
 /// One thing at a time.
@@ -144,6 +150,7 @@ impl Kept {
         Kept {
             asked: saved.clone(),
             head,
+            gone: BTreeSet::new(),
             saved,
             wanted: VecDeque::new(),
             reading: 0,
@@ -163,7 +170,7 @@ impl Kept {
         volume: VolumeId,
         range: ByteRange,
     ) -> impl Iterator<Item = ByteRange> + use<> {
-        chunks_of(&self.head, volume, range)
+        chunks_of(&self.head, &self.gone, volume, range)
     }
 
     fn covers(&self, volume: VolumeId, range: ByteRange) -> bool {
@@ -186,10 +193,13 @@ impl Kept {
 /// The chunks in which this range lies, of the volume as it was at the point.
 fn chunks_of(
     head: &UndoHead,
+    gone: &BTreeSet<VolumeId>,
     volume: VolumeId,
     range: ByteRange,
 ) -> impl Iterator<Item = ByteRange> + use<> {
+    let known = !gone.contains(&volume);
     let spec = head.record.volumes.iter().find(|v| v.id == volume);
+    let spec = spec.filter(|_| known);
     let size = spec.map_or(0, |v| v.size);
     let end = range.end().min(size);
     let first = range.offset - range.offset % CHUNK_BYTES;
@@ -198,16 +208,33 @@ fn chunks_of(
         .map(move |start| ByteRange::new(start, CHUNK_BYTES.min(size - start)))
 }
 
+/// Volumes that were there at the point and are not among these.
+fn gone<'a>(head: &'a UndoHead, volumes: &'a [VolumeSpec]) -> impl Iterator<Item = &'a VolumeSpec> {
+    let then = head.record.volumes.iter();
+    then.filter(|then| volumes.iter().all(|now| now.uuid != then.uuid))
+}
+
+/// Whether another volume of this name was there at the point: there is one place for both.
+fn needs_place_of(head: &UndoHead, volume: &VolumeSpec) -> bool {
+    let mut then = head.record.volumes.iter();
+    then.any(|then| then.name == volume.name && then.uuid != volume.uuid)
+}
+
 impl Undo {
     /// As it was found at the start.
     pub fn found(kept: Option<FoundUndo>) -> Undo {
         let phase = match kept {
             Some(FoundUndo {
                 head,
+                gone,
                 saved,
                 entries,
                 end,
-            }) => Phase::InForce(Box::new(Kept::new(head, saved, entries, end))),
+            }) => {
+                let mut kept = Kept::new(head, saved, entries, end);
+                kept.gone = gone;
+                Phase::InForce(Box::new(kept))
+            }
             None => Phase::Off,
         };
         Undo {
@@ -234,6 +261,21 @@ impl Undo {
             }),
             _ => None,
         }
+    }
+
+    /// These are the volumes from now on: of others that were there at the point nothing is to be kept, what they hold is put
+    /// aside.
+    pub fn volumes_are(&mut self, volumes: &[VolumeSpec]) {
+        if let Phase::InForce(kept) = &mut self.phase {
+            kept.gone = gone(&kept.head, volumes).map(|v| v.id).collect();
+            let gone = &kept.gone;
+            kept.wanted.retain(|(volume, _)| !gone.contains(volume));
+        }
+    }
+
+    /// No request is under way.
+    pub fn is_quiet(&self) -> bool {
+        self.busy == 0
     }
 
     pub fn status(&self) -> Option<UndoStatus> {
@@ -367,6 +409,26 @@ impl Group {
             // Until the record says that there is no way back, a crash must find one.
             Phase::Retiring(kept) if !kept.covers(volume, range) => {
                 kept.waiting.push((volume, range, pending, op));
+            }
+            _ => self.submit(pending, op),
+        }
+    }
+
+    /// A new volume gets the place of one that was there at the point: this site cannot go back any more.
+    pub(super) fn free_place_of(&mut self, volume: &VolumeSpec) {
+        if matches!(&self.undo.phase, Phase::InForce(kept) if needs_place_of(&kept.head, volume)) {
+            let name = &volume.name;
+            let why = format!("a new volume {name} takes the place of the one that was here");
+            self.retire_undo(Some(&why));
+        }
+    }
+
+    /// Not before the record says that there is no way back, if it is about to say so.
+    pub(super) fn submit_after_retiring(&mut self, pending: Pending, op: DiskOp) {
+        match &mut self.undo.phase {
+            Phase::Retiring(kept) => {
+                let none = ByteRange::new(0, 0);
+                kept.waiting.push((VolumeId(0), none, pending, op));
             }
             _ => self.submit(pending, op),
         }
@@ -531,7 +593,10 @@ impl Group {
                 }
             }
             Phase::GoingBack(back)
-                if !back.began && self.undo.busy == 0 && !self.receive.resetting() =>
+                if !back.began
+                    && self.undo.busy == 0
+                    && !self.receive.resetting()
+                    && self.state.is_written() =>
             {
                 self.begin_going_back();
             }
@@ -736,9 +801,13 @@ impl Group {
             volumes: kept.head.record.volumes.clone(),
             lineage,
             began: false,
+            failed: None,
             head: kept.head,
         }));
         self.undo.generation += 1;
+        // Cut off, it leaves a mixture: what the copy had confirmed would not be compared again.
+        self.changes.begin_own(ChunkSet::everything());
+        self.state.request_write();
         self.continue_undo();
     }
 
@@ -748,11 +817,23 @@ impl Group {
             return;
         };
         back.began = true;
-        // What was not there at the point reads as zeroes, as if it had never been.
+        // What the copy brought and was not there at the point is put aside, and what it put aside is taken back.
+        let mut brought = std::mem::take(&mut self.parting);
+        brought.extend(self.volumes.iter().cloned());
+        brought.retain(|now| back.volumes.iter().all(|then| then.uuid != now.uuid));
+        let missing = gone(&back.head, &self.volumes).cloned();
+        let missing: Vec<VolumeSpec> = missing.collect();
+        if !brought.is_empty() || !missing.is_empty() {
+            let volumes = brought;
+            back.steps.push_back(Step::Do(DiskOp::PutAside { volumes }));
+        }
+        for volume in missing {
+            back.steps.push_back(Step::Do(DiskOp::TakeBack { volume }));
+        }
+        // What a volume grew by reads as zeroes, as if it had never been.
         for now in &self.volumes {
-            let then = back.volumes.iter().find(|v| v.id == now.id);
-            let size = then.map_or(0, |v| v.size);
-            if now.size > size {
+            let then = back.volumes.iter().find(|v| v.uuid == now.uuid);
+            if let Some(size) = then.map(|v| v.size).filter(|size| *size < now.size) {
                 back.steps.push_back(Step::Do(DiskOp::Zero {
                     file: File::Home(now.id),
                     range: ByteRange::new(size, now.size - size),
@@ -787,7 +868,10 @@ impl Group {
         };
         let op = match back.steps.front() {
             None => {
-                self.gone_back();
+                match back.failed.take() {
+                    None => self.gone_back(),
+                    Some(why) => self.stays_in_copy(&why),
+                }
                 return;
             }
             Some(Step::Do(op)) => op.clone(),
@@ -805,7 +889,7 @@ impl Group {
             Some(Step::Frames { at }) => read(*at, 4 << 20, back.head.entries_at()),
             Some(Step::Sync) => {
                 back.steps.pop_front();
-                for volume in self.volumes.iter().rev() {
+                for volume in back.volumes.iter().rev() {
                     let file = File::Home(volume.id);
                     back.steps.push_front(Step::Do(DiskOp::Sync { file }));
                 }
@@ -871,8 +955,11 @@ impl Group {
                     Err(why) => self.cannot_go_back(&why),
                 }
             }
-            (Step::Do(DiskOp::RestoreHome { .. }), DiskResult::Failed { message, .. })
-            | (Step::Entry { .. } | Step::Frames { .. }, DiskResult::Failed { message, .. }) => {
+            (
+                Step::Do(DiskOp::RestoreHome { .. } | DiskOp::TakeBack { .. }),
+                DiskResult::Failed { message, .. },
+            ) if back.failed.is_none() => self.cannot_go_back(&message),
+            (Step::Entry { .. } | Step::Frames { .. }, DiskResult::Failed { message, .. }) => {
                 self.cannot_go_back(&message);
             }
             (_, DiskResult::Failed { message, .. }) => self.event(Event::DiskFailed(message)),
@@ -883,8 +970,31 @@ impl Group {
         }
     }
 
-    /// What was kept turned out to be damaged. It counts no more, so that the operator can still take what there is.
+    /// What was kept turned out to be damaged. The volumes are those of the copy again, with the homes that they had.
     fn cannot_go_back(&mut self, why: &str) {
+        let Phase::GoingBack(back) = &mut self.undo.phase else {
+            return;
+        };
+        let here =
+            |volume: &VolumeSpec, all: &[VolumeSpec]| all.iter().any(|v| v.uuid == volume.uuid);
+        let mut parting = back.volumes.clone();
+        parting.retain(|then| !here(then, &self.volumes));
+        let brought = self.volumes.iter();
+        let brought = brought.filter(|now| !here(now, &back.head.record.volumes));
+        back.steps.clear();
+        if !parting.is_empty() {
+            let volumes = parting;
+            back.steps.push_back(Step::Do(DiskOp::PutAside { volumes }));
+        }
+        for volume in brought.cloned() {
+            back.steps.push_back(Step::Do(DiskOp::TakeBack { volume }));
+        }
+        back.failed = Some(why.to_owned());
+        self.go_a_step();
+    }
+
+    /// It counts no more, so that the operator can still take what there is.
+    fn stays_in_copy(&mut self, why: &str) {
         let Phase::GoingBack(back) = std::mem::take(&mut self.undo.phase) else {
             return;
         };
@@ -907,6 +1017,7 @@ impl Group {
         // Frames of the copy's history that became durable meanwhile have allowed LSNs which now get another meaning.
         self.receive.clear(0);
         self.volumes.clone_from(&back.volumes);
+        self.state.creating.clear();
         self.changes.restart();
         self.changes.forget_own();
         for peer in self.config.peers.clone() {
@@ -973,10 +1084,12 @@ impl GoingBack {
                         let volume = journal::decode_volume(&content).map_err(|e| bad(&e))?;
                         self.volumes.retain(|v| v.id != volume.id);
                         self.volumes.push(volume.clone());
+                        let all = ByteRange::new(0, volume.size);
                         steps.push(DiskOp::CreateHome {
                             volume,
                             lengthen: false,
                         });
+                        steps.push(zero(all, false));
                     }
                     OpKind::ResizeVolume => {
                         let volume = journal::decode_volume(&content).map_err(|e| bad(&e))?;
@@ -998,6 +1111,7 @@ impl GoingBack {
 /// An undo file that is in force at the start.
 pub(super) struct FoundUndo {
     head: UndoHead,
+    gone: BTreeSet<VolumeId>,
     saved: ChunkSet,
     entries: u64,
     end: u64,
@@ -1008,7 +1122,11 @@ impl FoundUndo {
     ///
     /// # Errors
     /// If the disk fails. Damage is no error: the second `Err` says why there is no way back.
-    pub fn load(id: Uuid, disk: &mut dyn Disk) -> Result<Result<FoundUndo, String>, OpenError> {
+    pub fn load(
+        id: Uuid,
+        volumes: &[VolumeSpec],
+        disk: &mut dyn Disk,
+    ) -> Result<Result<FoundUndo, String>, OpenError> {
         let Some(len) = disk.len(File::Undo)? else {
             return Ok(Err("the undo file is missing".into()));
         };
@@ -1023,17 +1141,56 @@ impl FoundUndo {
             Err(why) => return Ok(Err(format!("the undo file is damaged: {why}"))),
         };
         for volume in head.record.volumes.iter().filter(|_| head.clones) {
-            if !disk.has_clone(volume.id)? {
+            if !disk.has_clone(volume)? {
                 return Ok(Err(format!("the clone of {} is missing", volume.name)));
             }
         }
         let mut found = FoundUndo {
             end: head.entries_at(),
+            gone: gone(&head, volumes).map(|v| v.id).collect(),
             head,
             saved: ChunkSet::new(),
             entries: 0,
         };
         Ok(found.scan(len, disk)?.map(|()| found))
+    }
+
+    /// Volumes that going back brings into being, and that are not among these.
+    pub fn volumes_gone(
+        &self,
+        volumes: &[VolumeSpec],
+        disk: &mut dyn Disk,
+    ) -> Result<Vec<VolumeSpec>, OpenError> {
+        let mut rest = Bytes::new();
+        if disk.len(File::Undo)?.unwrap_or(0) >= self.head.entries_at() {
+            let mut frames = vec![0; self.head.frames_len as usize];
+            disk.read(File::Undo, UndoHead::frames_at(), &mut frames)?;
+            rest = frames.into();
+        }
+        let mut all: Vec<VolumeSpec> = gone(&self.head, volumes).cloned().collect();
+        while let Ok(len) = Frame::peek_len(&rest)
+            && rest.len() >= len
+        {
+            // Damage is found, and told, by who goes back.
+            let Ok(frame) = Frame::parse(rest.split_to(len)) else {
+                break;
+            };
+            for (_, op, payload) in frame.ops() {
+                if op.kind == OpKind::CreateVolume
+                    && let Ok(content) = payload.content()
+                    && let Ok(volume) = journal::decode_volume(&content)
+                    && volumes.iter().all(|now| now.uuid != volume.uuid)
+                {
+                    all.push(volume);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether another volume of this name was there at the point.
+    pub fn needs_place_of(&self, volume: &VolumeSpec) -> bool {
+        needs_place_of(&self.head, volume)
     }
 
     /// Follows the entries. What a later one calls durable need not be read; of the others only those count that are whole.
@@ -1095,7 +1252,7 @@ impl FoundUndo {
         if self.head.clones {
             return Ok(());
         }
-        for chunk in chunks_of(&self.head, volume, range) {
+        for chunk in chunks_of(&self.head, &self.gone, volume, range) {
             if self.saved.holds(volume, chunk.offset) {
                 continue;
             }

@@ -5,14 +5,16 @@
 //!   renamed when they are complete and durable, so that a file of the right name is whole.
 //! - The group's directory and its homes are locked for as long as they are open: no second daemon, and no second group
 //!   of this one, gets at them.
+//! - A home belongs to one volume by its uuid. The same number, or the same name, may be given again in another history; what
+//!   the volume before held is put aside then, never handed on.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,6 +36,9 @@ const ZEROES: usize = 1 << 20;
 /// a folio for every write to a part of it: 33 us for 4 KiB in one of 1 MiB, 1.4 us in one of 4 KiB, 1.8 us in one of 16 KiB.
 /// So homes are written in pieces of this many bytes, and not read ahead.
 const BUFFERED_PIECE: usize = 32 << 10;
+
+/// Between the name of a home and the uuid of the volume, when what it held is kept aside.
+const ASIDE: &str = ".discarded-";
 
 /// A killed daemon's ring keeps its files open until the kernel has wound it up, a moment after the process is gone. The
 /// kernel announces that to nobody, so a lock that is held is tried again for so long at the start.
@@ -79,11 +84,21 @@ pub struct Files {
     paths: GroupPaths,
     journal: Option<Arc<Handle>>,
     state: Option<Arc<Handle>>,
-    homes: BTreeMap<VolumeId, Arc<Handle>>,
+    homes: BTreeMap<VolumeId, Home>,
+    /// Homes at configured places that are closed once the last request to them is done. Until then they are locked, and who
+    /// gets the place next goes on with the same lock.
+    former: BTreeMap<PathBuf, Weak<Handle>>,
     /// The same without the page cache, opened when they are first wanted.
     media: BTreeMap<VolumeId, Arc<Handle>>,
     discarded: BTreeMap<Uuid, Arc<Handle>>,
     undo: Option<Arc<Handle>>,
+}
+
+/// An open home.
+struct Home {
+    /// Whose it is. Numbers are given again after a fork, uuids never.
+    uuid: Uuid,
+    handle: Arc<Handle>,
 }
 
 /// Work that may take seconds: not for the thread that serves clients.
@@ -107,6 +122,7 @@ impl Files {
             journal: None,
             state: None,
             homes: BTreeMap::new(),
+            former: BTreeMap::new(),
             media: BTreeMap::new(),
             discarded: BTreeMap::new(),
             undo: None,
@@ -122,7 +138,7 @@ impl Files {
         let handle = match file {
             File::Journal => self.journal.as_ref(),
             File::State => self.state.as_ref(),
-            File::Home(volume) => self.homes.get(&volume),
+            File::Home(volume) => self.homes.get(&volume).map(|h| &h.handle),
             File::Discarded(epoch) => self.discarded.get(&epoch),
             File::Undo => self.undo.as_ref(),
         };
@@ -202,7 +218,9 @@ impl Files {
     /// Removes what was kept for going back.
     pub fn remove_undo(&mut self) -> Result<()> {
         let mut open: Vec<Arc<Handle>> = self.undo.take().into_iter().collect();
-        let mut places: Vec<PathBuf> = self.homes.values().map(|h| clone_path(h.path())).collect();
+        let open_homes = self.homes.values().map(|h| h.handle.path());
+        let configured = self.paths.homes.values().map(PathBuf::as_path);
+        let mut places: Vec<PathBuf> = open_homes.chain(configured).map(clone_path).collect();
         places.push(self.path_of(File::Undo));
         for entry in std::fs::read_dir(&self.paths.dir)
             .map_err(|error| fail(&self.paths.dir, "read", error))?
@@ -232,13 +250,120 @@ impl Files {
 
     /// Opens the volume's home if there is one. Who holds its lock may take so long to let go.
     pub(super) fn attach(&mut self, volume: &VolumeSpec, patience: Duration) -> Result<()> {
-        if self.homes.contains_key(&volume.id) {
-            return Ok(());
+        if let Some(home) = self.homes.get(&volume.id) {
+            if home.uuid == volume.uuid {
+                return Ok(());
+            }
+            return Err(Failure {
+                errno: Errno::EXIST.raw_os_error(),
+                message: format!(
+                    "{} is open as the home of volume {} with uuid {}; volume {} with uuid {} is another one",
+                    home.handle.path().display(),
+                    volume.id.0,
+                    home.uuid,
+                    volume.name,
+                    volume.uuid
+                ),
+            });
         }
-        if let Some(home) = open_home(&self.home_path(&volume.name), patience)? {
-            self.homes.insert(volume.id, Arc::new(home));
+        self.take_back(volume)?;
+        let path = self.home_path(&volume.name);
+        let former = self.former.remove(&path).and_then(|h| h.upgrade());
+        let handle = match former {
+            Some(handle) => Some(handle),
+            None => open_home(&path, patience)?.map(Arc::new),
+        };
+        if let Some(handle) = handle {
+            let uuid = volume.uuid;
+            self.homes.insert(volume.id, Home { uuid, handle });
         }
         Ok(())
+    }
+
+    /// Closes the home of a volume that is no longer part of the history, and keeps what it holds under another name, durably.
+    /// A home at a configured place stays there; a symbolic link beside the others says that what it holds was given up.
+    pub fn put_aside(&mut self, volume: &VolumeSpec) -> Result<()> {
+        let home = self.home_path(&volume.name);
+        let configured = self.paths.homes.contains_key(&volume.name);
+        let is_open = |home: &Home| home.uuid == volume.uuid;
+        if self.homes.get(&volume.id).is_some_and(is_open)
+            && let Some(open) = self.homes.remove(&volume.id)
+        {
+            self.media.remove(&volume.id);
+            if configured {
+                let handle = Arc::downgrade(&open.handle);
+                self.former.insert(home.clone(), handle);
+            }
+        }
+        let aside = self.aside_path(volume);
+        let taken = self.homes.values().any(|other| other.handle.path == home);
+        if taken || exists(&aside)? || !exists(&home)? {
+            return Ok(());
+        }
+        if configured {
+            rustix::fs::symlink(&home, &aside).map_err(|e| fail(&aside, "create", e))?;
+        } else {
+            rustix::fs::renameat_with(CWD, &home, CWD, &aside, RenameFlags::NOREPLACE)
+                .map_err(|e| fail(&home, "rename", e))?;
+        }
+        rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))?;
+        tracing::warn!(
+            volume = %volume.name,
+            kept = %aside.display(),
+            "the volume is not part of the history any more; what its home held is kept aside until somebody deletes it{}",
+            if configured { ", or a new volume of this name takes the place" } else { "" }
+        );
+        Ok(())
+    }
+
+    /// A volume that was put aside is part of the history after all: that it was not is on no record, or was gone back on.
+    fn take_back(&mut self, volume: &VolumeSpec) -> Result<()> {
+        let aside = self.aside_path(volume);
+        let home = self.home_path(&volume.name);
+        let Ok(found) = std::fs::symlink_metadata(&aside) else {
+            return Ok(());
+        };
+        if found.is_symlink() {
+            std::fs::remove_file(&aside).map_err(|e| fail(&aside, "remove", e))?;
+        } else if self.paths.homes.contains_key(&volume.name) {
+            return Ok(());
+        } else {
+            // At most what was made for another volume of this name and never came on record.
+            if !blank(&home).map_err(|e| fail(&home, "look at", e))? {
+                return Err(Failure {
+                    errno: Errno::EXIST.raw_os_error(),
+                    message: format!(
+                        "{} holds content, and what belongs there is in {}; move the one that does not count away",
+                        home.display(),
+                        aside.display()
+                    ),
+                });
+            }
+            std::fs::rename(&aside, &home).map_err(|e| fail(&aside, "rename", e))?;
+        }
+        rustix::fs::fsync(&self.directory).map_err(|e| fail(&self.paths.dir, "sync", e))
+    }
+
+    /// Where the content of a volume is kept that is no longer part of the history.
+    fn aside_path(&self, volume: &VolumeSpec) -> PathBuf {
+        let name = format!("{}{ASIDE}{}", file_name(&volume.name), volume.uuid);
+        self.paths.dir.join(name)
+    }
+
+    /// The links that say which configured places hold what was given up: each with the place.
+    fn given_up_places(&self) -> io::Result<Vec<(PathBuf, PathBuf)>> {
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.paths.dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let aside = name.to_str().is_some_and(|n| n.contains(ASIDE));
+            if aside && entry.file_type()?.is_symlink() {
+                let link = entry.path();
+                let place = std::fs::read_link(&link)?;
+                all.push((link, place));
+            }
+        }
+        Ok(all)
     }
 
     /// Opens the volume's home, or creates it, sparse and of the volume's size. A file that is too short is refused, unless it
@@ -248,18 +373,24 @@ impl Files {
         self.attach(volume, Duration::ZERO)?;
         let path = self.home_path(&volume.name);
         let home = if let Some(home) = self.homes.get(&volume.id) {
-            home.clone()
+            home.handle.clone()
         } else {
-            let home = Arc::new(create_sparse(&path)?);
-            self.homes.insert(volume.id, home.clone());
+            let handle = Arc::new(create_sparse(&path)?);
+            let uuid = volume.uuid;
+            let home = handle.clone();
+            self.homes.insert(volume.id, Home { uuid, handle });
             home
         };
         let len = home.len()?;
         if len >= volume.size {
             return Ok(());
         }
-        // Of no length: made by an earlier attempt that was cut off here.
-        if len > 0 && !lengthen || home.device_block.is_some() {
+        // Blank: made by an earlier attempt that was cut off, or for a volume that never came on record. Of a place that was
+        // given up a new volume takes nothing over but the place.
+        let free = lengthen
+            || blank(&path).map_err(|e| fail(&path, "look at", e))?
+            || self.is_given_up(&path)?;
+        if !free || home.device_block.is_some() {
             self.homes.remove(&volume.id);
             return Err(Failure {
                 errno: Errno::FBIG.raw_os_error(),
@@ -274,6 +405,12 @@ impl Files {
         rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(&path, "set size of", e))?;
         rustix::fs::fsync(&home.fd).map_err(|e| fail(&path, "sync", e))?;
         sync_directory(path.parent().unwrap_or(&self.paths.dir))
+    }
+
+    fn is_given_up(&self, home: &Path) -> Result<bool> {
+        let places = self.given_up_places();
+        let places = places.map_err(|e| fail(&self.paths.dir, "read", e))?;
+        Ok(places.iter().any(|(_, place)| place == home))
     }
 
     /// Makes the volume's home as long as the volume is now, durably. A device must be that long already.
@@ -315,6 +452,7 @@ impl Files {
         let sparse = self
             .homes
             .values()
+            .map(|home| &home.handle)
             .filter(|home| home.device_block.is_none());
         sparse
             .map(|home| free(&home.fd, &home.path))
@@ -328,7 +466,7 @@ impl Files {
             File::Undo => self.paths.dir.join("undo"),
             File::Discarded(epoch) => self.paths.dir.join(format!("discarded-{epoch}.frames")),
             File::Home(volume) => match self.homes.get(&volume) {
-                Some(home) => home.path.clone(),
+                Some(home) => home.handle.path.clone(),
                 None => self
                     .paths
                     .dir
@@ -409,8 +547,8 @@ impl Disk for Files {
         Ok(())
     }
 
-    fn has_clone(&mut self, volume: VolumeId) -> io::Result<bool> {
-        clone_path(self.handle(File::Home(volume))?.path()).try_exists()
+    fn has_clone(&mut self, volume: &VolumeSpec) -> io::Result<bool> {
+        clone_path(&self.home_path(&volume.name)).try_exists()
     }
 
     fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
@@ -426,7 +564,17 @@ impl Disk for Files {
             }
         }
         let taken: Vec<PathBuf> = known.iter().map(|v| self.home_path(&v.name)).collect();
-        for place in places.iter().filter(|p| !taken.contains(p)) {
+        let mut given_up = Vec::new();
+        for (link, place) in self.given_up_places()? {
+            if taken.contains(&place) {
+                // A new volume has the place: what was given up there is gone.
+                std::fs::remove_file(&link)?;
+            } else {
+                given_up.push(place);
+            }
+        }
+        let unknown = |place: &&PathBuf| !taken.contains(place) && !given_up.contains(place);
+        for place in places.iter().filter(unknown) {
             if !blank(place)? {
                 return Err(io::Error::other(format!(
                     "{} holds content, but is the home of no volume of this group's record. A new volume there would \
@@ -445,6 +593,10 @@ impl Disk for Files {
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
         Ok(Files::create_home(self, volume, false)?)
+    }
+
+    fn put_aside(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        Ok(Files::put_aside(self, volume)?)
     }
 }
 
@@ -770,6 +922,15 @@ fn open_buffered(path: &Path) -> Result<Option<Arc<Handle>>> {
     }
 }
 
+/// Whether there is anything of this name.
+fn exists(path: &Path) -> Result<bool> {
+    match std::fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(fail(path, "look at", error)),
+    }
+}
+
 /// Where a home's content is kept aside.
 fn clone_path(home: &Path) -> PathBuf {
     let mut path = home.as_os_str().to_owned();
@@ -873,6 +1034,6 @@ fn file_name(volume: &str) -> String {
     name + ".home"
 }
 
-// Longest name: every byte escaped, with `.home.undo`. File systems take 255.
-const _: () = assert!(crate::base::NAME_MAX * 3 + 10 <= 255);
+// Longest name: every byte escaped, with `.home.discarded-UUID`. File systems take 255.
+const _: () = assert!(crate::base::NAME_MAX * 3 + 5 + ASIDE.len() + 36 <= 255);
 const _: () = assert!(ZEROES.is_multiple_of(BLOCK));

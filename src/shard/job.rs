@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use smallvec::SmallVec;
@@ -145,6 +146,17 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
         }
         DiskOp::RemoveUndo => {
             files.remove_undo()?;
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::PutAside { volumes } => {
+            for volume in &volumes {
+                files.put_aside(volume)?;
+            }
+            return Ok(Plan::Answer(DiskResult::Done));
+        }
+        DiskOp::TakeBack { volume } => {
+            files.attach(&volume, Duration::ZERO)?;
+            files.handle(File::Home(volume.id))?;
             return Ok(Plan::Answer(DiskResult::Done));
         }
         DiskOp::CreateHome { volume, lengthen } => {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::disk::Handle;
+use super::disk::{Failure, Handle};
 use super::reactor::ring_bell;
 use crate::engine::{DiskId, DiskResult};
 
@@ -76,6 +76,8 @@ struct Shared {
     /// How many those are.
     count: AtomicUsize,
     bell: Arc<OwnedFd>,
+    /// What a write is; tests have their own.
+    carry_out: fn(&HomeWrite) -> Result<(), Failure>,
 }
 
 struct Work {
@@ -95,6 +97,12 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl HomeWriter {
     /// For the shard that `bell` wakes.
     pub fn new(bell: Arc<OwnedFd>) -> HomeWriter {
+        HomeWriter::with(bell, |write| {
+            write.file.write(write.offset, &write.data, false)
+        })
+    }
+
+    fn with(bell: Arc<OwnedFd>, carry_out: fn(&HomeWrite) -> Result<(), Failure>) -> HomeWriter {
         HomeWriter {
             batch: Vec::new(),
             shared: Arc::new(Shared {
@@ -109,6 +117,7 @@ impl HomeWriter {
                 done: Mutex::new(Vec::new()),
                 count: AtomicUsize::new(0),
                 bell,
+                carry_out,
             }),
         }
     }
@@ -214,8 +223,7 @@ impl Shared {
 
     fn write(&self, write: HomeWrite) {
         let (group, id) = (write.group, write.id);
-        let carry_out = || write.file.write(write.offset, &write.data, false);
-        let result = match catch_unwind(AssertUnwindSafe(carry_out)) {
+        let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&write))) {
             Ok(Ok(())) => DiskResult::Done,
             Ok(Err(failure)) => DiskResult::Failed {
                 errno: failure.errno,
@@ -235,5 +243,124 @@ impl Shared {
         if count == REPORT {
             ring_bell(&self.bell);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+
+    use super::*;
+    use crate::base::{VolumeId, VolumeSpec};
+    use crate::engine::File;
+    use crate::shard::GroupPaths;
+    use crate::shard::disk::Files;
+
+    const BLOCK: u64 = 4096;
+
+    fn home(dir: &tempfile::TempDir) -> Arc<Handle> {
+        let paths = GroupPaths {
+            dir: dir.path().join("g"),
+            homes: std::collections::HashMap::new(),
+        };
+        let mut files = Files::open(paths).unwrap();
+        let volume = VolumeSpec {
+            id: VolumeId(0),
+            uuid: uuid::Uuid::nil(),
+            name: "v".into(),
+            size: 1 << 20,
+        };
+        files.create_home(&volume, false).unwrap();
+        files.handle(File::Home(volume.id)).unwrap().clone()
+    }
+
+    fn write(home: &Arc<Handle>, number: u64) -> HomeWrite {
+        HomeWrite {
+            group: 0,
+            id: DiskId(number),
+            file: home.clone(),
+            offset: number * BLOCK,
+            data: vec![number as u8; BLOCK as usize].into(),
+        }
+    }
+
+    /// Waits for the bell until so many are done.
+    fn until_done(writer: &HomeWriter, count: usize) -> Vec<u64> {
+        let mut done = Vec::new();
+        while done.len() < count {
+            let mut bell = [PollFd::new(&*writer.shared.bell, PollFlags::IN)];
+            let limit = rustix::time::Timespec {
+                tv_sec: 30,
+                tv_nsec: 0,
+            };
+            assert!(
+                poll(&mut bell, Some(&limit)).unwrap() > 0,
+                "the bell does not ring"
+            );
+            rustix::io::read(&*writer.shared.bell, &mut [0; 8]).unwrap();
+            for HomeWritten { id, result, .. } in writer.take_done() {
+                assert_eq!(result, DiskResult::Done);
+                done.push(id.0);
+            }
+        }
+        done.sort_unstable();
+        done
+    }
+
+    fn bell() -> Arc<OwnedFd> {
+        Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap())
+    }
+
+    #[test]
+    fn what_was_written_is_told_whether_it_was_much_or_little() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(&dir);
+        let mut writer = HomeWriter::new(bell());
+        for (from, to) in [(0, 1), (1, 3), (3, 200)] {
+            for number in from..to {
+                writer.push(write(&home, number));
+            }
+            assert!(writer.hand_over().is_empty());
+            let all: Vec<u64> = (from..to).collect();
+            assert_eq!(until_done(&writer, all.len()), all);
+        }
+        let content = std::fs::read(home.path()).unwrap();
+        for (number, block) in content.chunks(BLOCK as usize).take(200).enumerate() {
+            assert!(
+                block.iter().all(|byte| *byte == number as u8),
+                "block {number}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_write_that_hangs_does_not_keep_others_from_being_written() {
+        type Gate = Mutex<(Sender<()>, Receiver<()>)>;
+        static GATE: OnceLock<Gate> = OnceLock::new();
+        fn carry_out(write: &HomeWrite) -> Result<(), Failure> {
+            if write.id.0 == 0 {
+                let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
+            }
+            Ok(())
+        }
+        let (open, gate) = channel();
+        GATE.get_or_init(|| Mutex::new((open.clone(), gate)));
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(&dir);
+        let mut writer = HomeWriter::with(bell(), carry_out);
+        writer.push(write(&home, 0));
+        writer.hand_over();
+        let since = Instant::now();
+        while since.elapsed() <= 2 * STUCK {
+            std::thread::yield_now();
+        }
+        writer.push(write(&home, 1));
+        writer.hand_over();
+        assert_eq!(until_done(&writer, 1), [1]);
+        open.send(()).unwrap();
+        assert_eq!(until_done(&writer, 1), [0]);
     }
 }

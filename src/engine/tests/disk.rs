@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::Rng;
 use crate::base::{BLOCK, ByteRange, VolumeId, VolumeSpec};
@@ -94,6 +95,13 @@ struct SimFile {
     unsynced: Vec<(u64, Vec<u8>)>,
 }
 
+impl SimFile {
+    fn is_blank(&self) -> bool {
+        let mut blocks = self.current.blocks.values();
+        blocks.all(|block| block.iter().all(|b| *b == 0))
+    }
+}
+
 /// Copies of files.
 #[derive(Clone)]
 pub struct Image(Vec<(File, Medium)>);
@@ -128,6 +136,17 @@ pub struct SimDisk {
     /// The file system shares blocks between files.
     pub can_clone: bool,
     clones: BTreeMap<VolumeId, Medium>,
+    /// Whose the homes are that are open.
+    owners: BTreeMap<VolumeId, VolumeSpec>,
+    /// Homes that no volume of the record has, by the name of the volume they were made for.
+    closed: BTreeMap<String, (Uuid, SimFile)>,
+    /// Volumes that were on record at some start.
+    recorded: BTreeSet<Uuid>,
+    /// What volumes held that are no longer part of the history.
+    aside: BTreeMap<Uuid, SimFile>,
+    /// Homes stay where they are when they are put aside, as at a configured place: these volumes were given up there.
+    pub homes_stay: bool,
+    given_up: BTreeMap<Uuid, String>,
     /// Writes to homes so far.
     pub home_writes: u64,
     /// Which of those to come are lost, or go to about this place.
@@ -176,6 +195,12 @@ impl Default for SimDisk {
             free_bytes: None,
             can_clone: false,
             clones: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            recorded: BTreeSet::new(),
+            aside: BTreeMap::new(),
+            homes_stay: false,
+            given_up: BTreeMap::new(),
             home_writes: 0,
             betrayals: BTreeMap::new(),
             recent: VecDeque::new(),
@@ -399,10 +424,22 @@ impl SimDisk {
                 DiskResult::Done
             }
             DiskOp::CreateHome { volume, lengthen } => {
+                self.attach_home(&volume)?;
                 if lengthen && self.files.contains_key(&File::Home(volume.id)) {
                     self.grow_home(&volume)?;
                 }
                 self.create_home(&volume)?;
+                DiskResult::Done
+            }
+            DiskOp::TakeBack { volume } => {
+                self.attach_home(&volume)?;
+                self.file(File::Home(volume.id))?;
+                DiskResult::Done
+            }
+            DiskOp::PutAside { volumes } => {
+                for volume in &volumes {
+                    self.put_aside(volume)?;
+                }
                 DiskResult::Done
             }
         })
@@ -464,7 +501,9 @@ impl SimDisk {
     /// Whatever is not stable yet is lost with the power, all of it.
     pub fn lose_unsynced(&mut self) {
         self.in_flight.clear();
-        for file in self.files.values_mut() {
+        let closed = self.closed.values_mut().map(|(_, home)| home);
+        let closed = closed.chain(self.aside.values_mut());
+        for file in self.files.values_mut().chain(closed) {
             file.unsynced.clear();
         }
     }
@@ -480,6 +519,13 @@ impl SimDisk {
                 DiskOp::Zero { file, range, .. } => {
                     (file, range.offset, vec![0; range.len as usize])
                 }
+                DiskOp::PutAside { volumes } => {
+                    // Done as far as some one of them.
+                    for volume in volumes.iter().filter(|_| rng.below(2) == 0) {
+                        self.put_aside(volume).expect("it cannot fail");
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             if let Some(f) = self.files.get_mut(&file) {
@@ -489,7 +535,9 @@ impl SimDisk {
                 f.unsynced.push((offset, data));
             }
         }
-        for file in self.files.values_mut() {
+        let closed = self.closed.values_mut().map(|(_, home)| home);
+        let closed = closed.chain(self.aside.values_mut());
+        for file in self.files.values_mut().chain(closed) {
             // A lucky cut keeps nearly all, an unlucky one nearly nothing; most are in between.
             let chance = rng.below(5) * 25;
             for (offset, data) in std::mem::take(&mut file.unsynced) {
@@ -549,6 +597,35 @@ impl SimDisk {
         homes.all(|(_, home)| home.unsynced.is_empty())
     }
 
+    /// Somebody deletes what was put aside. How many there were.
+    pub fn lose_what_was_put_aside(&mut self) -> usize {
+        std::mem::take(&mut self.aside).len()
+    }
+
+    /// What was put aside holds of this byte at this place.
+    pub fn aside_byte(&self, volume: Uuid, offset: u64) -> Option<u8> {
+        let mut byte = [0];
+        self.aside.get(&volume)?.current.read(offset, &mut byte);
+        Some(byte[0])
+    }
+
+    /// A home is closed, and lies where it was.
+    fn close(&mut self, volume: VolumeId) {
+        if let Some(owner) = self.owners.remove(&volume)
+            && let Some(home) = self.files.remove(&File::Home(volume))
+        {
+            self.closed.insert(owner.name, (owner.uuid, home));
+        }
+    }
+
+    /// Nobody has the files open any more: a new start opens what its record names.
+    pub fn close_homes(&mut self) {
+        let open: Vec<VolumeId> = self.owners.keys().copied().collect();
+        for volume in open {
+            self.close(volume);
+        }
+    }
+
     /// All files there are.
     pub fn files(&self) -> impl Iterator<Item = File> + '_ {
         self.files.keys().copied()
@@ -584,8 +661,8 @@ impl Disk for SimDisk {
         Ok(())
     }
 
-    fn has_clone(&mut self, volume: VolumeId) -> io::Result<bool> {
-        Ok(self.clones.contains_key(&volume))
+    fn has_clone(&mut self, volume: &VolumeSpec) -> io::Result<bool> {
+        Ok(self.clones.contains_key(&volume.id))
     }
 
     fn write(&mut self, file: File, offset: u64, data: &[u8], durable: bool) -> io::Result<()> {
@@ -647,22 +724,98 @@ impl Disk for SimDisk {
     }
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        self.attach_home(volume)?;
         let file = File::Home(volume.id);
-        match self.files.get(&file) {
-            Some(home) if home.len < volume.size => Err(io::Error::other(format!(
+        let free = |home: &SimFile| home.is_blank();
+        match self.files.get_mut(&file) {
+            Some(home) if home.len < volume.size && !free(home) => Err(io::Error::other(format!(
                 "the home of {} has {} bytes, and needs {}",
                 volume.name, home.len, volume.size
             ))),
-            Some(_) => Ok(()),
-            None => Ok(self.create(file, volume.size)?),
+            Some(home) => {
+                home.len = home.len.max(volume.size);
+                Ok(())
+            }
+            None => {
+                self.owners.insert(volume.id, volume.clone());
+                Ok(self.create(file, volume.size)?)
+            }
         }
     }
 
-    fn check_blank(&mut self, _known: &[VolumeSpec]) -> io::Result<()> {
+    /// As on a real disk, where names are what counts: nothing that holds something may lie there without a volume.
+    fn check_blank(&mut self, known: &[VolumeSpec]) -> io::Result<()> {
+        let unknown = |owner: &VolumeSpec| known.iter().all(|v| v.uuid != owner.uuid);
+        let closed: Vec<VolumeId> = self
+            .owners
+            .extract_if(.., |_, owner| unknown(owner))
+            .map(|(id, _)| id)
+            .collect();
+        assert!(closed.is_empty(), "homes are opened by record only");
+        self.given_up
+            .retain(|_, name| known.iter().all(|v| v.name != *name));
+        self.recorded.extend(known.iter().map(|v| v.uuid));
+        for (name, (uuid, home)) in &self.closed {
+            let given_up = self.given_up.values().any(|given_up| given_up == name);
+            // A real disk refuses others, too: with a journal that lost the operation which made the volume.
+            if self.recorded.contains(uuid) && !home.is_blank() && !given_up {
+                return Err(io::Error::other(format!(
+                    "the home of {name} holds content, and no volume has it"
+                )));
+            }
+        }
         Ok(())
     }
 
-    fn attach_home(&mut self, _volume: &VolumeSpec) -> io::Result<()> {
+    fn attach_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        let file = File::Home(volume.id);
+        match self.owners.get(&volume.id) {
+            Some(owner) if owner.uuid == volume.uuid => return Ok(()),
+            Some(owner) => {
+                return Err(io::Error::other(format!(
+                    "volume {} is {owner:?}, not {volume:?}",
+                    volume.id.0
+                )));
+            }
+            None => {}
+        }
+        if let Some(other) = self.owners.values().find(|o| o.name == volume.name) {
+            return Err(io::Error::other(format!(
+                "{other:?} has the place of {volume:?}"
+            )));
+        }
+        self.given_up.remove(&volume.uuid);
+        let found = if let Some(home) = self.aside.remove(&volume.uuid) {
+            let there = self.closed.remove(&volume.name);
+            assert!(
+                there.is_none_or(|(_, home)| home.is_blank()),
+                "in the way of what is taken back"
+            );
+            Some(home)
+        } else {
+            self.closed.remove(&volume.name).map(|(_, home)| home)
+        };
+        if let Some(home) = found {
+            self.files.insert(file, home);
+            self.owners.insert(volume.id, volume.clone());
+        }
+        Ok(())
+    }
+
+    fn put_aside(&mut self, volume: &VolumeSpec) -> io::Result<()> {
+        let mine = |owner: &VolumeSpec| owner.uuid == volume.uuid;
+        if self.owners.get(&volume.id).is_some_and(mine) {
+            self.close(volume.id);
+        }
+        let taken = self.owners.values().any(|owner| owner.name == volume.name);
+        if taken || self.aside.contains_key(&volume.uuid) {
+            return Ok(());
+        }
+        if self.homes_stay {
+            self.given_up.insert(volume.uuid, volume.name.clone());
+        } else if let Some((_, home)) = self.closed.remove(&volume.name) {
+            self.aside.insert(volume.uuid, home);
+        }
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod storm;
 mod three;
 mod undo;
 mod verify;
+mod volumes;
 
 use super::{DiskOp, DiskResult, Pending};
 use crate::base::sabotage::{Sabotage, sabotaged};

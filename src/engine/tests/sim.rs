@@ -7,7 +7,9 @@ use bytes::Bytes;
 
 use super::Rng;
 use super::disk::SimDisk;
-use crate::base::{AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId};
+use crate::base::{
+    AckMode, ByteRange, Compress, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec,
+};
 use crate::engine::{
     ClientId, Command, File, Force, Group, GroupConfig, Input, LinkId, Now, OpenError, Output,
 };
@@ -320,6 +322,7 @@ impl Sim {
         let now = self.time();
         let site = &mut self.sites[at];
         site.seed += 1 << 20;
+        site.disk.close_homes();
         let group = Group::open(site.config.clone(), &mut site.disk, site.seed, now)?;
         site.group = Some(group);
         site.stopped = false;
@@ -587,6 +590,25 @@ impl Sim {
         let (client, volume) = (self.client, VolumeId(0));
         self.input(at, Input::ClientOpened { client, volume });
         true
+    }
+
+    /// Attaches the client to another volume.
+    pub fn attach_to(&mut self, at: usize, volume: &str) {
+        let volume = self.volume(at, volume).id;
+        self.client = ClientId(self.client.0 + 1);
+        self.attached = Some(at);
+        self.asked.clear();
+        let client = self.client;
+        self.input(at, Input::ClientOpened { client, volume });
+    }
+
+    /// The volume of this name as a site knows it.
+    pub fn volume(&self, at: usize, name: &str) -> VolumeSpec {
+        let group = self.sites[at].group.as_ref().expect("alive");
+        let found = group.volumes().iter().find(|v| v.name == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} at {at}:\n{}", self.logs()))
+            .clone()
     }
 
     /// The site the client is attached to; attaches it to whichever serves.

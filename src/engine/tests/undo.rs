@@ -235,6 +235,50 @@ fn there_is_a_way_back_from_every_step_of_a_copy() {
     }
 }
 
+/// What was brought before, and is not any more, must be brought again.
+#[test]
+fn a_way_back_that_was_cut_off_does_not_spoil_the_copy() {
+    for by in [By::File, By::Clones] {
+        let mut cut_off = 0;
+        for steps in 0..80_u64 {
+            let (mut sim, _) = before_a_copy(5, by);
+            sim.start(1).unwrap();
+            until_mixed(&mut sim);
+            // Some chunks are off the record of what is missing.
+            sim.pass_until(Duration::from_secs(60), |sim| {
+                let group = sim.sites[1].group.as_ref().expect("alive");
+                let lacks = group.changes.own().map(|own| own.bytes(&group.volumes));
+                lacks.is_none_or(|bytes| bytes < VOLUME)
+            });
+            sim.kill(0);
+            sim.pass(Duration::from_secs(3));
+            if sim.status(1).state != GroupState::Inconsistent {
+                continue;
+            }
+            let force = BOTH.to_vec();
+            sim.command(1, Command::Promote { force });
+            for _ in 0..steps {
+                sim.step();
+            }
+            if sim.status(1).state != GroupState::Inconsistent {
+                break;
+            }
+            sim.kill(1);
+            sim.start(0).unwrap();
+            sim.start(1).unwrap();
+            sim.heal();
+            let [a, b] = sim.homes();
+            assert!(
+                a == b,
+                "the homes differ after {steps} steps:\n{}",
+                sim.logs()
+            );
+            cut_off += 1;
+        }
+        assert!(cut_off > 5, "{cut_off}");
+    }
+}
+
 #[test]
 fn a_damaged_undo_file_is_told_and_not_gone_back_to() {
     let (mut sim, _) = before_a_copy(6, By::File);

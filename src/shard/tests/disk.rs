@@ -21,6 +21,8 @@ fn run(files: &mut Files, op: DiskOp) -> DiskResult {
         Begun::Job(job, op) => (job, op),
         Begun::Answer(result) => return result,
         Begun::Slow(work) => return do_slowly(work),
+        // As without the threads for that.
+        Begun::Home(file, offset, data) => Job::write(file, offset, data),
     };
     ring.push((), op);
     loop {
@@ -142,6 +144,95 @@ fn a_home_is_sparse_of_its_size_and_never_made_anew() {
         .read(File::Home(larger.id), SIZE - 3, &mut end)
         .unwrap();
     assert_eq!(&end, b"end");
+}
+
+#[test]
+fn what_a_volume_held_that_is_gone_is_put_aside_and_never_the_home_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (x, y) = (volume(1, "x", SIZE), volume(1, "y", 2 * SIZE));
+    let y = VolumeSpec {
+        uuid: uuid::Uuid::from_u128(9),
+        ..y
+    };
+    let other_x = VolumeSpec {
+        name: "x".into(),
+        ..y.clone()
+    };
+    let file = File::Home(x.id);
+    let aside = dir.path().join(format!("g/x.home.discarded-{}", x.uuid));
+    {
+        let mut files = files(&dir);
+        files.create_home(&x, false).unwrap();
+        files.write(file, 0, b"given up", false).unwrap();
+        for other in [&y, &other_x] {
+            let refused = files.create_home(other, false).unwrap_err();
+            let is_another = refused.message.contains("another one");
+            assert!(is_another, "{}", refused.message);
+        }
+        files.put_aside(&x).unwrap();
+        files.put_aside(&x).unwrap(); // again after a crash
+        assert!(files.handle(file).is_err(), "closed");
+        for other in [&y, &other_x] {
+            files.create_home(other, false).unwrap();
+            let mut found = [1; 8];
+            files.read(file, 0, &mut found).unwrap();
+            assert_eq!(found, [0; 8], "nothing of what another one held");
+            files.put_aside(other).unwrap();
+        }
+        files.check_blank(&[]).unwrap();
+        assert_eq!(&std::fs::read(&aside).unwrap()[..8], b"given up");
+    }
+    // The record that does without it was never written.
+    let mut files = files(&dir);
+    files.attach(&x, Duration::ZERO).unwrap();
+    let mut found = [0; 8];
+    files.read(file, 0, &mut found).unwrap();
+    assert_eq!(&found, b"given up");
+    assert!(!aside.exists());
+}
+
+#[test]
+fn a_configured_place_that_was_given_up_may_be_taken_by_a_new_volume_of_the_name_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("disk");
+    let mut paths = paths(dir.path());
+    paths.homes.insert("x".into(), place.clone());
+    let x = volume(1, "x", SIZE);
+    let larger = VolumeSpec {
+        uuid: uuid::Uuid::from_u128(9),
+        size: 2 * SIZE,
+        ..x.clone()
+    };
+    let file = File::Home(x.id);
+    {
+        let mut files = Files::open(paths.clone()).unwrap();
+        files.create_home(&x, false).unwrap();
+        files.write(file, 0, b"given up", false).unwrap();
+    }
+    let mut files = Files::open(paths.clone()).unwrap();
+    files.check_blank(&[]).unwrap_err();
+    files.attach(&x, Duration::ZERO).unwrap();
+    let in_use = files.handle(file).unwrap().clone();
+    files.put_aside(&x).unwrap();
+    files.check_blank(&[]).unwrap();
+    assert_eq!(&std::fs::read(&place).unwrap()[..8], b"given up");
+    // A request to the old home may still be under way, and hold its lock.
+    files.create_home(&larger, false).unwrap();
+    assert_eq!(in_use.len().unwrap(), 2 * SIZE);
+    files.check_blank(std::slice::from_ref(&larger)).unwrap();
+    files.check_blank(&[]).unwrap_err();
+}
+
+#[test]
+fn what_is_left_of_a_volume_that_never_came_on_record_does_not_stand_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    files(&dir)
+        .create_home(&volume(1, "x", SIZE), false)
+        .unwrap();
+    let mut files = files(&dir);
+    let larger = volume(2, "x", 2 * SIZE);
+    files.create_home(&larger, false).unwrap();
+    assert_eq!(files.len(File::Home(larger.id)).unwrap(), Some(2 * SIZE));
 }
 
 #[test]

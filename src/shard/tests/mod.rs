@@ -347,7 +347,7 @@ impl Machine for Fake {
 fn volume(id: u32, name: &str, size: u64) -> VolumeSpec {
     VolumeSpec {
         id: VolumeId(id),
-        uuid: uuid::Uuid::nil(),
+        uuid: uuid::Uuid::from_u128(id.into()),
         name: name.into(),
         size,
     }

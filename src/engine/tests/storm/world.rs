@@ -452,6 +452,7 @@ impl World {
         site.silent = false;
         site.followed = false;
         site.paused_until = Duration::ZERO;
+        site.disk.close_homes();
         match Group::open(site.config.clone(), &mut site.disk, site.seed, now) {
             Ok(group) => {
                 let alone = group.core.facts().alone.iter();
