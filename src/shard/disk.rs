@@ -231,7 +231,7 @@ impl Files {
     }
 
     /// Opens the volume's home if there is one. Who holds its lock may take so long to let go.
-    fn attach(&mut self, volume: &VolumeSpec, patience: Duration) -> Result<()> {
+    pub(super) fn attach(&mut self, volume: &VolumeSpec, patience: Duration) -> Result<()> {
         if self.homes.contains_key(&volume.id) {
             return Ok(());
         }
