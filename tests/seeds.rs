@@ -478,6 +478,8 @@ fn state_file(seeds: &mut Seeds) {
             }),
         }],
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
         undo: Uuid::nil(),
         readable_from: Lsn(0),
         verified: verified(),

@@ -54,6 +54,8 @@ fn head() -> UndoHead {
         volumes: Vec::new(),
         peers: Vec::new(),
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
         undo: ID,
         readable_from: Lsn(0),
         verified: Verified::default(),

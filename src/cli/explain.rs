@@ -636,7 +636,9 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             "if they do not connect by themselves: {loser} then becomes a mirror of {keeper} and gets what differs"
         );
         return (
-            vec!["It was decided; as soon as the two are connected it is done.".into()],
+            vec![format!(
+                "It was decided, and is on record; as soon as the two are connected it is done. Until then {loser} serves nobody."
+            )],
             vec![choice(step, effect)],
         );
     }
@@ -679,7 +681,11 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         }
     };
     (
-        vec!["Nothing is given up without an operator's word.".into()],
+        vec![
+            "Nothing is given up without an operator's word. Until then a site that does not serve does not begin to by itself, \
+             and one that serves does not do so again after a restart."
+                .into(),
+        ],
         vec![give_up(site, peer), give_up(peer, site)],
     )
 }

@@ -238,6 +238,9 @@ impl Core {
                 self.config.group
             ));
         }
+        if self.gives_itself_up() && !overrides.peer_unreachable {
+            return Err(self.order_text());
+        }
         if self.lost_history() && !overrides.behind {
             let needed = Overrides {
                 behind: true,
@@ -588,6 +591,7 @@ impl Core {
                 self.facts.lineage = lineage;
                 self.facts.inconsistent_until = None;
                 self.facts.given_up = uuid::Uuid::nil();
+                self.forget_conflicts();
                 (
                     self.tail,
                     self.durable,
@@ -623,6 +627,9 @@ impl Core {
             Severity::Warn,
             format!("group {}: promoted at LSN {}", self.config.group, self.tail),
         );
+        if !unreachable.is_empty() {
+            self.take_order_back();
+        }
         self.facts.role = Role::Primary;
         self.facts.handed = None;
         self.facts.floor = self.facts.floor.min(self.tail);
@@ -652,6 +659,11 @@ impl Core {
 
     /// Primary by record, and the operator says that it shall serve.
     fn promote_waiting(&mut self, id: u64, overrides: Overrides, view: &View) {
+        if self.gives_itself_up() && !overrides.peer_unreachable {
+            let text = self.order_text();
+            self.done(id, Err(text));
+            return;
+        }
         if let Some(text) = self.peers.iter().find_map(|p| p.refused.clone()) {
             self.done(id, Err(text));
             return;
@@ -709,6 +721,7 @@ impl Core {
         if self.lost_history() {
             self.distrust_homes();
         }
+        self.take_order_back();
         self.facts.floor = self.facts.floor.min(self.tail);
         self.facts.forget_all_but(&self.config.peers);
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
@@ -970,11 +983,7 @@ impl Core {
 
     fn decide_fork(&mut self, id: u64, discard: &str, result: Result<String, String>, view: &View) {
         if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
-            self.facts.given_up = epoch;
-            self.resolved = Some(Resolved {
-                discard: discard.to_owned(),
-                since_ns: view.time_ns,
-            });
+            (self.facts.given_up, self.facts.given_up_ns) = (epoch, view.time_ns);
             self.save(Then::Nothing);
             for peer in &mut self.peers {
                 peer.refused = None;
@@ -984,12 +993,60 @@ impl Core {
         self.done(id, result);
     }
 
-    /// The fork that was decided, while the two have not met since.
-    pub fn resolved_fork(&self) -> Option<&Resolved> {
-        let pending = |p: &super::Peer| p.fork.is_some() && p.refused.is_none();
-        self.resolved
-            .as_ref()
-            .filter(|_| self.peers.iter().any(pending))
+    /// The fork that was decided, while the two have not met since. On record: it holds over a restart.
+    pub fn resolved_fork(&self) -> Option<Resolved> {
+        let forks = || {
+            self.peers
+                .iter()
+                .filter_map(|p| Some((p, p.fork.as_ref()?)))
+        };
+        let peer = forks().find(|(_, fork)| self.ordered_to_discard(fork));
+        let discard = match peer {
+            Some((peer, _)) => peer.name.clone(),
+            None if self.gives_itself_up() && forks().next().is_some() => self.config.site.clone(),
+            None => return None,
+        };
+        Some(Resolved {
+            discard,
+            since_ns: self.facts.given_up_ns,
+        })
+    }
+
+    /// An operator's order to discard what the peer wrote stands.
+    pub(super) fn ordered_to_discard(&self, fork: &super::Fork) -> bool {
+        let epoch = fork.their_epoch.as_ref();
+        epoch.is_some_and(|e| e.id == self.facts.given_up)
+    }
+
+    /// An operator's order to discard what this site wrote stands.
+    pub(super) fn gives_itself_up(&self) -> bool {
+        let last = self.facts.lineage.last();
+        last.is_some_and(|last| last.id == self.facts.given_up)
+    }
+
+    /// An operator lets this site serve past a silent peer: what was ordered of its own side holds no more.
+    fn take_order_back(&mut self) {
+        if self.gives_itself_up() {
+            self.facts.given_up = uuid::Uuid::nil();
+            let (me, group) = (&self.config.site, &self.config.group);
+            let text = format!("group {group}: the order to discard what {me} wrote is taken back");
+            self.log(Severity::Warn, text);
+        }
+    }
+
+    /// Why a site that is to discard its own side does not serve.
+    pub(super) fn order_text(&self) -> String {
+        let (me, group) = (&self.config.site, &self.config.group);
+        let forked = self.peers.iter().find(|p| p.fork.is_some());
+        let peer = forked.or(self.peers.first());
+        let peer = peer.map_or("its peer", |p| p.name.as_str());
+        format!(
+            "the order to discard what {me} wrote stands since {}: {me} serves nobody, and becomes a mirror as soon as it and \
+             {peer} are connected. `doublure resolve {group} --discard {peer}` orders the contrary; if {peer} is gone for good, \
+             {} takes the order back and makes {me} serve",
+            crate::base::utc(self.facts.given_up_ns / 1_000_000_000),
+            Overrides::default().without_asking().command(group)
+        )
     }
 
     /// Whether this site may give up what a side wrote, and what happens then.
@@ -1012,7 +1069,7 @@ impl Core {
                 first.0
             ));
         };
-        if discard == me && self.serving() {
+        if discard == me && (self.serving() || self.mode == Mode::Opening) {
             return Err(format!(
                 "{me} serves clients with what is to be given up: `doublure demote {group}` comes first"
             ));

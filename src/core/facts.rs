@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::peer::Fork;
 use crate::base::{AckMode, Lineage, Lsn, Role};
 
 /// The record of acknowledging without a peer.
@@ -51,6 +52,11 @@ pub struct Facts {
     pub told_durable: Vec<(String, Lsn)>,
     /// Last epoch of a fork that an operator gave up, here or at the peer; nil if none.
     pub given_up: Uuid,
+    /// When that was ordered, nanoseconds since the Unix epoch.
+    pub given_up_ns: u64,
+    /// Per peer: the fork for which a link with it was refused, until the two go together again. Whoever has one on record
+    /// does not begin to serve by itself.
+    pub forks: Vec<(String, Fork)>,
 }
 
 impl Facts {
@@ -68,6 +74,8 @@ impl Facts {
             inconsistent_until: None,
             told_durable: Vec::new(),
             given_up: Uuid::nil(),
+            given_up_ns: 0,
+            forks: Vec::new(),
         }
     }
 

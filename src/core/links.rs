@@ -460,6 +460,46 @@ impl Core {
         }
     }
 
+    /// What the record says of forks holds until the peer says otherwise.
+    pub(super) fn remember_forks(&mut self) {
+        for (name, fork) in self.facts.forks.clone() {
+            let text = self.conflict_text(
+                &name,
+                &Outcome::Forked {
+                    common: fork.shared,
+                },
+            );
+            let stands = self.ordered_to_discard(&fork);
+            let Some(peer) = self.peers.iter_mut().find(|p| p.name == name) else {
+                continue;
+            };
+            peer.conflict = Some(Conflict::Forked);
+            peer.fork = Some(fork);
+            // An operator decided against the peer: there is nothing to wait for.
+            peer.refused = (!stands).then_some(text);
+        }
+    }
+
+    /// Forks go on record when they are found, and off it when the two go together again.
+    pub(super) fn record_forks(&mut self) {
+        let known = |name: &str| self.facts.forks.iter().find(|(n, _)| n == name);
+        let same = |p: &super::Peer| known(&p.name).map(|(_, f)| f) == p.fork.as_ref();
+        if self.peers.iter().all(same) {
+            return;
+        }
+        let is_news = self.peers.iter().any(|p| match (&p.fork, known(&p.name)) {
+            (Some(fork), Some((_, known))) => fork.is_news_to(known),
+            (fork, known) => fork.is_some() || known.is_some(),
+        });
+        let forks = self.peers.iter();
+        self.facts.forks = forks
+            .filter_map(|p| Some((p.name.clone(), p.fork.clone()?)))
+            .collect();
+        if is_news {
+            self.save(super::Then::Nothing);
+        }
+    }
+
     fn conflict_text(&self, site: &str, outcome: &Outcome) -> String {
         let me = &self.config.site;
         let group = &self.config.group;

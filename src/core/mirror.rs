@@ -339,6 +339,8 @@ impl Core {
             self.facts.group_id = group_id;
         }
         self.facts.lineage.truncate_after(keep);
+        // Whatever was ordered of this side is done.
+        self.facts.given_up = Uuid::nil();
         // An earlier primary's word about what is committed does not hold for this one's history.
         self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
@@ -359,7 +361,7 @@ impl Core {
     }
 
     /// Who follows a primary is in conflict with nobody: with whom that one cannot go together it tells itself.
-    fn forget_conflicts(&mut self) {
+    pub(super) fn forget_conflicts(&mut self) {
         for peer in &mut self.peers {
             (peer.conflict, peer.refused, peer.fork) = (None, None, None);
         }

@@ -36,7 +36,7 @@ pub use self::acks::{Strength, Token};
 pub use self::facts::{Alone, Facts, Handed};
 pub use self::handshake::{Outcome, decide};
 pub use self::mirror::FrameInfo;
-pub use self::peer::{Conflict, Peer, PeerPhase};
+pub use self::peer::{Conflict, Fork, Peer, PeerPhase};
 
 use self::acks::Acks;
 use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
@@ -393,7 +393,6 @@ pub struct Core {
     probe: Option<commands::Probe>,
     promised_command: Option<u64>,
     resolving: Option<commands::Resolving>,
-    resolved: Option<commands::Resolved>,
     handed_at: Duration,
     closing: bool,
     credit_bytes: u64,
@@ -416,7 +415,7 @@ impl Core {
             .iter()
             .map(|name| Peer::new(name.clone()))
             .collect();
-        Core {
+        let mut core = Core {
             config,
             facts,
             mode: Mode::Mirror,
@@ -438,7 +437,6 @@ impl Core {
             probe: None,
             promised_command: None,
             resolving: None,
-            resolved: None,
             handed_at: Duration::ZERO,
             closing: false,
             credit_bytes: u64::MAX,
@@ -447,7 +445,9 @@ impl Core {
             now: Duration::ZERO,
             now_ns: 0,
             exported: None,
-        }
+        };
+        core.remember_forks();
+        core
     }
 
     /// Begins: a mirror waits for its primary, a primary asks its peers whether it still may serve.
@@ -497,6 +497,7 @@ impl Core {
             Event::DiskFailed(reason) => self.disk_failed(&reason),
             Event::Tick => self.tick(view),
         }
+        self.record_forks();
         self.announce_exports();
     }
 

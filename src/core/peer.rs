@@ -171,6 +171,15 @@ pub struct Fork {
     pub their_stance: Stance,
 }
 
+impl Fork {
+    /// What stays the same as long as nobody goes on: worth a write of the record when it changes.
+    pub(super) fn is_news_to(&self, known: &Fork) -> bool {
+        let epoch = |fork: &Fork| fork.their_epoch.as_ref().map(|e| e.id);
+        (self.shared, self.their_stance, epoch(self))
+            != (known.shared, known.their_stance, epoch(known))
+    }
+}
+
 /// One round of catching up: the peer must reach what was the tail when it began.
 #[derive(Debug)]
 struct Round {

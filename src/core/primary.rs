@@ -84,6 +84,11 @@ impl Core {
             }
             return;
         }
+        if self.gives_itself_up() {
+            let text = self.order_text();
+            self.wait(text);
+            return;
+        }
         if self.lost_history() {
             let text = self.lost_history_text(super::Overrides::default());
             self.wait(text);

@@ -189,6 +189,8 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         volumes: Vec::new(),
         peers: Vec::new(),
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
         undo: Uuid::nil(),
         readable_from: Lsn::ZERO,
         verified: Verified::default(),

@@ -410,7 +410,7 @@ impl Group {
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
-            discarding: self.core.resolved_fork().map(|r| r.discard.clone()),
+            discarding: self.core.resolved_fork().map(|r| r.discard),
         })
     }
 
