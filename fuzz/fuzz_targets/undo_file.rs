@@ -32,6 +32,7 @@ fn head() -> UndoHead {
         ack: AckMode::Sync,
         alone: false,
         complete: false,
+        mixture: false,
         time_ns: 7,
     };
     let record = StateRecord {
@@ -56,6 +57,7 @@ fn head() -> UndoHead {
         given_up: Uuid::nil(),
         given_up_ns: 0,
         forks: Vec::new(),
+        mixture: None,
         undo: ID,
         readable_from: Lsn(0),
         verified: Verified::default(),

@@ -144,6 +144,11 @@ fn side_text(side: &ForkSide) -> String {
     } else {
         "; it serves nobody now"
     };
+    let serves = if side.mixture {
+        format!("; its content is a MIXTURE of old and new{serves}")
+    } else {
+        serves.to_owned()
+    };
     if side.operations == 0 {
         return format!("{} wrote nothing{serves}", side.site);
     }
@@ -170,7 +175,7 @@ fn side_text(side: &ForkSide) -> String {
     if let Some(bytes) = side.touched_bytes {
         let _ = write!(text, ", in chunks of {} in all", units::bytes(bytes));
     }
-    text + serves
+    text + &serves
 }
 
 /// Who is meant by 'the other site'.
@@ -664,6 +669,12 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
                 Step::At(at.to_owned(), command)
             }
         };
+        let what =
+            if lost.is_some_and(|s| !s.mixture) && written_by(keeper).is_some_and(|s| s.mixture) {
+                format!("the whole copy that {loser} holds, for a mixture of old and new")
+            } else {
+                what
+            };
         let mut steps = Vec::new();
         if lost.is_some_and(|s| s.serving || s.primary && keeper_waits) {
             steps.push(on(loser, format!("demote {name}")));

@@ -635,6 +635,11 @@ impl Core {
         self.facts.floor = self.facts.floor.min(self.tail);
         if self.facts.inconsistent_until.take().is_some() {
             self.actions.push(Action::Distrust);
+            self.facts.mixture = Some(super::Mixture {
+                id: self.fresh_id(),
+                lsn: self.tail,
+                since_ns,
+            });
         }
         let alone = |peer: &String| Alone {
             peer: peer.clone(),
@@ -1014,14 +1019,12 @@ impl Core {
 
     /// An operator's order to discard what the peer wrote stands.
     pub(super) fn ordered_to_discard(&self, fork: &super::Fork) -> bool {
-        let epoch = fork.their_epoch.as_ref();
-        epoch.is_some_and(|e| e.id == self.facts.given_up)
+        !fork.their_id.is_nil() && fork.their_id == self.facts.given_up
     }
 
     /// An operator's order to discard what this site wrote stands.
     pub(super) fn gives_itself_up(&self) -> bool {
-        let last = self.facts.lineage.last();
-        last.is_some_and(|last| last.id == self.facts.given_up)
+        self.facts.side_id() == Some(self.facts.given_up)
     }
 
     /// An operator lets this site serve past a silent peer: what was ordered of its own side holds no more.
@@ -1109,6 +1112,18 @@ impl Core {
             let (tail, held) = (fork.their_tail, fork.their_journal_first);
             (me, tail, held, fork.their_epochs)
         };
+        let (loser_is_whole, keeper_mixes) = if discard == me {
+            (fork.their_mixture, peer.as_str())
+        } else {
+            (fork.my_mixture, me.as_str())
+        };
+        if loser_is_whole {
+            return Ok(format!(
+                "{discard} gives up its whole copy of the history up to LSN {tail} as soon as it and {other} are connected: it \
+                 becomes a mirror, all of it is compared, and what differs gets the content of {keeper_mixes}, which is a \
+                 mixture of old and new. Nothing of the old content is kept after that"
+            ));
+        }
         // What opens an epoch nobody wrote.
         if tail.since(fork.shared) <= openings {
             return Ok(format!(
@@ -1138,10 +1153,10 @@ impl Core {
 
     fn losing_epoch(&self, discard: &str) -> Option<uuid::Uuid> {
         if discard == self.config.site {
-            return self.facts.lineage.last().map(|e| e.id);
+            return self.facts.side_id();
         }
         let peer = self.peers.iter().find(|p| p.name == discard)?;
-        peer.fork.as_ref()?.their_epoch.as_ref().map(|e| e.id)
+        peer.fork.as_ref().map(|fork| fork.their_id)
     }
 
     fn disconnect(&mut self, id: u64) {

@@ -16,6 +16,8 @@
 //! answers the greeting of another with 'not now' (`Refusal::Following`), which is no outcome of this table. What a third
 //! site wrote is judged by its epochs: whether acknowledgements waited for the one that goes on.
 
+use uuid::Uuid;
+
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Common, Epoch, Hello, Lsn, Stance};
@@ -94,6 +96,10 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
             (true, true) if given_up(init, acc) => Outcome::InitiatorStepsDown,
             (true, true) if given_up(acc, init) => Outcome::AcceptorStepsDown,
             (true, true) => Outcome::Forked { common: common.lsn() },
+            (false, false) if !init.mixture.is_nil() && !given_up(acc, init) => init_steps_down(),
+            (false, false) if !acc.mixture.is_nil() && !given_up(init, acc) => acc_steps_down(),
+            (false, false) if !init.mixture.is_nil() => acc_steps_down(),
+            (false, false) if !acc.mixture.is_nil() => init_steps_down(),
             // The one that wrote last, or was to write next.
             (false, false) => match acc.lineage.last().map(|e| &e.site) {
                 Some(site) if *site == init.site => acc_steps_down(),
@@ -226,16 +232,34 @@ fn is_third(epoch: &Epoch, one: &Hello, other: &Hello) -> bool {
     epoch.site != one.site && epoch.site != other.site
 }
 
+/// What names this side in an order to discard it: its last epoch, or the mixture of which no epoch tells yet.
+pub(super) fn side_id(side: &Hello) -> Option<Uuid> {
+    let untold = Some(side.mixture).filter(|id| !id.is_nil());
+    untold.or(side.lineage.last().map(|e| e.id))
+}
+
 /// Whether an operator gave up what this side wrote in its last epoch. Said on either side.
 fn given_up(side: &Hello, other: &Hello) -> bool {
-    side.lineage
-        .last()
-        .is_some_and(|last| last.id == side.given_up || last.id == other.given_up)
+    side_id(side).is_some_and(|id| id == side.given_up || id == other.given_up)
+}
+
+/// Whether the content of this side is a mixture that the other one does not share.
+pub(super) fn mixes(side: &Hello, other: &Hello) -> bool {
+    let unknown = |e: &Epoch| e.mixture && !other.lineage.contains(e.id);
+    !side.mixture.is_nil() || side.lineage.epochs().iter().any(unknown)
+}
+
+/// Whether this side holds a whole copy, and the winner a mixture that pretends to continue its history. However the LSNs
+/// compare, what is acknowledged may be nowhere else; that somebody promoted the mixture by force gave up nothing here.
+fn is_whole_against_a_mixture(side: &Hello, winner: &Hello) -> bool {
+    let whole = !side.lineage.is_empty() && side.inconsistent_until.is_none();
+    whole && mixes(winner, side) && !mixes(side, winner)
 }
 
 /// This side becomes a mirror of the other, if nothing acknowledged is lost by it, or an operator gave it up.
 fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outcome {
-    if may_drop_after(side, winner, keep) || given_up(side, winner) {
+    let may = may_drop_after(side, winner, keep) && !is_whole_against_a_mixture(side, winner);
+    if may || given_up(side, winner) {
         outcome
     } else {
         Outcome::Forked { common: keep }
@@ -243,7 +267,10 @@ fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outc
 }
 
 fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
-    let same_end = !common.i_went_on && !common.they_went_on && common.mine == common.theirs;
+    let same_end = acc.mixture.is_nil()
+        && !common.i_went_on
+        && !common.they_went_on
+        && common.mine == common.theirs;
     if same_end && acc.inconsistent_until.is_none() {
         Outcome::Handover
     } else {
@@ -255,6 +282,27 @@ fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
 }
 
 fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let shared = common.lsn();
+    if is_whole_against_a_mixture(acc, init) {
+        return if given_up(acc, init) {
+            Outcome::Copy { shared }
+        } else {
+            Outcome::Forked { common: shared }
+        };
+    }
+    if is_whole_against_a_mixture(init, acc) {
+        // Never a stream: what its journal says its homes do not hold.
+        return if may_drop_after(acc, init, shared) || given_up(acc, init) {
+            Outcome::Copy { shared }
+        } else {
+            Outcome::Forked { common: shared }
+        };
+    }
+    to_like_mirror(init, acc, common)
+}
+
+/// Of two that hold what their histories say, or neither does.
+fn to_like_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     let lost = acc.floor > acc.tail && !acc.lineage.is_empty();
     if lost && !may_drop_after(acc, init, common.lsn()) && !given_up(acc, init) {
         return Outcome::Forked {
@@ -327,8 +375,6 @@ fn both_unusable(init: &Hello, acc: &Hello) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::base::Lineage;
 
@@ -342,6 +388,7 @@ mod tests {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 0,
         });
         Hello {
@@ -362,6 +409,8 @@ mod tests {
             volumes: Vec::new(),
             journal_first: Lsn(1),
             given_up: Uuid::nil(),
+            mixture: uuid::Uuid::nil(),
+            written: None,
         }
     }
 
@@ -557,6 +606,79 @@ mod tests {
             decide(&init, &accepting(Stance::Mirror, ONE, 9, 9)),
             Outcome::Disagree(_)
         ));
+    }
+
+    #[test]
+    fn a_mixture_never_replaces_a_whole_copy_of_the_history_that_it_pretends_to_continue() {
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut mixture = hello(Stance::Serving, TWO, 20, 20);
+        with_last(&mut mixture, |e| e.mixture = true);
+        let fork = Outcome::Forked { common: Lsn(10) };
+        let whole = |stance, tail| accepting(stance, ONE, tail, tail);
+        // However far it got: what the mixture holds of it nobody knows.
+        for tail in [5, 10, 12] {
+            for stance in [Stance::Mirror, Stance::Returning] {
+                let outcome = decide(&mixture, &whole(stance, tail));
+                let common = Lsn(tail.min(10));
+                assert_eq!(outcome, Outcome::Forked { common }, "{stance:?} {tail}");
+            }
+        }
+        // An operator decides, in either direction.
+        let mut decided = whole(Stance::Mirror, 10);
+        decided.given_up = one;
+        assert_eq!(
+            decide(&mixture, &decided),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+        decided.stance = Stance::Returning;
+        assert_eq!(decide(&mixture, &decided), Outcome::AcceptorStepsDown);
+        let mut serving = hello(Stance::Serving, ONE, 10, 10);
+        let mut demoted = accepting(Stance::Mirror, TWO, 20, 20);
+        with_last(&mut demoted, |e| {
+            e.mixture = true;
+            e.site = "b".into();
+        });
+        assert_eq!(decide(&serving, &demoted), fork);
+        serving.given_up = two;
+        assert_eq!(
+            decide(&serving, &demoted),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+        // Who holds the same mixture follows, and so does who holds nothing whole.
+        let mut same = accepting(Stance::Mirror, TWO, 15, 15);
+        with_last(&mut same, |e| e.mixture = true);
+        assert_eq!(decide(&mixture, &same), Outcome::Stream { from: Lsn(16) });
+        let mut unusable = whole(Stance::Mirror, 10);
+        unusable.inconsistent_until = Some(Lsn(u64::MAX));
+        assert_eq!(
+            decide(&mixture, &unusable),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+    }
+
+    #[test]
+    fn a_mixture_of_which_no_epoch_tells_yet_is_one_all_the_same() {
+        let mut mixture = hello(Stance::Returning, ONE, 10, 10);
+        mixture.mixture = Uuid::from_u128(77);
+        let fork = Outcome::Forked { common: Lsn(10) };
+        let whole = |stance| accepting(stance, ONE, 10, 10);
+        assert_eq!(decide(&mixture, &whole(Stance::Mirror)), fork);
+        // Nobody wrote to it yet: where the whole copy can serve, it does.
+        for stance in [Stance::Returning, Stance::Serving] {
+            let outcome = decide(&mixture, &whole(stance));
+            assert_eq!(outcome, Outcome::InitiatorStepsDown, "{stance:?}");
+        }
+        // It gives way to a whole copy, and is compared then; an order names it, not the epoch that both share.
+        let serving = hello(Stance::Serving, ONE, 10, 10);
+        let mut demoted = accepting(Stance::Mirror, ONE, 10, 10);
+        demoted.mixture = mixture.mixture;
+        let copy = Outcome::Copy { shared: Lsn(10) };
+        assert_eq!(decide(&serving, &demoted), copy);
+        let mut returning = accepting(Stance::Returning, ONE, 10, 10);
+        returning.given_up = mixture.mixture;
+        assert_eq!(decide(&mixture, &returning), Outcome::InitiatorStepsDown);
+        returning.given_up = Uuid::from_u128(1);
+        assert_eq!(decide(&mixture, &returning), Outcome::AcceptorStepsDown);
     }
 
     #[test]

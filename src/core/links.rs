@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::handshake::mixes;
 use super::peer::{Conflict, Fork};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 #[cfg(test)]
@@ -81,6 +82,8 @@ impl Core {
             volumes: view.volumes.to_vec(),
             journal_first: view.journal_first,
             given_up: self.facts.given_up,
+            mixture: self.facts.untold_mixture(),
+            written: None,
         }
     }
 
@@ -353,7 +356,7 @@ impl Core {
             | Outcome::Forked { .. }
             | Outcome::Unrelated
             | Outcome::Disagree(_) => {
-                self.note_conflict(theirs, &outcome);
+                self.note_conflict(theirs, &outcome, view);
                 self.resolve_heard(&theirs.site, view);
             }
             // Whoever only asks settles nothing: a fork stands until an operator decides.
@@ -423,9 +426,12 @@ impl Core {
         }
     }
 
-    fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome) {
+    fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome, view: &View) {
         let site = &theirs.site;
-        let text = self.conflict_text(site, outcome);
+        let mine = self.hello(site, view);
+        let (their_mixture, my_mixture) = (mixes(theirs, &mine), mixes(&mine, theirs));
+        let mixture = self.who_mixes(site, their_mixture, my_mixture);
+        let text = self.conflict_text(site, outcome, mixture);
         let lineage = &self.facts.lineage;
         let shared = match outcome {
             Outcome::Forked { common } => Some(*common),
@@ -445,6 +451,9 @@ impl Core {
             their_epochs: theirs.lineage.opened_after(shared),
             their_journal_first: theirs.journal_first,
             their_stance: theirs.stance,
+            their_id: super::handshake::side_id(theirs).unwrap_or_default(),
+            their_mixture,
+            my_mixture,
         });
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
@@ -463,12 +472,9 @@ impl Core {
     /// What the record says of forks holds until the peer says otherwise.
     pub(super) fn remember_forks(&mut self) {
         for (name, fork) in self.facts.forks.clone() {
-            let text = self.conflict_text(
-                &name,
-                &Outcome::Forked {
-                    common: fork.shared,
-                },
-            );
+            let common = fork.shared;
+            let mixture = self.who_mixes(&name, fork.their_mixture, fork.my_mixture);
+            let text = self.conflict_text(&name, &Outcome::Forked { common }, mixture);
             let stands = self.ordered_to_discard(&fork);
             let Some(peer) = self.peers.iter_mut().find(|p| p.name == name) else {
                 continue;
@@ -500,9 +506,26 @@ impl Core {
         }
     }
 
-    fn conflict_text(&self, site: &str, outcome: &Outcome) -> String {
+    /// Whose content is a mixture, and who holds a whole copy of what that pretends to continue.
+    fn who_mixes(&self, site: &str, they: bool, i: bool) -> Option<[String; 2]> {
+        let (me, site) = (self.config.site.clone(), site.to_owned());
+        match (they, i) {
+            (true, false) => Some([site, me]),
+            (false, true) => Some([me, site]),
+            _ => None,
+        }
+    }
+
+    fn conflict_text(&self, site: &str, outcome: &Outcome, mix: Option<[String; 2]>) -> String {
         let me = &self.config.site;
         let group = &self.config.group;
+        if let (Outcome::Forked { common }, Some([mixed, whole])) = (outcome, mix) {
+            return format!(
+                "{mixed} was promoted in the middle of a copy: its content is a mixture of old and new. {whole} holds a whole \
+                 copy; the history of both is the same up to LSN {common}. Which one is kept only an operator can decide: \
+                 `doublure explain {group}` tells what each side wrote, and what to do"
+            );
+        }
         match outcome {
             Outcome::BothPrimary => format!(
                 "both {me} and {site} are primary; one side's writes must be given up, which only an operator can decide: \
@@ -680,7 +703,7 @@ impl Core {
             }
             Outcome::AcceptorStepsDown | Outcome::Probe => self.peer_link_down(at, None),
             conflict => {
-                self.note_conflict(theirs, &conflict);
+                self.note_conflict(theirs, &conflict, view);
                 let text = self.peers[at].refused.clone().unwrap_or_default();
                 let now = self.now;
                 self.peers[at].link_lost(now);

@@ -222,7 +222,7 @@ impl Core {
                 self.keeping = None;
                 let from = site.clone();
                 let interrupted = self.facts.inconsistent_until.is_some();
-                let lost = self.lost_history();
+                let lost = self.lost_history() || self.facts.mixture.take().is_some();
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
                 self.facts.given_up = Uuid::nil();
@@ -339,8 +339,9 @@ impl Core {
             self.facts.group_id = group_id;
         }
         self.facts.lineage.truncate_after(keep);
-        // Whatever was ordered of this side is done.
+        // Whatever was ordered of this side is done, and what it holds the primary holds, too.
         self.facts.given_up = Uuid::nil();
+        self.facts.mixture = None;
         // An earlier primary's word about what is committed does not hold for this one's history.
         self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.

@@ -33,7 +33,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use self::acks::{Strength, Token};
-pub use self::facts::{Alone, Facts, Handed};
+pub use self::facts::{Alone, Facts, Handed, Mixture};
 pub use self::handshake::{Outcome, decide};
 pub use self::mirror::FrameInfo;
 pub use self::peer::{Conflict, Fork, Peer, PeerPhase};

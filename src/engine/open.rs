@@ -191,6 +191,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         given_up: Uuid::nil(),
         given_up_ns: 0,
         forks: Vec::new(),
+        mixture: None,
         undo: Uuid::nil(),
         readable_from: Lsn::ZERO,
         verified: Verified::default(),

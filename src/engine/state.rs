@@ -10,7 +10,7 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{Lsn, Stance};
-use crate::core::{Alone, Event, Facts, Fork, Handed};
+use crate::core::{Alone, Event, Facts, Fork, Handed, Mixture};
 use crate::journal::{self, Position, StateFile, StateRecord};
 
 /// What is recorded besides the core's facts, and the order of writes.
@@ -268,6 +268,11 @@ impl Group {
             given_up: facts.given_up,
             given_up_ns: facts.given_up_ns,
             forks: facts.forks.iter().map(fork_record).collect(),
+            mixture: facts.mixture.as_ref().map(|m| journal::MixtureRecord {
+                id: m.id,
+                lsn: m.lsn,
+                since_ns: m.since_ns,
+            }),
             undo: self.undo.id(),
             readable_from: self.log.readable_from(),
             verified: self.verified.clone(),
@@ -311,6 +316,11 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         given_up: record.given_up,
         given_up_ns: record.given_up_ns,
         forks: record.forks.iter().map(fork_of).collect(),
+        mixture: record.mixture.as_ref().map(|m| Mixture {
+            id: m.id,
+            lsn: m.lsn,
+            since_ns: m.since_ns,
+        }),
     }
 }
 
@@ -325,6 +335,9 @@ fn fork_record((peer, fork): &(String, Fork)) -> journal::ForkRecord {
         journal_first: fork.their_journal_first,
         serving: fork.their_stance == Stance::Serving,
         primary: fork.their_stance != Stance::Mirror,
+        id: fork.their_id,
+        their_mixture: fork.their_mixture,
+        my_mixture: fork.my_mixture,
     }
 }
 
@@ -341,6 +354,9 @@ fn fork_of(record: &journal::ForkRecord) -> (String, Fork) {
             (false, true) => Stance::Returning,
             (false, false) => Stance::Mirror,
         },
+        their_id: record.id,
+        their_mixture: record.their_mixture,
+        my_mixture: record.my_mixture,
     };
     (record.peer.clone(), fork)
 }

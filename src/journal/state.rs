@@ -16,7 +16,7 @@
 //!     24    4  length of the record, bytes
 //!     28    4  CRC-32 of the record (this field zero)
 //!     32   16  group id
-//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown
+//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown, 32 mixture
 //!     52    2  length of the site's name
 //!     54    2  length of the group's name
 //!     56   64  site's name
@@ -35,7 +35,10 @@
 //!    268    4  number of epochs
 //!    272    4  number of volumes
 //!    276    4  number of peers
-//!    280   64  reserved, zero
+//!    280   16  the mixture that is in the homes: names the fork that it is
+//!    296    8  mixture: the LSN at which this site was promoted
+//!    304    8  mixture: since when, ns since the Unix epoch
+//!    312   32  reserved, zero
 //!    344   64  name of the site handed to
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
@@ -52,13 +55,15 @@
 //!              chunks, 2: acknowledging without it), length of the set 4, told durable LSN 8, the set holds what changed
 //!              after this LSN 8 and up to this one 8, without it since 8 (ns since the Unix epoch) and from this LSN
 //!              on 8, name 64), the peers' sets in the same order, what is known of verifications (as `base::Verified`
-//!              says), forks that are not resolved (264 each: name length 2, flags 2 (1: the peer served, 2: it was primary
-//!              by its record, 4: it has an epoch), reserved 4, shared LSN 8, the peer's last LSN 8, commit LSN 8, epochs
-//!              opened since 8, oldest LSN of its journal 8, reserved 8, name 64, its last epoch 144), then zeroes to a
+//!              says), forks that are not resolved (280 each: name length 2, flags 2 (1: the peer served, 2: it was primary
+//!              by its record, 4: it has an epoch, 8: its content is a
+//!              mixture, 16: the content here is), reserved 4, shared LSN 8, the peer's last LSN 8, commit LSN 8, epochs
+//!              opened since 8, oldest LSN of its journal 8, reserved 8, what names its side 16, name 64, its last epoch 144), then zeroes to a
 //!              multiple of 4096
 //! ```
 //!
-//! Incompat bits: 1, somebody who does not know of forks or orders on record would serve: set while there are any.
+//! Incompat bits: 1, somebody who does not know of forks or orders on record would serve: set while there are any. 2, the homes or an
+//! epoch are a mixture, which is not the history that it pretends to continue.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -89,6 +94,7 @@ const EVER_IN_SYNC: u32 = 1;
 const HANDED: u32 = 4;
 const INCONSISTENT: u32 = 8;
 const CLEAN: u32 = 16;
+const MIXTURE: u32 = 32;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -121,7 +127,10 @@ struct StateHeader {
     epochs: U32,
     volumes: U32,
     peers: U32,
-    reserved_2: [u8; NAME_MAX],
+    mixture: [u8; 16],
+    mixture_lsn: U64,
+    mixture_since: U64,
+    reserved_2: [u8; 32],
     handed_to: [u8; NAME_MAX],
     handed_epoch: [u8; 16],
     handed_lsn: U64,
@@ -162,6 +171,7 @@ struct ForkEntry {
     openings: U64,
     journal_first: U64,
     reserved_2: [u8; 8],
+    id: [u8; 16],
     name: [u8; NAME_MAX],
     epoch: [u8; EPOCH_LEN],
 }
@@ -171,7 +181,7 @@ const PEER: usize = size_of::<PeerEntry>();
 const FORK: usize = size_of::<ForkEntry>();
 const _: () = assert!(HEADER == 512);
 const _: () = assert!(PEER == 112);
-const _: () = assert!(FORK == 264);
+const _: () = assert!(FORK == 280);
 const _: () = assert!(
     HEADER
         + MAX_EPOCHS * EPOCH_LEN
@@ -185,13 +195,18 @@ const _: () = assert!(
 
 /// Incompat bit: forks or an order about one are on record.
 const FORKS: u32 = 1;
+/// Incompat bit: a mixture is told of.
+const MIXTURES: u32 = 2;
 /// The incompat bits that this program knows.
-const INCOMPAT: u32 = FORKS;
+const INCOMPAT: u32 = FORKS | MIXTURES;
 
 /// Flags of a fork: what the peer was when the two last met, and whether it has an epoch.
 const SERVED: u16 = 1;
 const WAS_PRIMARY: u16 = 2;
 const HAS_EPOCH: u16 = 4;
+/// And whose content is a mixture.
+const THEIR_MIXTURE: u16 = 8;
+const MY_MIXTURE: u16 = 16;
 
 /// Flag of a peer: it has a set of chunks.
 const DIRTY: u16 = 1;
@@ -220,6 +235,17 @@ pub struct HandedRecord {
     pub epoch_id: Uuid,
     /// At this LSN.
     pub lsn: Lsn,
+}
+
+/// The site was promoted in the middle of a copy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MixtureRecord {
+    /// Names the fork that this is.
+    pub id: Uuid,
+    /// At this LSN.
+    pub lsn: Lsn,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
 }
 
 /// What is known of a peer.
@@ -267,6 +293,12 @@ pub struct ForkRecord {
     pub serving: bool,
     /// It was primary by its record.
     pub primary: bool,
+    /// What names its side in an order to discard it.
+    pub id: Uuid,
+    /// Its content is a mixture, which pretends to continue the history here.
+    pub their_mixture: bool,
+    /// The same the other way round.
+    pub my_mixture: bool,
 }
 
 impl ForkRecord {
@@ -283,10 +315,13 @@ impl ForkRecord {
             (self.serving, SERVED),
             (self.primary, WAS_PRIMARY),
             (self.epoch.is_some(), HAS_EPOCH),
+            (self.their_mixture, THEIR_MIXTURE),
+            (self.my_mixture, MY_MIXTURE),
         ] {
             flags |= if on { bit } else { 0 };
         }
         entry.flags = U16::new(flags);
+        entry.id = self.id.into_bytes();
         if let Some(epoch) = &self.epoch {
             entry.epoch.copy_from_slice(&encode_epoch(epoch));
         }
@@ -320,6 +355,9 @@ impl ForkRecord {
             journal_first: Lsn(entry.journal_first.get()),
             serving: flags & SERVED != 0,
             primary: flags & WAS_PRIMARY != 0,
+            id: Uuid::from_bytes(entry.id),
+            their_mixture: flags & THEIR_MIXTURE != 0,
+            my_mixture: flags & MY_MIXTURE != 0,
         })
     }
 }
@@ -369,6 +407,8 @@ pub struct StateRecord {
     pub given_up_ns: u64,
     /// Forks that are not resolved.
     pub forks: Vec<ForkRecord>,
+    /// The homes are a mixture, and nobody has superseded it.
+    pub mixture: Option<MixtureRecord>,
     /// The undo file by which this site can go back to before a copy; nil if none.
     pub undo: Uuid,
     /// Whoever lacks something before this LSN cannot be helped with frames: the homes here are not what they say.
@@ -388,7 +428,7 @@ pub enum StateError {
     Unfinished(String),
     /// Made by a program that knows more than this one.
     #[error(
-        "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and bits 0x1: upgrade it"
+        "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and bits 0x3: upgrade it"
     )]
     Unknown {
         /// Its version.
@@ -563,8 +603,14 @@ impl StateRecord {
             flag(self.ever_in_sync, EVER_IN_SYNC)
                 | flag(self.handed.is_some(), HANDED)
                 | flag(self.inconsistent_until.is_some(), INCONSISTENT)
-                | flag(self.clean_shutdown, CLEAN),
+                | flag(self.clean_shutdown, CLEAN)
+                | flag(self.mixture.is_some(), MIXTURE),
         );
+        if let Some(mixture) = &self.mixture {
+            h.mixture = mixture.id.into_bytes();
+            h.mixture_lsn = U64::new(mixture.lsn.0);
+            h.mixture_since = U64::new(mixture.since_ns);
+        }
         (h.site_len, h.site) = name_field(&self.site);
         (h.group_len, h.group) = name_field(&self.group);
         h.floor = U64::new(self.floor.0);
@@ -636,7 +682,9 @@ impl StateRecord {
 
     /// What a program must know to read this without doing harm. Only what is used is asked for.
     fn incompat(&self) -> u32 {
-        if self.forks.is_empty() { 0 } else { FORKS }
+        let mixture = self.mixture.is_some() || self.lineage.last_mixture().is_some();
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        bit(!self.forks.is_empty(), FORKS) | bit(mixture, MIXTURES)
     }
 
     /// The peers' sets of chunks as bytes, all of them within [`MAX_DIRTY`].
@@ -762,6 +810,11 @@ impl StateRecord {
             given_up: Uuid::from_bytes(h.given_up),
             given_up_ns: h.given_up_ns.get(),
             forks,
+            mixture: (flags & MIXTURE != 0).then_some(MixtureRecord {
+                id: Uuid::from_bytes(h.mixture),
+                lsn: Lsn(h.mixture_lsn.get()),
+                since_ns: h.mixture_since.get(),
+            }),
             undo: Uuid::from_bytes(h.undo),
             readable_from: Lsn(h.readable_from.get()),
             verified,
@@ -796,6 +849,7 @@ pub(super) mod tests {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 1,
         };
         StateRecord {
@@ -851,6 +905,7 @@ pub(super) mod tests {
             given_up: Uuid::from_u128(0x77),
             given_up_ns: 0,
             forks: Vec::new(),
+            mixture: None,
             undo: Uuid::from_u128(0x99),
             readable_from: Lsn(0x88),
             verified: Verified {
@@ -974,7 +1029,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_fork_on_record_has_these_bytes_and_is_refused_by_who_does_not_know_of_forks() {
+    fn forks_and_mixtures_on_record_have_these_bytes_and_bits_that_forbid_reading() {
         let forked = StateRecord {
             sequence: 1,
             given_up_ns: 0x66,
@@ -988,11 +1043,22 @@ pub(super) mod tests {
                 journal_first: Lsn(3),
                 serving: true,
                 primary: true,
+                id: Uuid::from_u128(0x55),
+                their_mixture: false,
+                my_mixture: true,
             }],
+            mixture: Some(MixtureRecord {
+                id: Uuid::from_u128(0x44),
+                lsn: Lsn(7),
+                since_ns: 6,
+            }),
             ..record()
         };
         let bytes = forked.encode();
-        assert_eq!(bytes[12..16], [1, 0, 0, 0]);
+        assert_eq!(bytes[12..16], [3, 0, 0, 0]);
+        assert_eq!(bytes[48..52], [29 + 32, 0, 0, 0]);
+        assert_eq!(bytes[295..297], [0x44, 7]);
+        assert_eq!(bytes[304], 6);
         assert_eq!(bytes[480..489], [1, 0, 0, 0, 0, 0, 0, 0, 0x66]);
         let plain = StateRecord {
             sequence: 1,
@@ -1000,23 +1066,24 @@ pub(super) mod tests {
         };
         let len = |bytes: &[u8]| u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
         let at = len(&plain.encode());
-        assert_eq!(len(&bytes), at + 264);
-        let mut wanted = vec![0; 264];
-        wanted[..4].copy_from_slice(&[7, 0, 7, 0]);
+        assert_eq!(len(&bytes), at + 280);
+        let mut wanted = vec![0; 280];
+        wanted[..4].copy_from_slice(&[7, 0, 16 + 7, 0]);
         for (at, value) in [(8, 5), (16, 9), (24, 8), (32, 2), (40, 3)] {
             wanted[at] = value;
         }
-        wanted[56..63].copy_from_slice(b"chelles");
-        wanted[120..].copy_from_slice(&encode_epoch(&record().lineage.epochs()[1]));
-        assert_eq!(bytes[at..at + 264], wanted);
+        wanted[71] = 0x55;
+        wanted[72..79].copy_from_slice(b"chelles");
+        wanted[136..].copy_from_slice(&encode_epoch(&record().lineage.epochs()[1]));
+        assert_eq!(bytes[at..at + 280], wanted);
         let Ok(decoded) = StateRecord::decode(&bytes) else {
             panic!("it is refused");
         };
         assert_eq!(decoded, forked);
-        let unknown = changed(&bytes, 12, &[2]);
+        let unknown = changed(&bytes, 12, &[4]);
         assert!(matches!(
             StateRecord::decode(&unknown),
-            Err(DecodeError::Unknown { incompat: 2, .. })
+            Err(DecodeError::Unknown { incompat: 4, .. })
         ));
     }
 

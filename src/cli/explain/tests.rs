@@ -150,6 +150,7 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         })),
         primary: site == "chelles",
         serving: site == "chelles",
+        mixture: false,
         kept_from_lsn: Some(Lsn(if site == "clichy" { 120 } else { 101 })),
     };
     group.fork = Some(ForkStatus {
