@@ -697,7 +697,18 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
              and one that serves does not do so again after a restart."
                 .into(),
         ],
-        vec![give_up(site, peer), give_up(peer, site)],
+        [give_up(site, peer), give_up(peer, site)]
+            .into_iter()
+            .chain(written_by(site).filter(|s| !s.serving).map(|_| {
+                choice(
+                    here(format!("promote {name} --force peer-unreachable")),
+                    format!(
+                        "only if {peer} is gone for good, or for too long: {site} serves what it holds. The fork stands, and is \
+                         resolved when {peer} is back; what is written until then belongs to {site}'s side of it"
+                    ),
+                )
+            }))
+            .collect(),
     )
 }
 

@@ -36,6 +36,15 @@ pub(super) struct Resolving {
     since: Duration,
 }
 
+/// A peer with which there is a fork is asked whether it is there, before this site is promoted past it.
+#[derive(Debug)]
+pub(super) struct Passing {
+    command: u64,
+    overrides: Overrides,
+    peer: String,
+    since: Duration,
+}
+
 /// The operator's word on a fork, until the two are connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resolved {
@@ -101,6 +110,9 @@ impl Core {
             self.done(probe.command, Err(why.to_owned()));
         }
         self.promised_done(Err(why.to_owned()));
+        if let Some(passing) = self.passing.take() {
+            self.done(passing.command, Err(why.to_owned()));
+        }
         if let Some(resolving) = self.resolving.take() {
             self.done(resolving.command, Err(why.to_owned()));
         }
@@ -646,6 +658,9 @@ impl Core {
             since_ns,
             from_lsn,
         };
+        for site in unreachable {
+            self.go_past(site);
+        }
         self.facts.alone = unreachable.iter().map(alone).collect();
         self.facts.told_durable.clear();
         self.promised_command = Some(command);
@@ -669,16 +684,17 @@ impl Core {
             self.done(id, Err(text));
             return;
         }
-        if let Some(text) = self.peers.iter().find_map(|p| p.refused.clone()) {
-            self.done(id, Err(text));
+        if self.lost_history() && !overrides.behind {
+            let why = self.lost_history_text(overrides);
+            self.done(id, Err(why));
+            return;
+        }
+        let refusing = self.peers.iter().position(|p| p.refused.is_some());
+        if let Some(at) = refusing {
+            self.promote_past(id, overrides, at, view);
             return;
         }
         if self.lost_history() {
-            if !overrides.behind {
-                let why = self.lost_history_text(overrides);
-                self.done(id, Err(why));
-                return;
-            }
             if self.everybody_agreed() {
                 self.distrust_homes();
                 self.facts.floor = self.tail;
@@ -743,6 +759,120 @@ impl Core {
         }
         self.promised_command = Some(id);
         self.try_to_open(view);
+    }
+
+    /// A peer refused the link. Past one with which there is a fork an operator may go if it is silent: it is asked first.
+    fn promote_past(&mut self, id: u64, overrides: Overrides, at: usize, view: &View) {
+        let peer = &self.peers[at];
+        let refused = peer.refused.clone().unwrap_or_default();
+        let Some(fork) = &peer.fork else {
+            self.done(id, Err(refused));
+            return;
+        };
+        if !overrides.peer_unreachable {
+            let text = format!(
+                "{refused}. {}",
+                self.past_text(peer, fork, overrides.without_asking())
+            );
+            self.done(id, Err(text));
+            return;
+        }
+        if self.passing.is_some() {
+            self.done(id, Err("another promotion is under way".into()));
+            return;
+        }
+        self.passing = Some(Passing {
+            command: id,
+            overrides,
+            peer: peer.name.clone(),
+            since: self.now,
+        });
+        if peer.cut {
+            let name = peer.name.clone();
+            self.pass_unheard(&name, view);
+        } else {
+            self.connect_all();
+        }
+    }
+
+    /// What the other side of a fork wrote, when it was last heard of, and what goes on without it.
+    fn past_text(&self, peer: &super::Peer, fork: &super::Fork, needed: Overrides) -> String {
+        let (name, me, group) = (&peer.name, &self.config.site, &self.config.group);
+        let written = fork.their_tail.since(fork.shared);
+        let written = match written.saturating_sub(fork.their_epochs) {
+            0 => format!("{name} had written nothing since LSN {}", fork.shared),
+            n => format!(
+                "{name} had written {} (up to LSN {})",
+                crate::base::counted(n, "operation"),
+                fork.their_tail
+            ),
+        };
+        let heard = peer.last_heard.map_or_else(
+            || "it was not heard of since this daemon started".to_owned(),
+            |at| {
+                format!(
+                    "it was last heard of {} s ago",
+                    self.now.saturating_sub(at).as_secs()
+                )
+            },
+        );
+        format!(
+            "When the fork was found, {written}; {heard}. If {name} is gone for good, or for too long, {} makes {me} serve what \
+             it holds: the fork stands, and is resolved (`doublure resolve {group}`) when {name} is back",
+            needed.command(group)
+        )
+    }
+
+    /// The peer answers: nobody goes past it.
+    pub(super) fn pass_heard(&mut self, site: &str) {
+        if let Some(passing) = self.passing.take_if(|p| p.peer == site) {
+            let peer = self.peers.iter().find(|p| p.name == site);
+            let refused = peer.and_then(|p| p.refused.clone()).unwrap_or_default();
+            let text = format!("{site} answers, and is not to be gone past: {refused}");
+            self.done(passing.command, Err(text));
+        }
+    }
+
+    /// The peer does not answer: an operator takes it upon himself that this site goes on with its side of the fork.
+    pub(super) fn pass_unheard(&mut self, site: &str, view: &View) {
+        let Some(passing) = self.passing.take_if(|p| p.peer == site) else {
+            return;
+        };
+        self.go_past(site);
+        if matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
+            self.promote_waiting(passing.command, passing.overrides, view);
+        } else {
+            let text = format!("not while the group is {}", state_word(&self.mode));
+            self.done(passing.command, Err(text));
+        }
+    }
+
+    /// This site serves in spite of a fork with this peer, until that one is heard again.
+    fn go_past(&mut self, site: &str) {
+        let (me, group) = (self.config.site.clone(), self.config.group.clone());
+        let peer = self.peers.iter_mut().find(|p| p.name == site);
+        let Some(peer) = peer.filter(|p| p.fork.is_some()) else {
+            return;
+        };
+        peer.refused = None;
+        if let Some(fork) = &mut peer.fork {
+            fork.past = true;
+        }
+        self.log(
+            Severity::Warn,
+            format!("group {group}: {me} is promoted past {site}; the fork with it stands"),
+        );
+    }
+
+    pub(super) fn pass_deadline(&self) -> Option<Duration> {
+        Some(self.passing.as_ref()?.since + self.config.timeout)
+    }
+
+    pub(super) fn pass_tick(&mut self, view: &View) {
+        if self.pass_deadline().is_some_and(|due| due <= self.now) {
+            let site = self.passing.as_ref().expect("just seen").peer.clone();
+            self.pass_unheard(&site, view);
+        }
     }
 
     /// The homes hold what the journal has lost and an operator gives up: whoever follows is compared with them.
@@ -968,7 +1098,10 @@ impl Core {
             let group = &self.config.group;
             let text = format!(
                 "{site} served clients with what is to be given up when it was last heard of, and was not yet heard of since \
-                 ({why}). Make sure that `doublure demote {group}` on {site} was done, and run this again when {site} answers"
+                 ({why}). Make sure that `doublure demote {group}` on {site} was done, and run this again when {site} answers. If \
+                 {site} is gone for good, {} makes {} serve meanwhile",
+                Overrides::default().without_asking().command(group),
+                self.config.site
             );
             self.done(resolving.command, Err(text));
         }

@@ -142,6 +142,7 @@ impl Core {
             self.peer_lost(at, reason);
         }
         self.resolve_unheard(name, reason);
+        self.pass_unheard(name, view);
         if self.peers[at].follows_since.take().is_some() {
             self.settle_loss(at);
         }
@@ -358,6 +359,7 @@ impl Core {
             | Outcome::Disagree(_) => {
                 self.note_conflict(theirs, &outcome, view);
                 self.resolve_heard(&theirs.site, view);
+                self.pass_heard(&theirs.site);
             }
             // Whoever only asks settles nothing: a fork stands until an operator decides.
             Outcome::Probe => self.note_floor(theirs),
@@ -454,7 +456,9 @@ impl Core {
             their_id: super::handshake::side_id(theirs).unwrap_or_default(),
             their_mixture,
             my_mixture,
+            past: false,
         });
+        peer.last_heard = Some(self.now);
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
             Outcome::Forked { .. } => Some(Conflict::Forked),
@@ -475,13 +479,13 @@ impl Core {
             let common = fork.shared;
             let mixture = self.who_mixes(&name, fork.their_mixture, fork.my_mixture);
             let text = self.conflict_text(&name, &Outcome::Forked { common }, mixture);
-            let stands = self.ordered_to_discard(&fork);
+            let stands = self.ordered_to_discard(&fork) || fork.past;
             let Some(peer) = self.peers.iter_mut().find(|p| p.name == name) else {
                 continue;
             };
             peer.conflict = Some(Conflict::Forked);
             peer.fork = Some(fork);
-            // An operator decided against the peer: there is nothing to wait for.
+            // An operator decided against the peer, or past it: there is nothing to wait for.
             peer.refused = (!stands).then_some(text);
         }
     }
@@ -583,6 +587,7 @@ impl Core {
                 let now = self.now;
                 let name = self.peers[at].name.clone();
                 self.resolve_unheard(&name, &text);
+                self.pass_heard(&name);
                 let link = self.peers[at].link();
                 self.peers[at].link_lost(now);
                 self.actions.extend(link.map(Action::Close));
@@ -712,6 +717,7 @@ impl Core {
             }
         }
         self.resolve_heard(&name, view);
+        self.pass_heard(&name);
     }
 
     fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
@@ -868,6 +874,7 @@ impl Core {
             .extend(late.into_iter().map(|h| Action::Close(h.link)));
         self.probe_tick(view);
         self.resolve_tick();
+        self.pass_tick(view);
         self.try_to_open(view);
     }
 
@@ -974,6 +981,7 @@ impl Core {
         due.extend(self.applied_news_deadline());
         due.extend(self.probe_deadline());
         due.extend(self.resolve_deadline());
+        due.extend(self.pass_deadline());
         due.into_iter().min()
     }
 

@@ -177,13 +177,15 @@ pub struct Fork {
     pub their_mixture: bool,
     /// The same the other way round.
     pub my_mixture: bool,
+    /// An operator lets this site serve although the peer was silent; until it is heard of again.
+    pub past: bool,
 }
 
 impl Fork {
     /// What stays the same as long as nobody goes on: worth a write of the record when it changes.
     pub(super) fn is_news_to(&self, known: &Fork) -> bool {
-        (self.shared, self.their_stance, self.their_id)
-            != (known.shared, known.their_stance, known.their_id)
+        (self.shared, self.their_stance, self.their_id, self.past)
+            != (known.shared, known.their_stance, known.their_id, known.past)
     }
 }
 

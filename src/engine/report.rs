@@ -127,7 +127,12 @@ impl Group {
                     utc(order.since_ns / SECOND_NS),
                     peer.name
                 ),
-                None => peer.refused.clone().unwrap_or_default(),
+                None => peer.refused.clone().unwrap_or_else(|| {
+                    format!(
+                        "{site} was promoted past {}, which was silent; the fork with it stands, and is resolved when {} is back",
+                        peer.name, peer.name
+                    )
+                }),
             };
             return (state, reason);
         }

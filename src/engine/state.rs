@@ -338,6 +338,7 @@ fn fork_record((peer, fork): &(String, Fork)) -> journal::ForkRecord {
         id: fork.their_id,
         their_mixture: fork.their_mixture,
         my_mixture: fork.my_mixture,
+        past: fork.past,
     }
 }
 
@@ -357,6 +358,7 @@ fn fork_of(record: &journal::ForkRecord) -> (String, Fork) {
         their_id: record.id,
         their_mixture: record.their_mixture,
         my_mixture: record.my_mixture,
+        past: record.past,
     };
     (record.peer.clone(), fork)
 }

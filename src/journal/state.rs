@@ -57,7 +57,7 @@
 //!              on 8, name 64), the peers' sets in the same order, what is known of verifications (as `base::Verified`
 //!              says), forks that are not resolved (280 each: name length 2, flags 2 (1: the peer served, 2: it was primary
 //!              by its record, 4: it has an epoch, 8: its content is a
-//!              mixture, 16: the content here is), reserved 4, shared LSN 8, the peer's last LSN 8, commit LSN 8, epochs
+//!              mixture, 16: the content here is, 32: an operator goes past it), reserved 4, shared LSN 8, the peer's last LSN 8, commit LSN 8, epochs
 //!              opened since 8, oldest LSN of its journal 8, reserved 8, what names its side 16, name 64, its last epoch 144), then zeroes to a
 //!              multiple of 4096
 //! ```
@@ -207,6 +207,8 @@ const HAS_EPOCH: u16 = 4;
 /// And whose content is a mixture.
 const THEIR_MIXTURE: u16 = 8;
 const MY_MIXTURE: u16 = 16;
+/// An operator lets this site serve past the peer.
+const PAST: u16 = 32;
 
 /// Flag of a peer: it has a set of chunks.
 const DIRTY: u16 = 1;
@@ -299,6 +301,8 @@ pub struct ForkRecord {
     pub their_mixture: bool,
     /// The same the other way round.
     pub my_mixture: bool,
+    /// An operator lets this site serve although the peer was silent.
+    pub past: bool,
 }
 
 impl ForkRecord {
@@ -317,6 +321,7 @@ impl ForkRecord {
             (self.epoch.is_some(), HAS_EPOCH),
             (self.their_mixture, THEIR_MIXTURE),
             (self.my_mixture, MY_MIXTURE),
+            (self.past, PAST),
         ] {
             flags |= if on { bit } else { 0 };
         }
@@ -358,6 +363,7 @@ impl ForkRecord {
             id: Uuid::from_bytes(entry.id),
             their_mixture: flags & THEIR_MIXTURE != 0,
             my_mixture: flags & MY_MIXTURE != 0,
+            past: flags & PAST != 0,
         })
     }
 }
@@ -1046,6 +1052,7 @@ pub(super) mod tests {
                 id: Uuid::from_u128(0x55),
                 their_mixture: false,
                 my_mixture: true,
+                past: true,
             }],
             mixture: Some(MixtureRecord {
                 id: Uuid::from_u128(0x44),
@@ -1068,7 +1075,7 @@ pub(super) mod tests {
         let at = len(&plain.encode());
         assert_eq!(len(&bytes), at + 280);
         let mut wanted = vec![0; 280];
-        wanted[..4].copy_from_slice(&[7, 0, 16 + 7, 0]);
+        wanted[..4].copy_from_slice(&[7, 0, 32 + 16 + 7, 0]);
         for (at, value) in [(8, 5), (16, 9), (24, 8), (32, 2), (40, 3)] {
             wanted[at] = value;
         }

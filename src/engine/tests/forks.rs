@@ -253,3 +253,66 @@ fn neither_a_demotion_nor_a_restart_makes_a_mixture_forgotten() {
     let answer = sim.answers[&id].clone().unwrap();
     assert!(answer.contains("MIXTURE"), "{answer}");
 }
+
+#[test]
+fn a_side_of_a_fork_is_promoted_past_a_silent_peer_and_the_fork_stands() {
+    let mut sim = forked(5);
+    let promote = |force: Vec<Force>| Command::Promote { force };
+    let id = sim.command(0, promote(vec![Force::PeerUnreachable]));
+    sim.pass(Duration::from_secs(6));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("b answers"), "{refused}");
+    sim.kill(1);
+    sim.pass(Duration::from_secs(10));
+    let id = sim.command(0, promote(vec![]));
+    sim.pass(Duration::from_secs(6));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    for told in [
+        "b had written 7 operations",
+        "it was last heard of 1",
+        "`doublure promote g --force peer-unreachable` makes a serve",
+    ] {
+        assert!(refused.contains(told), "{refused}");
+    }
+    let id = sim.command(0, discard("b"));
+    sim.pass(Duration::from_secs(6));
+    let refused = sim.answers[&id].clone().unwrap_err();
+    assert!(refused.contains("--force peer-unreachable"), "{refused}");
+    let id = sim.command(0, promote(vec![Force::PeerUnreachable]));
+    sim.pass(Duration::from_secs(6));
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    for restarted in [false, true] {
+        if restarted {
+            sim.kill(0);
+            sim.start(0).unwrap();
+            sim.pass(Duration::from_secs(6));
+        }
+        assert!(sim.attach(0), "{}", sim.logs());
+        let status = sim.status(0);
+        assert_eq!(status.state, GroupState::Forked);
+        assert!(
+            status.reason.contains("promoted past b"),
+            "{}",
+            status.reason
+        );
+        assert!(status.fork.is_some_and(|f| f.sides[0].serving));
+    }
+    settle_for_what_is_read(&mut sim, 0);
+    sim.start(1).unwrap();
+    sim.pass(Duration::from_secs(10));
+    serves_nobody(&mut sim, 1);
+    assert!(sim.attach(0));
+    // It was heard of again: from now on it counts anew.
+    sim.kill(1);
+    sim.kill(0);
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(10));
+    serves_nobody(&mut sim, 0);
+    sim.start(1).unwrap();
+    sim.pass(Duration::from_secs(10));
+    let id = sim.command(0, discard("b"));
+    sim.pass(Duration::from_secs(10));
+    assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
+    assert!(sim.attach(0), "{}", sim.logs());
+    assert_same(&mut sim);
+}
