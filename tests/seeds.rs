@@ -484,6 +484,7 @@ fn state_file(seeds: &mut Seeds) {
         given_up_ns: 0,
         forks: Vec::new(),
         mixture: None,
+        written: None,
         undo: Uuid::nil(),
         readable_from: Lsn(0),
         verified: verified(),

@@ -58,6 +58,7 @@ fn head() -> UndoHead {
         given_up_ns: 0,
         forks: Vec::new(),
         mixture: None,
+        written: None,
         undo: ID,
         readable_from: Lsn(0),
         verified: Verified::default(),

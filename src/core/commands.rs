@@ -603,6 +603,7 @@ impl Core {
                 self.facts.lineage = lineage;
                 self.facts.inconsistent_until = None;
                 self.facts.given_up = uuid::Uuid::nil();
+                self.facts.written = tail;
                 self.forget_conflicts();
                 (
                     self.tail,
@@ -634,6 +635,7 @@ impl Core {
             self.actions.push(Action::Truncate(self.commit));
             (self.tail, self.durable) = (self.commit, self.commit);
             self.facts.lineage.truncate_after(self.tail);
+            self.facts.written = self.facts.written.min(self.tail);
         }
         self.log(
             Severity::Warn,

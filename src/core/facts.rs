@@ -70,6 +70,9 @@ pub struct Facts {
     pub forks: Vec<(String, Fork)>,
     /// The homes here are a mixture. Until a copy supersedes it, or a peer follows after all.
     pub mixture: Option<Mixture>,
+    /// No operation in the journal here after this LSN does anything but open an epoch: nobody waited for those. What is not known
+    /// counts as written, so that this is never below the truth.
+    pub written: Lsn,
 }
 
 impl Facts {
@@ -90,6 +93,7 @@ impl Facts {
             given_up_ns: 0,
             forks: Vec::new(),
             mixture: None,
+            written: Lsn::ZERO,
         }
     }
 

@@ -95,7 +95,14 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
             (false, true) => init_steps_down(),
             (true, true) if given_up(init, acc) => Outcome::InitiatorStepsDown,
             (true, true) if given_up(acc, init) => Outcome::AcceptorStepsDown,
-            (true, true) => Outcome::Forked { common: common.lsn() },
+            (true, true) => match [init, acc].map(|side| wrote_nothing_after(side, keep)) {
+                [true, false] => init_steps_down(),
+                [false, true] => acc_steps_down(),
+                // Nobody has anything to lose: both say the same of whose epoch stays.
+                [true, true] if stays(init) > stays(acc) => acc_steps_down(),
+                [true, true] => init_steps_down(),
+                [false, false] => Outcome::Forked { common: keep },
+            },
             (false, false) if !init.mixture.is_nil() && !given_up(acc, init) => init_steps_down(),
             (false, false) if !acc.mixture.is_nil() && !given_up(init, acc) => acc_steps_down(),
             (false, false) if !init.mixture.is_nil() => acc_steps_down(),
@@ -115,6 +122,11 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
         (Stance::HandedOver, Stance::Mirror) => handover(init, acc, common),
         (Stance::Serving | Stance::Returning, Stance::Mirror) => to_mirror(init, acc, common),
     }
+}
+
+/// Of two that wrote nothing, the one with the later epoch goes on.
+fn stays(side: &Hello) -> Option<(u64, Uuid)> {
+    side.lineage.last().map(|e| (e.number, e.id))
 }
 
 fn wrong_group(init: &Hello, acc: &Hello) -> Option<String> {
@@ -186,6 +198,9 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if end <= keep {
         return true;
     }
+    if wrote_nothing_after(side, keep) {
+        return true;
+    }
     if side.commit > keep {
         return false;
     }
@@ -196,6 +211,11 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
         .enumerate()
         .filter(|(at, _)| ends(*at) > keep)
         .all(|(_, epoch)| is_unacknowledged(epoch, side, winner, keep))
+}
+
+/// Whether this side knows, of all that it ever held after `keep`, that it only opened epochs: nobody was told of that.
+fn wrote_nothing_after(side: &Hello, keep: Lsn) -> bool {
+    side.floor <= side.tail && side.written.is_some_and(|written| written <= keep)
 }
 
 /// Whether nothing that this epoch wrote after `keep`, and that is not on record as committed, was acknowledged.
@@ -329,8 +349,13 @@ fn to_like_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     if common.i_went_on || init.stance == Stance::Serving {
         // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
         let keep = common.lsn();
-        return if may_drop_after(acc, init, keep) {
+        return if may_drop_after(acc, init, keep) && acc.commit <= keep {
             stream_or_copy(init, common.lsn())
+        } else if wrote_nothing_after(acc, keep) {
+            // What is committed leaves a journal only by a copy, though there is nothing in it that would differ.
+            Outcome::Copy {
+                shared: common.lsn(),
+            }
         } else if given_up(acc, init) {
             Outcome::Copy {
                 shared: common.lsn(),
@@ -339,6 +364,11 @@ fn to_like_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
             Outcome::Forked {
                 common: common.lsn(),
             }
+        };
+    }
+    if common.mine > common.theirs && wrote_nothing_after(acc, common.lsn()) {
+        return Outcome::Copy {
+            shared: common.lsn(),
         };
     }
     if common.mine > common.theirs {
@@ -679,6 +709,65 @@ mod tests {
         assert_eq!(decide(&mixture, &returning), Outcome::InitiatorStepsDown);
         returning.given_up = Uuid::from_u128(1);
         assert_eq!(decide(&mixture, &returning), Outcome::AcceptorStepsDown);
+    }
+
+    #[test]
+    fn who_only_opened_epochs_gives_way_if_it_knows_that() {
+        let acc = accepting(Stance::Serving, TWO, 20, 20);
+        let mut init = hello(Stance::Returning, &[(1, 1), (3, 11)], 11, 11);
+        init.alone = true;
+        let fork = Outcome::Forked { common: Lsn(10) };
+        assert_eq!(decide(&init, &acc), fork, "it does not say");
+        init.written = Some(Lsn(11));
+        assert_eq!(decide(&init, &acc), fork, "it wrote");
+        // What it wrote before lies in what both share.
+        init.written = Some(Lsn(10));
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        init.floor = Lsn(12);
+        assert_eq!(decide(&init, &acc), fork, "what its disk lost nobody knows");
+        init.floor = Lsn::ZERO;
+        // As a mirror it is copied to: what it has committed is not cut off.
+        init.stance = Stance::Mirror;
+        std::mem::swap(&mut init.site, &mut init.to_site);
+        let mut serving = acc.clone();
+        std::mem::swap(&mut serving.site, &mut serving.to_site);
+        let copy = Outcome::Copy { shared: Lsn(10) };
+        assert_eq!(decide(&serving, &init), copy);
+        init.written = None;
+        assert_eq!(decide(&serving, &init), fork);
+    }
+
+    #[test]
+    fn of_two_by_record_that_both_went_on_the_one_that_wrote_stays() {
+        let returning = |id, written| {
+            let mut hello = hello(Stance::Returning, &[(1, 1), (id, 11)], 12, 12);
+            hello.alone = true;
+            hello.written = written;
+            hello
+        };
+        let other = |mut hello: Hello| {
+            std::mem::swap(&mut hello.site, &mut hello.to_site);
+            hello
+        };
+        let (nothing, something) = (Some(Lsn(10)), Some(Lsn(12)));
+        for (a, b, outcome) in [
+            (nothing, something, Outcome::InitiatorStepsDown),
+            (something, nothing, Outcome::AcceptorStepsDown),
+            (something, something, Outcome::Forked { common: Lsn(10) }),
+            (nothing, None, Outcome::InitiatorStepsDown),
+            (None, None, Outcome::Forked { common: Lsn(10) }),
+            // The same one whoever calls.
+            (nothing, nothing, Outcome::InitiatorStepsDown),
+        ] {
+            let (a, b) = (returning(2, a), returning(3, b));
+            assert_eq!(decide(&a, &other(b.clone())), outcome);
+            let swapped = match outcome {
+                Outcome::InitiatorStepsDown => Outcome::AcceptorStepsDown,
+                Outcome::AcceptorStepsDown => Outcome::InitiatorStepsDown,
+                same => same,
+            };
+            assert_eq!(decide(&b, &other(a)), swapped);
+        }
     }
 
     #[test]

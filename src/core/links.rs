@@ -83,7 +83,7 @@ impl Core {
             journal_first: view.journal_first,
             given_up: self.facts.given_up,
             mixture: self.facts.untold_mixture(),
-            written: None,
+            written: Some(self.facts.written),
         }
     }
 

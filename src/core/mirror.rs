@@ -173,7 +173,9 @@ impl Core {
                     Outcome::Stream { from } => from.prev(),
                     _ => unreachable!("one of the two"),
                 };
-                let gives_up = self.tail > shared && self.commit > shared;
+                // What opens epochs is nothing to keep.
+                let wrote = self.facts.written > shared || self.lost_history();
+                let gives_up = self.tail > shared && self.commit > shared && wrote;
                 let done = self.keeping.as_ref().filter(|k| k.link == link);
                 let waits_for = match done.map(|k| k.waits_for) {
                     None if gives_up => Before::Kept,
@@ -233,6 +235,7 @@ impl Core {
                 self.facts.alone.clear();
                 self.facts.floor = Lsn::ZERO;
                 self.facts.told_durable.clear();
+                self.facts.written = base;
                 self.facts.inconsistent_until = Some(Lsn(u64::MAX));
                 (
                     self.tail,
@@ -339,6 +342,7 @@ impl Core {
             self.facts.group_id = group_id;
         }
         self.facts.lineage.truncate_after(keep);
+        self.facts.written = self.facts.written.min(keep);
         // Whatever was ordered of this side is done, and what it holds the primary holds, too.
         self.facts.given_up = Uuid::nil();
         self.facts.mixture = None;
@@ -430,6 +434,9 @@ impl Core {
                 "a frame of epoch {}, which is not the current one",
                 frame.epoch
             ));
+        }
+        if frame.opens.is_none() || frame.last > frame.first {
+            self.facts.written = frame.last;
         }
         self.tail = frame.last;
         self.learn_commit(frame.commit);

@@ -411,6 +411,7 @@ impl Core {
     /// `seed` feeds the ids of epochs; it must never be used twice.
     pub fn new(config: Config, mut facts: Facts, tail: Lsn, commit: Lsn, seed: u128) -> Core {
         facts.lineage.truncate_after(tail);
+        facts.written = facts.written.min(tail);
         let peers = config
             .peers
             .iter()
@@ -578,6 +579,7 @@ impl Core {
         );
         let first = self.tail.next();
         self.tail = self.tail.plus(count);
+        self.facts.written = self.tail;
         first
     }
 

@@ -192,6 +192,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         given_up_ns: 0,
         forks: Vec::new(),
         mixture: None,
+        written: None,
         undo: Uuid::nil(),
         readable_from: Lsn::ZERO,
         verified: Verified::default(),
@@ -418,6 +419,8 @@ struct Replay<'a> {
     volumes: Vec<VolumeSpec>,
     /// Beyond the commit LSN known so far.
     pending: VecDeque<(Lsn, Op, Bytes)>,
+    /// Last operation after the checkpoint that does not open an epoch.
+    written: Lsn,
     lineage: crate::base::Lineage,
 }
 
@@ -439,6 +442,8 @@ impl Replay<'_> {
                     self.lineage.truncate_after(lsn.prev());
                     self.lineage.push(epoch).map_err(OpenError::Refused)?;
                 }
+            } else {
+                self.written = self.written.max(lsn);
             }
             self.pending.push_back((lsn, op, content));
         }
@@ -515,6 +520,7 @@ fn replay(
         time_ns: record.frame_time_ns,
         volumes: record.volumes.clone(),
         pending: VecDeque::new(),
+        written: Lsn::ZERO,
         lineage: record.lineage.clone(),
     };
     let dirty = record
@@ -547,10 +553,13 @@ fn replay(
         pending,
         mut lineage,
         undo,
+        written,
         ..
     } = replay;
     lineage.truncate_after(recovered.tail);
     record.lineage = lineage;
+    // What the record knew of when it was written, and what followed its checkpoint.
+    record.written = record.written.map(|known| known.max(written));
     note_losses(record, &recovered, &mut notes);
     notes.push((
         core::Severity::Info,

@@ -268,6 +268,7 @@ impl Group {
             given_up: facts.given_up,
             given_up_ns: facts.given_up_ns,
             forks: facts.forks.iter().map(fork_record).collect(),
+            written: Some(facts.written),
             mixture: facts.mixture.as_ref().map(|m| journal::MixtureRecord {
                 id: m.id,
                 lsn: m.lsn,
@@ -316,6 +317,8 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         given_up: record.given_up,
         given_up_ns: record.given_up_ns,
         forks: record.forks.iter().map(fork_of).collect(),
+        // Bounded by the journal's end.
+        written: record.written.unwrap_or(Lsn(u64::MAX)),
         mixture: record.mixture.as_ref().map(|m| Mixture {
             id: m.id,
             lsn: m.lsn,

@@ -16,7 +16,8 @@
 //!     24    4  length of the record, bytes
 //!     28    4  CRC-32 of the record (this field zero)
 //!     32   16  group id
-//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown, 32 mixture
+//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown, 32 mixture,
+//!              64 what is written is known
 //!     52    2  length of the site's name
 //!     54    2  length of the group's name
 //!     56   64  site's name
@@ -49,7 +50,7 @@
 //!    480    4  number of forks
 //!    484    4  reserved, zero
 //!    488    8  when the fork was given up, ns since the Unix epoch
-//!    496    8  reserved, zero
+//!    496    8  no operation after this LSN does anything but open an epoch
 //!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
 //!    512       epochs (144 bytes each), volumes (104 each), peers (112 each: name length 2, flags 2 (1: it has a set of
 //!              chunks, 2: acknowledging without it), length of the set 4, told durable LSN 8, the set holds what changed
@@ -95,6 +96,7 @@ const HANDED: u32 = 4;
 const INCONSISTENT: u32 = 8;
 const CLEAN: u32 = 16;
 const MIXTURE: u32 = 32;
+const WRITTEN: u32 = 64;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -141,7 +143,7 @@ struct StateHeader {
     forks: U32,
     reserved_3: [u8; 4],
     given_up_ns: U64,
-    reserved_4: [u8; 8],
+    written: U64,
     frame_time: U64,
 }
 
@@ -415,6 +417,9 @@ pub struct StateRecord {
     pub forks: Vec<ForkRecord>,
     /// The homes are a mixture, and nobody has superseded it.
     pub mixture: Option<MixtureRecord>,
+    /// No operation after this LSN does anything but open an epoch, as far as the journal went when this was written; `None` if
+    /// that is not known.
+    pub written: Option<Lsn>,
     /// The undo file by which this site can go back to before a copy; nil if none.
     pub undo: Uuid,
     /// Whoever lacks something before this LSN cannot be helped with frames: the homes here are not what they say.
@@ -610,7 +615,8 @@ impl StateRecord {
                 | flag(self.handed.is_some(), HANDED)
                 | flag(self.inconsistent_until.is_some(), INCONSISTENT)
                 | flag(self.clean_shutdown, CLEAN)
-                | flag(self.mixture.is_some(), MIXTURE),
+                | flag(self.mixture.is_some(), MIXTURE)
+                | flag(self.written.is_some(), WRITTEN),
         );
         if let Some(mixture) = &self.mixture {
             h.mixture = mixture.id.into_bytes();
@@ -675,6 +681,7 @@ impl StateRecord {
             put(fork.encode().as_bytes());
         }
         h.forks = U32::new(self.forks.len() as u32);
+        h.written = U64::new(self.written.unwrap_or_default().0);
         h.given_up_ns = U64::new(self.given_up_ns);
         h.verified_len = U64::new(verified.len() as u64);
         h.given_up = self.given_up.into_bytes();
@@ -821,6 +828,7 @@ impl StateRecord {
                 lsn: Lsn(h.mixture_lsn.get()),
                 since_ns: h.mixture_since.get(),
             }),
+            written: (flags & WRITTEN != 0).then_some(Lsn(h.written.get())),
             undo: Uuid::from_bytes(h.undo),
             readable_from: Lsn(h.readable_from.get()),
             verified,
@@ -912,6 +920,7 @@ pub(super) mod tests {
             given_up_ns: 0,
             forks: Vec::new(),
             mixture: None,
+            written: None,
             undo: Uuid::from_u128(0x99),
             readable_from: Lsn(0x88),
             verified: Verified {
@@ -1059,13 +1068,15 @@ pub(super) mod tests {
                 lsn: Lsn(7),
                 since_ns: 6,
             }),
+            written: Some(Lsn(0x101)),
             ..record()
         };
         let bytes = forked.encode();
         assert_eq!(bytes[12..16], [3, 0, 0, 0]);
-        assert_eq!(bytes[48..52], [29 + 32, 0, 0, 0]);
+        assert_eq!(bytes[48..52], [29 + 32 + 64, 0, 0, 0]);
         assert_eq!(bytes[295..297], [0x44, 7]);
         assert_eq!(bytes[304], 6);
+        assert_eq!(bytes[496..504], [1, 1, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[480..489], [1, 0, 0, 0, 0, 0, 0, 0, 0x66]);
         let plain = StateRecord {
             sequence: 1,

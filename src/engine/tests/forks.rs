@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::resync::{assert_same, discarded, forked, settle_for_what_is_read};
+use super::resync::{assert_same, discarded, forked, pair, settle_for_what_is_read};
 use super::sim::{Sim, VOLUME, config};
 use crate::base::{AckMode, ByteRange, CHUNK_BYTES, OnPeerLoss, Role};
 use crate::engine::{Command, Force, GroupConfig};
@@ -315,4 +315,46 @@ fn a_side_of_a_fork_is_promoted_past_a_silent_peer_and_the_fork_stands() {
     assert!(sim.answers[&id].is_ok(), "{:?}", sim.answers[&id]);
     assert!(sim.attach(0), "{}", sim.logs());
     assert_same(&mut sim);
+}
+
+#[test]
+fn a_site_that_only_opened_epochs_rolls_back_by_itself() {
+    // What was written where since they parted, and whether that is a fork.
+    for (here, there, is_fork) in [(0, 0, false), (0, 3, false), (3, 0, true), (3, 3, true)] {
+        let mut sim = pair(5);
+        sim.command(0, Command::Disconnect);
+        sim.pass(Duration::from_secs(8));
+        let write = |sim: &mut Sim, at: usize, count: u64| {
+            for n in 0..count {
+                sim.write(at, ByteRange::new(n * 4096, 4096), false);
+                sim.settle();
+            }
+        };
+        write(&mut sim, 0, here);
+        // Also what lies before the checkpoint is known after a restart.
+        for _ in 0..2 {
+            sim.kill(0);
+            sim.connected = false;
+            sim.start(0).unwrap();
+            sim.pass(Duration::from_secs(12));
+        }
+        assert!(sim.attach(0), "{}", sim.logs());
+        sim.kill(0);
+        sim.connected = true;
+        sim.promote(1).unwrap();
+        assert!(sim.attach(1), "{}", sim.logs());
+        if here > 0 {
+            settle_for_what_is_read(&mut sim, 1);
+        }
+        write(&mut sim, 1, there);
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(10));
+        let forked = sim.status(0).state == GroupState::Forked;
+        // Who serves does not step down, whatever it wrote.
+        assert_eq!(forked, is_fork, "{here} {there}: {}", sim.logs());
+        if !forked {
+            assert_same(&mut sim);
+            assert_eq!(discarded(&sim, 0), 0, "there is nothing to keep");
+        }
+    }
 }
