@@ -105,11 +105,15 @@ pub struct GroupStatus {
     pub applied_lsn: Lsn,
     /// Durable in the homes up to this LSN.
     pub checkpoint_lsn: Lsn,
-    /// Mirror in a copy: its homes are a mixture, and not usable.
+    /// The homes here are a mixture of old and new: a mirror in a copy, which is not usable, or a site that was promoted in one
+    /// (`mixture`).
     #[serde(default)]
     pub inconsistent: bool,
     /// The same: consistent once this LSN is durable here; `None` while that is not known.
     pub inconsistent_until_lsn: Option<Lsn>,
+    /// This site was promoted in the middle of a copy, and neither a copy has superseded its content nor does its peer follow.
+    #[serde(default)]
+    pub mixture: Option<MixtureStatus>,
     /// This site's disk lost what it once held, up to this LSN.
     #[serde(default)]
     pub lost_until_lsn: Option<Lsn>,
@@ -284,6 +288,15 @@ pub struct PeerStatus {
     pub space_left_bytes: Option<u64>,
 }
 
+/// The content is a mixture of old and new.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MixtureStatus {
+    /// The site was promoted at this LSN.
+    pub since_lsn: Lsn,
+    /// When, seconds since the Unix epoch.
+    pub since_unix_seconds: u64,
+}
+
 /// What a mirror in the middle of a copy can go back to.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct UndoStatus {
@@ -340,6 +353,9 @@ pub struct ForkSide {
     /// It serves clients, likewise.
     #[serde(default)]
     pub serving: bool,
+    /// Its content is a mixture of old and new, which pretends to continue the history of the other, a whole copy.
+    #[serde(default)]
+    pub mixture: bool,
     /// What would be kept if it were given up begins here, because its journal does; `None` if that holds nothing of it.
     #[serde(default)]
     pub kept_from_lsn: Option<Lsn>,

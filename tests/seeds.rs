@@ -198,6 +198,7 @@ fn epoch(number: u64, first_lsn: u64) -> Epoch {
         ack: AckMode::Sync,
         alone: number == 2,
         complete: false,
+        mixture: false,
         time_ns: 7,
     }
 }
@@ -282,6 +283,8 @@ fn hello() -> Hello {
         volumes: vec![volume()],
         journal_first: Lsn(1),
         given_up: Uuid::nil(),
+        mixture: Uuid::nil(),
+        written: None,
     }
 }
 
@@ -478,6 +481,10 @@ fn state_file(seeds: &mut Seeds) {
             }),
         }],
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
+        mixture: None,
+        written: None,
         undo: Uuid::nil(),
         readable_from: Lsn(0),
         verified: verified(),

@@ -32,6 +32,7 @@ fn head() -> UndoHead {
         ack: AckMode::Sync,
         alone: false,
         complete: false,
+        mixture: false,
         time_ns: 7,
     };
     let record = StateRecord {
@@ -54,6 +55,10 @@ fn head() -> UndoHead {
         volumes: Vec::new(),
         peers: Vec::new(),
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
+        mixture: None,
+        written: None,
         undo: ID,
         readable_from: Lsn(0),
         verified: Verified::default(),

@@ -270,6 +270,7 @@ impl Site {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 0,
         };
         self.lineage.push(epoch.clone()).expect("it follows");

@@ -69,6 +69,9 @@ pub struct Epoch {
     /// Whether the site that opened it held everything that the epoch before can have acknowledged in sync, be it in
     /// memory only. A mirror that was restarted since the primary's last word cannot say so.
     pub complete: bool,
+    /// Whether the site that opened it had homes in the middle of a copy: their content is a mixture of old and new, and this
+    /// epoch is not what the history before it says. For good: whoever holds a whole copy of that history is a fork.
+    pub mixture: bool,
     /// When it was opened, in nanoseconds since the Unix epoch, by the frame clock.
     pub time_ns: u64,
 }
@@ -199,6 +202,11 @@ impl Lineage {
         self.0.get(at + 1)
     }
 
+    /// The last epoch that was opened on a mixture.
+    pub fn last_mixture(&self) -> Option<&Epoch> {
+        self.0.iter().rfind(|e| e.mixture)
+    }
+
     /// Compares two histories that end at `tail` and `their_tail`.
     ///
     /// `None` if both have epochs but share none: the histories are unrelated. An empty history is a prefix of
@@ -257,6 +265,7 @@ mod tests {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 0,
         }
     }

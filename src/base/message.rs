@@ -57,6 +57,11 @@ pub struct Hello {
     pub journal_first: Lsn,
     /// The last epoch of a fork that an operator gave up, on whichever side it is; nil if none.
     pub given_up: Uuid,
+    /// The sender was promoted in the middle of a copy and has not opened its epoch yet: its content is a mixture of which no
+    /// epoch tells. Names the fork that this is; nil if none.
+    pub mixture: Uuid,
+    /// No operation of the sender after this LSN does anything but open an epoch. `None` if it cannot say: then there may be some.
+    pub written: Option<Lsn>,
 }
 
 /// Why a link is refused. The text that goes with it is for people.

@@ -179,6 +179,11 @@ fn side_text(side: &ForkSide) -> String {
     } else {
         "; it serves nobody now"
     };
+    let serves = if side.mixture {
+        format!("; its content is a MIXTURE of old and new{serves}")
+    } else {
+        serves.to_owned()
+    };
     if side.operations == 0 {
         return format!("{} wrote nothing{serves}", side.site);
     }
@@ -207,7 +212,7 @@ fn side_text(side: &ForkSide) -> String {
     if let Some(last) = side.last_write_unix_seconds {
         let _ = write!(text, ", the last at {}", units::utc(last));
     }
-    text + serves
+    text + &serves
 }
 
 /// Who is meant by 'the other site'.
@@ -746,7 +751,9 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             "if they do not connect by themselves: {loser} then becomes a mirror of {keeper} and gets what differs"
         );
         return (
-            vec!["It was decided; as soon as the two are connected it is done.".into()],
+            vec![format!(
+                "It was decided, and is on record; as soon as the two are connected it is done. Until then {loser} serves nobody."
+            )],
             vec![choice(step, effect)],
         );
     }
@@ -772,6 +779,12 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
                 Step::At(at.to_owned(), command)
             }
         };
+        let what =
+            if lost.is_some_and(|s| !s.mixture) && written_by(keeper).is_some_and(|s| s.mixture) {
+                format!("the whole copy that {loser} holds, for a mixture of old and new")
+            } else {
+                what
+            };
         let mut steps = Vec::new();
         if lost.is_some_and(|s| s.serving || s.primary && keeper_waits) {
             steps.push(on(loser, format!("demote {name}")));
@@ -789,8 +802,23 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         }
     };
     (
-        vec!["Nothing is given up without an operator's word.".into()],
-        vec![give_up(site, peer), give_up(peer, site)],
+        vec![
+            "Nothing is given up without an operator's word. Until then a site that does not serve does not begin to by itself, \
+             and one that serves does not do so again after a restart."
+                .into(),
+        ],
+        [give_up(site, peer), give_up(peer, site)]
+            .into_iter()
+            .chain(written_by(site).filter(|s| !s.serving).map(|_| {
+                choice(
+                    here(format!("promote {name} --force peer-unreachable")),
+                    format!(
+                        "only if {peer} is gone for good, or for too long: {site} serves what it holds. The fork stands, and is \
+                         resolved when {peer} is back; what is written until then belongs to {site}'s side of it"
+                    ),
+                )
+            }))
+            .collect(),
     )
 }
 

@@ -174,7 +174,16 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
     if let Some(alone) = &group.alone {
         alarms.push((Tone::Bad, alone_alarm(alone, layout)));
     }
-    if group.inconsistent {
+    if let Some(mixture) = &group.mixture {
+        alarms.push((
+            Tone::Bad,
+            format!(
+                "MIXTURE: promoted in the middle of a copy, at LSN {}; the content mixes old and new. `doublure explain {}` tells \
+                 more.",
+                mixture.since_lsn, group.name
+            ),
+        ));
+    } else if group.inconsistent {
         let until = group
             .inconsistent_until_lsn
             .map_or_else(String::new, |lsn| {

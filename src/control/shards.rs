@@ -353,6 +353,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         applied_lsn: Lsn::ZERO,
         checkpoint_lsn: Lsn::ZERO,
         inconsistent: false,
+        mixture: None,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
         journal_damage: None,

@@ -36,6 +36,15 @@ pub(super) struct Resolving {
     since: Duration,
 }
 
+/// A peer with which there is a fork is asked whether it is there, before this site is promoted past it.
+#[derive(Debug)]
+pub(super) struct Passing {
+    command: u64,
+    overrides: Overrides,
+    peer: String,
+    since: Duration,
+}
+
 /// The operator's word on a fork, until the two are connected.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resolved {
@@ -101,6 +110,9 @@ impl Core {
             self.done(probe.command, Err(why.to_owned()));
         }
         self.promised_done(Err(why.to_owned()));
+        if let Some(passing) = self.passing.take() {
+            self.done(passing.command, Err(why.to_owned()));
+        }
         if let Some(resolving) = self.resolving.take() {
             self.done(resolving.command, Err(why.to_owned()));
         }
@@ -237,6 +249,9 @@ impl Core {
                 "{me} holds nothing of group {} yet",
                 self.config.group
             ));
+        }
+        if self.gives_itself_up() && !overrides.peer_unreachable {
+            return Err(self.order_text());
         }
         if self.lost_history() && !overrides.behind {
             let needed = Overrides {
@@ -615,6 +630,8 @@ impl Core {
                 self.facts.lineage = lineage;
                 self.facts.inconsistent_until = None;
                 self.facts.given_up = uuid::Uuid::nil();
+                self.facts.written = tail;
+                self.forget_conflicts();
                 (
                     self.tail,
                     self.durable,
@@ -645,22 +662,34 @@ impl Core {
             self.actions.push(Action::Truncate(self.commit));
             (self.tail, self.durable) = (self.commit, self.commit);
             self.facts.lineage.truncate_after(self.tail);
+            self.facts.written = self.facts.written.min(self.tail);
         }
         self.log(
             Severity::Warn,
             format!("group {}: promoted at LSN {}", self.config.group, self.tail),
         );
+        if !unreachable.is_empty() {
+            self.take_order_back();
+        }
         self.facts.role = Role::Primary;
         self.facts.handed = None;
         self.facts.floor = self.facts.floor.min(self.tail);
         if self.facts.inconsistent_until.take().is_some() {
             self.actions.push(Action::Distrust);
+            self.facts.mixture = Some(super::Mixture {
+                id: self.fresh_id(),
+                lsn: self.tail,
+                since_ns,
+            });
         }
         let alone = |peer: &String| Alone {
             peer: peer.clone(),
             since_ns,
             from_lsn,
         };
+        for site in unreachable {
+            self.go_past(site);
+        }
         self.facts.alone = unreachable.iter().map(alone).collect();
         self.facts.told_durable.clear();
         self.promised_command = Some(command);
@@ -679,16 +708,22 @@ impl Core {
 
     /// Primary by record, and the operator says that it shall serve.
     fn promote_waiting(&mut self, id: u64, overrides: Overrides, view: &View) {
-        if let Some(text) = self.peers.iter().find_map(|p| p.refused.clone()) {
+        if self.gives_itself_up() && !overrides.peer_unreachable {
+            let text = self.order_text();
             self.done(id, Err(text));
             return;
         }
+        if self.lost_history() && !overrides.behind {
+            let why = self.lost_history_text(overrides);
+            self.done(id, Err(why));
+            return;
+        }
+        let refusing = self.peers.iter().position(|p| p.refused.is_some());
+        if let Some(at) = refusing {
+            self.promote_past(id, overrides, at, view);
+            return;
+        }
         if self.lost_history() {
-            if !overrides.behind {
-                let why = self.lost_history_text(overrides);
-                self.done(id, Err(why));
-                return;
-            }
             if self.everybody_agreed() {
                 self.distrust_homes();
                 self.facts.floor = self.tail;
@@ -736,6 +771,7 @@ impl Core {
         if self.lost_history() {
             self.distrust_homes();
         }
+        self.take_order_back();
         self.facts.floor = self.facts.floor.min(self.tail);
         self.facts.forget_all_but(&self.config.peers);
         let (from_lsn, since_ns) = (self.commit.next(), view.time_ns);
@@ -752,6 +788,120 @@ impl Core {
         }
         self.promised_command = Some(id);
         self.try_to_open(view);
+    }
+
+    /// A peer refused the link. Past one with which there is a fork an operator may go if it is silent: it is asked first.
+    fn promote_past(&mut self, id: u64, overrides: Overrides, at: usize, view: &View) {
+        let peer = &self.peers[at];
+        let refused = peer.refused.clone().unwrap_or_default();
+        let Some(fork) = &peer.fork else {
+            self.done(id, Err(refused));
+            return;
+        };
+        if !overrides.peer_unreachable {
+            let text = format!(
+                "{refused}. {}",
+                self.past_text(peer, fork, overrides.without_asking())
+            );
+            self.done(id, Err(text));
+            return;
+        }
+        if self.passing.is_some() {
+            self.done(id, Err("another promotion is under way".into()));
+            return;
+        }
+        self.passing = Some(Passing {
+            command: id,
+            overrides,
+            peer: peer.name.clone(),
+            since: self.now,
+        });
+        if peer.cut {
+            let name = peer.name.clone();
+            self.pass_unheard(&name, view);
+        } else {
+            self.connect_all();
+        }
+    }
+
+    /// What the other side of a fork wrote, when it was last heard of, and what goes on without it.
+    fn past_text(&self, peer: &super::Peer, fork: &super::Fork, needed: Overrides) -> String {
+        let (name, me, group) = (&peer.name, &self.config.site, &self.config.group);
+        let written = fork.their_tail.since(fork.shared);
+        let written = match written.saturating_sub(fork.their_epochs) {
+            0 => format!("{name} had written nothing since LSN {}", fork.shared),
+            n => format!(
+                "{name} had written {} (up to LSN {})",
+                crate::base::counted(n, "operation"),
+                fork.their_tail
+            ),
+        };
+        let heard = peer.last_heard.map_or_else(
+            || "it was not heard of since this daemon started".to_owned(),
+            |at| {
+                format!(
+                    "it was last heard of {} s ago",
+                    self.now.saturating_sub(at).as_secs()
+                )
+            },
+        );
+        format!(
+            "When the fork was found, {written}; {heard}. If {name} is gone for good, or for too long, {} makes {me} serve what \
+             it holds: the fork stands, and is resolved (`doublure resolve {group}`) when {name} is back",
+            needed.command(group)
+        )
+    }
+
+    /// The peer answers: nobody goes past it.
+    pub(super) fn pass_heard(&mut self, site: &str) {
+        if let Some(passing) = self.passing.take_if(|p| p.peer == site) {
+            let peer = self.peers.iter().find(|p| p.name == site);
+            let refused = peer.and_then(|p| p.refused.clone()).unwrap_or_default();
+            let text = format!("{site} answers, and is not to be gone past: {refused}");
+            self.done(passing.command, Err(text));
+        }
+    }
+
+    /// The peer does not answer: an operator takes it upon himself that this site goes on with its side of the fork.
+    pub(super) fn pass_unheard(&mut self, site: &str, view: &View) {
+        let Some(passing) = self.passing.take_if(|p| p.peer == site) else {
+            return;
+        };
+        self.go_past(site);
+        if matches!(self.mode, Mode::Returning | Mode::Waiting(_)) {
+            self.promote_waiting(passing.command, passing.overrides, view);
+        } else {
+            let text = format!("not while the group is {}", state_word(&self.mode));
+            self.done(passing.command, Err(text));
+        }
+    }
+
+    /// This site serves in spite of a fork with this peer, until that one is heard again.
+    fn go_past(&mut self, site: &str) {
+        let (me, group) = (self.config.site.clone(), self.config.group.clone());
+        let peer = self.peers.iter_mut().find(|p| p.name == site);
+        let Some(peer) = peer.filter(|p| p.fork.is_some()) else {
+            return;
+        };
+        peer.refused = None;
+        if let Some(fork) = &mut peer.fork {
+            fork.past = true;
+        }
+        self.log(
+            Severity::Warn,
+            format!("group {group}: {me} is promoted past {site}; the fork with it stands"),
+        );
+    }
+
+    pub(super) fn pass_deadline(&self) -> Option<Duration> {
+        Some(self.passing.as_ref()?.since + self.config.timeout)
+    }
+
+    pub(super) fn pass_tick(&mut self, view: &View) {
+        if self.pass_deadline().is_some_and(|due| due <= self.now) {
+            let site = self.passing.as_ref().expect("just seen").peer.clone();
+            self.pass_unheard(&site, view);
+        }
     }
 
     /// The homes hold what the journal has lost and an operator gives up: whoever follows is compared with them.
@@ -981,7 +1131,10 @@ impl Core {
             let group = &self.config.group;
             let text = format!(
                 "{site} served clients with what is to be given up when it was last heard of, and was not yet heard of since \
-                 ({why}). Make sure that `doublure demote {group}` on {site} was done, and run this again when {site} answers"
+                 ({why}). Make sure that `doublure demote {group}` on {site} was done, and run this again when {site} answers. If \
+                 {site} is gone for good, {} makes {} serve meanwhile",
+                Overrides::default().without_asking().command(group),
+                self.config.site
             );
             self.done(resolving.command, Err(text));
         }
@@ -1001,11 +1154,7 @@ impl Core {
 
     fn decide_fork(&mut self, id: u64, discard: &str, result: Result<String, String>, view: &View) {
         if let (Ok(_), Some(epoch)) = (&result, self.losing_epoch(discard)) {
-            self.facts.given_up = epoch;
-            self.resolved = Some(Resolved {
-                discard: discard.to_owned(),
-                since_ns: view.time_ns,
-            });
+            (self.facts.given_up, self.facts.given_up_ns) = (epoch, view.time_ns);
             self.save(Then::Nothing);
             for peer in &mut self.peers {
                 peer.refused = None;
@@ -1015,12 +1164,58 @@ impl Core {
         self.done(id, result);
     }
 
-    /// The fork that was decided, while the two have not met since.
-    pub fn resolved_fork(&self) -> Option<&Resolved> {
-        let pending = |p: &super::Peer| p.fork.is_some() && p.refused.is_none();
-        self.resolved
-            .as_ref()
-            .filter(|_| self.peers.iter().any(pending))
+    /// The fork that was decided, while the two have not met since. On record: it holds over a restart.
+    pub fn resolved_fork(&self) -> Option<Resolved> {
+        let forks = || {
+            self.peers
+                .iter()
+                .filter_map(|p| Some((p, p.fork.as_ref()?)))
+        };
+        let peer = forks().find(|(_, fork)| self.ordered_to_discard(fork));
+        let discard = match peer {
+            Some((peer, _)) => peer.name.clone(),
+            None if self.gives_itself_up() && forks().next().is_some() => self.config.site.clone(),
+            None => return None,
+        };
+        Some(Resolved {
+            discard,
+            since_ns: self.facts.given_up_ns,
+        })
+    }
+
+    /// An operator's order to discard what the peer wrote stands.
+    pub(super) fn ordered_to_discard(&self, fork: &super::Fork) -> bool {
+        !fork.their_id.is_nil() && fork.their_id == self.facts.given_up
+    }
+
+    /// An operator's order to discard what this site wrote stands.
+    pub(super) fn gives_itself_up(&self) -> bool {
+        self.facts.side_id() == Some(self.facts.given_up)
+    }
+
+    /// An operator lets this site serve past a silent peer: what was ordered of its own side holds no more.
+    fn take_order_back(&mut self) {
+        if self.gives_itself_up() {
+            self.facts.given_up = uuid::Uuid::nil();
+            let (me, group) = (&self.config.site, &self.config.group);
+            let text = format!("group {group}: the order to discard what {me} wrote is taken back");
+            self.log(Severity::Warn, text);
+        }
+    }
+
+    /// Why a site that is to discard its own side does not serve.
+    pub(super) fn order_text(&self) -> String {
+        let (me, group) = (&self.config.site, &self.config.group);
+        let forked = self.peers.iter().find(|p| p.fork.is_some());
+        let peer = forked.or(self.peers.first());
+        let peer = peer.map_or("its peer", |p| p.name.as_str());
+        format!(
+            "the order to discard what {me} wrote stands since {}: {me} serves nobody, and becomes a mirror as soon as it and \
+             {peer} are connected. `doublure resolve {group} --discard {peer}` orders the contrary; if {peer} is gone for good, \
+             {} takes the order back and makes {me} serve",
+            crate::base::utc(self.facts.given_up_ns / 1_000_000_000),
+            Overrides::default().without_asking().command(group)
+        )
     }
 
     /// Whether this site may give up what a side wrote, and what happens then.
@@ -1043,7 +1238,7 @@ impl Core {
                 first.0
             ));
         };
-        if discard == me && self.serving() {
+        if discard == me && (self.serving() || self.mode == Mode::Opening) {
             return Err(format!(
                 "{me} serves clients with what is to be given up: `doublure demote {group}` comes first"
             ));
@@ -1083,6 +1278,18 @@ impl Core {
             let (tail, held) = (fork.their_tail, fork.their_journal_first);
             (me, tail, held, fork.their_epochs)
         };
+        let (loser_is_whole, keeper_mixes) = if discard == me {
+            (fork.their_mixture, peer.as_str())
+        } else {
+            (fork.my_mixture, me.as_str())
+        };
+        if loser_is_whole {
+            return Ok(format!(
+                "{discard} gives up its whole copy of the history up to LSN {tail} as soon as it and {other} are connected: it \
+                 becomes a mirror, all of it is compared, and what differs gets the content of {keeper_mixes}, which is a \
+                 mixture of old and new. Nothing of the old content is kept after that"
+            ));
+        }
         // What opens an epoch nobody wrote.
         if tail.since(fork.shared) <= openings {
             return Ok(format!(
@@ -1113,10 +1320,10 @@ impl Core {
 
     fn losing_epoch(&self, discard: &str) -> Option<uuid::Uuid> {
         if discard == self.config.site {
-            return self.facts.lineage.last().map(|e| e.id);
+            return self.facts.side_id();
         }
         let peer = self.peers.iter().find(|p| p.name == discard)?;
-        peer.fork.as_ref()?.their_epoch.as_ref().map(|e| e.id)
+        peer.fork.as_ref().map(|fork| fork.their_id)
     }
 
     fn disconnect(&mut self, id: u64) {

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::peer::Fork;
 use crate::base::{AckMode, Lineage, Lsn, Role};
 
 /// The record of acknowledging without a peer.
@@ -24,6 +25,17 @@ pub struct Handed {
     pub epoch_id: Uuid,
     /// At this LSN.
     pub lsn: Lsn,
+}
+
+/// The record of having been promoted in the middle of a copy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Mixture {
+    /// Names the fork that this is, until an epoch tells of it.
+    pub id: Uuid,
+    /// At this LSN.
+    pub lsn: Lsn,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
 }
 
 /// The durable facts of a group at a site, except for what journal and homes say by themselves.
@@ -51,6 +63,16 @@ pub struct Facts {
     pub told_durable: Vec<(String, Lsn)>,
     /// Last epoch of a fork that an operator gave up, here or at the peer; nil if none.
     pub given_up: Uuid,
+    /// When that was ordered, nanoseconds since the Unix epoch.
+    pub given_up_ns: u64,
+    /// Per peer: the fork for which a link with it was refused, until the two go together again. Whoever has one on record
+    /// does not begin to serve by itself.
+    pub forks: Vec<(String, Fork)>,
+    /// The homes here are a mixture. Until a copy supersedes it, or a peer follows after all.
+    pub mixture: Option<Mixture>,
+    /// No operation in the journal here after this LSN does anything but open an epoch: nobody waited for those. What is not known
+    /// counts as written, so that this is never below the truth.
+    pub written: Lsn,
 }
 
 impl Facts {
@@ -68,7 +90,27 @@ impl Facts {
             inconsistent_until: None,
             told_durable: Vec::new(),
             given_up: Uuid::nil(),
+            given_up_ns: 0,
+            forks: Vec::new(),
+            mixture: None,
+            written: Lsn::ZERO,
         }
+    }
+
+    /// A mixture of which no epoch tells yet: nil if there is none.
+    pub fn untold_mixture(&self) -> Uuid {
+        let told = |mixture: &&Mixture| {
+            let epoch = self.lineage.last_mixture();
+            epoch.is_none_or(|e| e.first_lsn <= mixture.lsn)
+        };
+        let untold = self.mixture.as_ref().filter(told);
+        untold.map_or(Uuid::nil(), |m| m.id)
+    }
+
+    /// What names this side in an order to discard it.
+    pub fn side_id(&self) -> Option<Uuid> {
+        let untold = Some(self.untold_mixture()).filter(|id| !id.is_nil());
+        untold.or(self.lineage.last().map(|e| e.id))
     }
 
     /// Whether this site acknowledges, or is about to, without this peer.

@@ -16,6 +16,8 @@
 //! answers the greeting of another with 'not now' (`Refusal::Following`), which is no outcome of this table. What a third
 //! site wrote is judged by its epochs: whether acknowledgements waited for the one that goes on.
 
+use uuid::Uuid;
+
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{AckMode, Common, Epoch, Hello, Lsn, Stance};
@@ -93,7 +95,18 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
             (false, true) => init_steps_down(),
             (true, true) if given_up(init, acc) => Outcome::InitiatorStepsDown,
             (true, true) if given_up(acc, init) => Outcome::AcceptorStepsDown,
-            (true, true) => Outcome::Forked { common: common.lsn() },
+            (true, true) => match [init, acc].map(|side| wrote_nothing_after(side, keep)) {
+                [true, false] => init_steps_down(),
+                [false, true] => acc_steps_down(),
+                // Nobody has anything to lose: both say the same of whose epoch stays.
+                [true, true] if stays(init) > stays(acc) => acc_steps_down(),
+                [true, true] => init_steps_down(),
+                [false, false] => Outcome::Forked { common: keep },
+            },
+            (false, false) if !init.mixture.is_nil() && !given_up(acc, init) => init_steps_down(),
+            (false, false) if !acc.mixture.is_nil() && !given_up(init, acc) => acc_steps_down(),
+            (false, false) if !init.mixture.is_nil() => acc_steps_down(),
+            (false, false) if !acc.mixture.is_nil() => init_steps_down(),
             // The one that wrote last, or was to write next.
             (false, false) => match acc.lineage.last().map(|e| &e.site) {
                 Some(site) if *site == init.site => acc_steps_down(),
@@ -109,6 +122,11 @@ pub fn decide(init: &Hello, acc: &Hello) -> Outcome {
         (Stance::HandedOver, Stance::Mirror) => handover(init, acc, common),
         (Stance::Serving | Stance::Returning, Stance::Mirror) => to_mirror(init, acc, common),
     }
+}
+
+/// Of two that wrote nothing, the one with the later epoch goes on.
+fn stays(side: &Hello) -> Option<(u64, Uuid)> {
+    side.lineage.last().map(|e| (e.number, e.id))
 }
 
 fn wrong_group(init: &Hello, acc: &Hello) -> Option<String> {
@@ -189,6 +207,9 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
     if end <= keep {
         return true;
     }
+    if wrote_nothing_after(side, keep) {
+        return true;
+    }
     if side.commit > keep {
         return false;
     }
@@ -199,6 +220,11 @@ fn may_drop_after(side: &Hello, winner: &Hello, keep: Lsn) -> bool {
         .enumerate()
         .filter(|(at, _)| ends(*at) > keep)
         .all(|(_, epoch)| is_unacknowledged(epoch, side, winner, keep))
+}
+
+/// Whether this side knows, of all that it ever held after `keep`, that it only opened epochs: nobody was told of that.
+fn wrote_nothing_after(side: &Hello, keep: Lsn) -> bool {
+    side.floor <= side.tail && side.written.is_some_and(|written| written <= keep)
 }
 
 /// Whether nothing that this epoch wrote after `keep`, and that is not on record as committed, was acknowledged.
@@ -235,16 +261,34 @@ fn is_third(epoch: &Epoch, one: &Hello, other: &Hello) -> bool {
     epoch.site != one.site && epoch.site != other.site
 }
 
+/// What names this side in an order to discard it: its last epoch, or the mixture of which no epoch tells yet.
+pub(super) fn side_id(side: &Hello) -> Option<Uuid> {
+    let untold = Some(side.mixture).filter(|id| !id.is_nil());
+    untold.or(side.lineage.last().map(|e| e.id))
+}
+
 /// Whether an operator gave up what this side wrote in its last epoch. Said on either side.
 fn given_up(side: &Hello, other: &Hello) -> bool {
-    side.lineage
-        .last()
-        .is_some_and(|last| last.id == side.given_up || last.id == other.given_up)
+    side_id(side).is_some_and(|id| id == side.given_up || id == other.given_up)
+}
+
+/// Whether the content of this side is a mixture that the other one does not share.
+pub(super) fn mixes(side: &Hello, other: &Hello) -> bool {
+    let unknown = |e: &Epoch| e.mixture && !other.lineage.contains(e.id);
+    !side.mixture.is_nil() || side.lineage.epochs().iter().any(unknown)
+}
+
+/// Whether this side holds a whole copy, and the winner a mixture that pretends to continue its history. However the LSNs
+/// compare, what is acknowledged may be nowhere else; that somebody promoted the mixture by force gave up nothing here.
+fn is_whole_against_a_mixture(side: &Hello, winner: &Hello) -> bool {
+    let whole = !side.lineage.is_empty() && side.inconsistent_until.is_none();
+    whole && mixes(winner, side) && !mixes(side, winner)
 }
 
 /// This side becomes a mirror of the other, if nothing acknowledged is lost by it, or an operator gave it up.
 fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outcome {
-    if may_drop_after(side, winner, keep) || given_up(side, winner) {
+    let may = may_drop_after(side, winner, keep) && !is_whole_against_a_mixture(side, winner);
+    if may || given_up(side, winner) {
         outcome
     } else {
         Outcome::Forked { common: keep }
@@ -252,7 +296,10 @@ fn steps_down(side: &Hello, winner: &Hello, keep: Lsn, outcome: Outcome) -> Outc
 }
 
 fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
-    let same_end = !common.i_went_on && !common.they_went_on && common.mine == common.theirs;
+    let same_end = acc.mixture.is_nil()
+        && !common.i_went_on
+        && !common.they_went_on
+        && common.mine == common.theirs;
     if same_end && acc.inconsistent_until.is_none() {
         Outcome::Handover
     } else {
@@ -264,6 +311,27 @@ fn handover(init: &Hello, acc: &Hello, common: Common) -> Outcome {
 }
 
 fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
+    let shared = common.lsn();
+    if is_whole_against_a_mixture(acc, init) {
+        return if given_up(acc, init) {
+            Outcome::Copy { shared }
+        } else {
+            Outcome::Forked { common: shared }
+        };
+    }
+    if is_whole_against_a_mixture(init, acc) {
+        // Never a stream: what its journal says its homes do not hold.
+        return if may_drop_after(acc, init, shared) || given_up(acc, init) {
+            Outcome::Copy { shared }
+        } else {
+            Outcome::Forked { common: shared }
+        };
+    }
+    to_like_mirror(init, acc, common)
+}
+
+/// Of two that hold what their histories say, or neither does.
+fn to_like_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     let lost = acc.floor > acc.tail && !acc.lineage.is_empty();
     if lost && !may_drop_after(acc, init, common.lsn()) && !given_up(acc, init) {
         return Outcome::Forked {
@@ -290,8 +358,13 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
     if common.i_went_on || init.stance == Stance::Serving {
         // The primary wrote on without the mirror's tail. What the mirror holds beyond must not be committed.
         let keep = common.lsn();
-        return if may_drop_after(acc, init, keep) {
+        return if may_drop_after(acc, init, keep) && acc.commit <= keep {
             stream_or_copy(init, common.lsn())
+        } else if wrote_nothing_after(acc, keep) {
+            // What is committed leaves a journal only by a copy, though there is nothing in it that would differ.
+            Outcome::Copy {
+                shared: common.lsn(),
+            }
         } else if given_up(acc, init) {
             Outcome::Copy {
                 shared: common.lsn(),
@@ -300,6 +373,11 @@ fn to_mirror(init: &Hello, acc: &Hello, common: Common) -> Outcome {
             Outcome::Forked {
                 common: common.lsn(),
             }
+        };
+    }
+    if common.mine > common.theirs && wrote_nothing_after(acc, common.lsn()) {
+        return Outcome::Copy {
+            shared: common.lsn(),
         };
     }
     if common.mine > common.theirs {
@@ -336,8 +414,6 @@ fn both_unusable(init: &Hello, acc: &Hello) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::base::Lineage;
 
@@ -351,6 +427,7 @@ mod tests {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 0,
         });
         Hello {
@@ -371,6 +448,8 @@ mod tests {
             volumes: Vec::new(),
             journal_first: Lsn(1),
             given_up: Uuid::nil(),
+            mixture: uuid::Uuid::nil(),
+            written: None,
         }
     }
 
@@ -596,6 +675,138 @@ mod tests {
         };
         let outcome = decide(&init, &acc);
         assert!(!matches!(outcome, Outcome::Disagree(_)), "{outcome:?}");
+    }
+
+    #[test]
+    fn a_mixture_never_replaces_a_whole_copy_of_the_history_that_it_pretends_to_continue() {
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let mut mixture = hello(Stance::Serving, TWO, 20, 20);
+        with_last(&mut mixture, |e| e.mixture = true);
+        let fork = Outcome::Forked { common: Lsn(10) };
+        let whole = |stance, tail| accepting(stance, ONE, tail, tail);
+        // However far it got: what the mixture holds of it nobody knows.
+        for tail in [5, 10, 12] {
+            for stance in [Stance::Mirror, Stance::Returning] {
+                let outcome = decide(&mixture, &whole(stance, tail));
+                let common = Lsn(tail.min(10));
+                assert_eq!(outcome, Outcome::Forked { common }, "{stance:?} {tail}");
+            }
+        }
+        // An operator decides, in either direction.
+        let mut decided = whole(Stance::Mirror, 10);
+        decided.given_up = one;
+        assert_eq!(
+            decide(&mixture, &decided),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+        decided.stance = Stance::Returning;
+        assert_eq!(decide(&mixture, &decided), Outcome::AcceptorStepsDown);
+        let mut serving = hello(Stance::Serving, ONE, 10, 10);
+        let mut demoted = accepting(Stance::Mirror, TWO, 20, 20);
+        with_last(&mut demoted, |e| {
+            e.mixture = true;
+            e.site = "b".into();
+        });
+        assert_eq!(decide(&serving, &demoted), fork);
+        serving.given_up = two;
+        assert_eq!(
+            decide(&serving, &demoted),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+        // Who holds the same mixture follows, and so does who holds nothing whole.
+        let mut same = accepting(Stance::Mirror, TWO, 15, 15);
+        with_last(&mut same, |e| e.mixture = true);
+        assert_eq!(decide(&mixture, &same), Outcome::Stream { from: Lsn(16) });
+        let mut unusable = whole(Stance::Mirror, 10);
+        unusable.inconsistent_until = Some(Lsn(u64::MAX));
+        assert_eq!(
+            decide(&mixture, &unusable),
+            Outcome::Copy { shared: Lsn(10) }
+        );
+    }
+
+    #[test]
+    fn a_mixture_of_which_no_epoch_tells_yet_is_one_all_the_same() {
+        let mut mixture = hello(Stance::Returning, ONE, 10, 10);
+        mixture.mixture = Uuid::from_u128(77);
+        let fork = Outcome::Forked { common: Lsn(10) };
+        let whole = |stance| accepting(stance, ONE, 10, 10);
+        assert_eq!(decide(&mixture, &whole(Stance::Mirror)), fork);
+        // Nobody wrote to it yet: where the whole copy can serve, it does.
+        for stance in [Stance::Returning, Stance::Serving] {
+            let outcome = decide(&mixture, &whole(stance));
+            assert_eq!(outcome, Outcome::InitiatorStepsDown, "{stance:?}");
+        }
+        // It gives way to a whole copy, and is compared then; an order names it, not the epoch that both share.
+        let serving = hello(Stance::Serving, ONE, 10, 10);
+        let mut demoted = accepting(Stance::Mirror, ONE, 10, 10);
+        demoted.mixture = mixture.mixture;
+        let copy = Outcome::Copy { shared: Lsn(10) };
+        assert_eq!(decide(&serving, &demoted), copy);
+        let mut returning = accepting(Stance::Returning, ONE, 10, 10);
+        returning.given_up = mixture.mixture;
+        assert_eq!(decide(&mixture, &returning), Outcome::InitiatorStepsDown);
+        returning.given_up = Uuid::from_u128(1);
+        assert_eq!(decide(&mixture, &returning), Outcome::AcceptorStepsDown);
+    }
+
+    #[test]
+    fn who_only_opened_epochs_gives_way_if_it_knows_that() {
+        let acc = accepting(Stance::Serving, TWO, 20, 20);
+        let mut init = hello(Stance::Returning, &[(1, 1), (3, 11)], 11, 11);
+        init.alone = true;
+        let fork = Outcome::Forked { common: Lsn(10) };
+        assert_eq!(decide(&init, &acc), fork, "it does not say");
+        init.written = Some(Lsn(11));
+        assert_eq!(decide(&init, &acc), fork, "it wrote");
+        // What it wrote before lies in what both share.
+        init.written = Some(Lsn(10));
+        assert_eq!(decide(&init, &acc), Outcome::InitiatorStepsDown);
+        init.floor = Lsn(12);
+        assert_eq!(decide(&init, &acc), fork, "what its disk lost nobody knows");
+        init.floor = Lsn::ZERO;
+        // As a mirror it is copied to: what it has committed is not cut off.
+        init.stance = Stance::Mirror;
+        std::mem::swap(&mut init.site, &mut init.to_site);
+        let mut serving = acc.clone();
+        std::mem::swap(&mut serving.site, &mut serving.to_site);
+        let copy = Outcome::Copy { shared: Lsn(10) };
+        assert_eq!(decide(&serving, &init), copy);
+        init.written = None;
+        assert_eq!(decide(&serving, &init), fork);
+    }
+
+    #[test]
+    fn of_two_by_record_that_both_went_on_the_one_that_wrote_stays() {
+        let returning = |id, written| {
+            let mut hello = hello(Stance::Returning, &[(1, 1), (id, 11)], 12, 12);
+            hello.alone = true;
+            hello.written = written;
+            hello
+        };
+        let other = |mut hello: Hello| {
+            std::mem::swap(&mut hello.site, &mut hello.to_site);
+            hello
+        };
+        let (nothing, something) = (Some(Lsn(10)), Some(Lsn(12)));
+        for (a, b, outcome) in [
+            (nothing, something, Outcome::InitiatorStepsDown),
+            (something, nothing, Outcome::AcceptorStepsDown),
+            (something, something, Outcome::Forked { common: Lsn(10) }),
+            (nothing, None, Outcome::InitiatorStepsDown),
+            (None, None, Outcome::Forked { common: Lsn(10) }),
+            // The same one whoever calls.
+            (nothing, nothing, Outcome::InitiatorStepsDown),
+        ] {
+            let (a, b) = (returning(2, a), returning(3, b));
+            assert_eq!(decide(&a, &other(b.clone())), outcome);
+            let swapped = match outcome {
+                Outcome::InitiatorStepsDown => Outcome::AcceptorStepsDown,
+                Outcome::AcceptorStepsDown => Outcome::InitiatorStepsDown,
+                same => same,
+            };
+            assert_eq!(decide(&b, &other(a)), swapped);
+        }
     }
 
     #[test]

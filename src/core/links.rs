@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::handshake::mixes;
 use super::peer::{Conflict, Fork, Left};
 use super::{Action, Core, Drain, Link, Mode, Outcome, PeerPhase, Severity, View, decide};
 #[cfg(test)]
@@ -81,6 +82,8 @@ impl Core {
             volumes: view.volumes.to_vec(),
             journal_first: view.journal_first,
             given_up: self.facts.given_up,
+            mixture: self.facts.untold_mixture(),
+            written: Some(self.facts.written),
         }
     }
 
@@ -139,6 +142,7 @@ impl Core {
             self.peer_lost(at, reason);
         }
         self.resolve_unheard(name, reason);
+        self.pass_unheard(name, view);
         if self.peers[at].follows_since.take().is_some() {
             self.settle_loss(at);
         }
@@ -356,8 +360,9 @@ impl Core {
             | Outcome::Forked { .. }
             | Outcome::Unrelated
             | Outcome::Disagree(_) => {
-                self.note_conflict(theirs, &outcome);
+                self.note_conflict(theirs, &outcome, view);
                 self.resolve_heard(&theirs.site, view);
+                self.pass_heard(&theirs.site);
             }
             // Whoever only asks settles nothing: a fork stands until an operator decides.
             Outcome::Probe => self.note_floor(theirs),
@@ -426,9 +431,12 @@ impl Core {
         }
     }
 
-    fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome) {
+    fn note_conflict(&mut self, theirs: &Hello, outcome: &Outcome, view: &View) {
         let site = &theirs.site;
-        let text = self.conflict_text(site, outcome);
+        let mine = self.hello(site, view);
+        let (their_mixture, my_mixture) = (mixes(theirs, &mine), mixes(&mine, theirs));
+        let mixture = self.who_mixes(site, their_mixture, my_mixture);
+        let text = self.conflict_text(site, outcome, mixture);
         let lineage = &self.facts.lineage;
         let shared = match outcome {
             Outcome::Forked { common } => Some(*common),
@@ -448,7 +456,12 @@ impl Core {
             their_epochs: theirs.lineage.opened_after(shared),
             their_journal_first: theirs.journal_first,
             their_stance: theirs.stance,
+            their_id: super::handshake::side_id(theirs).unwrap_or_default(),
+            their_mixture,
+            my_mixture,
+            past: false,
         });
+        peer.last_heard = Some(self.now);
         peer.conflict = match outcome {
             Outcome::BothPrimary => Some(Conflict::BothPrimary),
             Outcome::Forked { .. } => Some(Conflict::Forked),
@@ -463,9 +476,63 @@ impl Core {
         }
     }
 
-    fn conflict_text(&self, site: &str, outcome: &Outcome) -> String {
+    /// What the record says of forks holds until the peer says otherwise.
+    pub(super) fn remember_forks(&mut self) {
+        for (name, fork) in self.facts.forks.clone() {
+            let common = fork.shared;
+            let mixture = self.who_mixes(&name, fork.their_mixture, fork.my_mixture);
+            let text = self.conflict_text(&name, &Outcome::Forked { common }, mixture);
+            let stands = self.ordered_to_discard(&fork) || fork.past;
+            let Some(peer) = self.peers.iter_mut().find(|p| p.name == name) else {
+                continue;
+            };
+            peer.conflict = Some(Conflict::Forked);
+            peer.fork = Some(fork);
+            // An operator decided against the peer, or past it: there is nothing to wait for.
+            peer.refused = (!stands).then_some(text);
+        }
+    }
+
+    /// Forks go on record when they are found, and off it when the two go together again.
+    pub(super) fn record_forks(&mut self) {
+        let known = |name: &str| self.facts.forks.iter().find(|(n, _)| n == name);
+        let same = |p: &super::Peer| known(&p.name).map(|(_, f)| f) == p.fork.as_ref();
+        if self.peers.iter().all(same) {
+            return;
+        }
+        let is_news = self.peers.iter().any(|p| match (&p.fork, known(&p.name)) {
+            (Some(fork), Some((_, known))) => fork.is_news_to(known),
+            (fork, known) => fork.is_some() || known.is_some(),
+        });
+        let forks = self.peers.iter();
+        self.facts.forks = forks
+            .filter_map(|p| Some((p.name.clone(), p.fork.clone()?)))
+            .collect();
+        if is_news {
+            self.save(super::Then::Nothing);
+        }
+    }
+
+    /// Whose content is a mixture, and who holds a whole copy of what that pretends to continue.
+    fn who_mixes(&self, site: &str, they: bool, i: bool) -> Option<[String; 2]> {
+        let (me, site) = (self.config.site.clone(), site.to_owned());
+        match (they, i) {
+            (true, false) => Some([site, me]),
+            (false, true) => Some([me, site]),
+            _ => None,
+        }
+    }
+
+    fn conflict_text(&self, site: &str, outcome: &Outcome, mix: Option<[String; 2]>) -> String {
         let me = &self.config.site;
         let group = &self.config.group;
+        if let (Outcome::Forked { common }, Some([mixed, whole])) = (outcome, mix) {
+            return format!(
+                "{mixed} was promoted in the middle of a copy: its content is a mixture of old and new. {whole} holds a whole \
+                 copy; the history of both is the same up to LSN {common}. Which one is kept only an operator can decide: \
+                 `doublure explain {group}` tells what each side wrote, and what to do"
+            );
+        }
         match outcome {
             Outcome::BothPrimary => format!(
                 "both {me} and {site} are primary; one side's writes must be given up, which only an operator can decide: \
@@ -523,6 +590,7 @@ impl Core {
                 let now = self.now;
                 let name = self.peers[at].name.clone();
                 self.resolve_unheard(&name, &text);
+                self.pass_heard(&name);
                 let link = self.peers[at].link();
                 self.peers[at].link_lost(now);
                 self.actions.extend(link.map(Action::Close));
@@ -643,7 +711,7 @@ impl Core {
             }
             Outcome::AcceptorStepsDown | Outcome::Probe => self.peer_link_down(at, None),
             conflict => {
-                self.note_conflict(theirs, &conflict);
+                self.note_conflict(theirs, &conflict, view);
                 let text = self.peers[at].refused.clone().unwrap_or_default();
                 let now = self.now;
                 self.peers[at].link_lost(now);
@@ -652,6 +720,7 @@ impl Core {
             }
         }
         self.resolve_heard(&name, view);
+        self.pass_heard(&name);
     }
 
     fn agreed(&mut self, at: usize, link: Link, tail: Lsn, copy: bool, view: &View) {
@@ -808,6 +877,7 @@ impl Core {
             .extend(late.into_iter().map(|h| Action::Close(h.link)));
         self.probe_tick(view);
         self.resolve_tick();
+        self.pass_tick(view);
         self.try_to_open(view);
     }
 
@@ -915,6 +985,7 @@ impl Core {
         due.extend(self.applied_news_deadline());
         due.extend(self.probe_deadline());
         due.extend(self.resolve_deadline());
+        due.extend(self.pass_deadline());
         due.into_iter().min()
     }
 

@@ -173,7 +173,9 @@ impl Core {
                     Outcome::Stream { from } => from.prev(),
                     _ => unreachable!("one of the two"),
                 };
-                let gives_up = self.tail > shared && self.commit > shared;
+                // What opens epochs is nothing to keep.
+                let wrote = self.facts.written > shared || self.lost_history();
+                let gives_up = self.tail > shared && self.commit > shared && wrote;
                 let done = self.keeping.as_ref().filter(|k| k.link == link);
                 let waits_for = match done.map(|k| k.waits_for) {
                     None if gives_up => Before::Kept,
@@ -221,7 +223,7 @@ impl Core {
                 self.keeping = None;
                 let from = site.clone();
                 let interrupted = self.facts.inconsistent_until.is_some();
-                let lost = self.lost_history();
+                let lost = self.lost_history() || self.facts.mixture.take().is_some();
                 self.upstream = Some(Upstream::new(link, site, promised, self.now));
                 self.upstream.as_mut().expect("just set").resetting = Some(base);
                 self.facts.given_up = Uuid::nil();
@@ -232,6 +234,7 @@ impl Core {
                 self.facts.alone.clear();
                 self.facts.floor = Lsn::ZERO;
                 self.facts.told_durable.clear();
+                self.facts.written = base;
                 self.facts.inconsistent_until = Some(Lsn(u64::MAX));
                 (
                     self.tail,
@@ -338,6 +341,10 @@ impl Core {
             self.facts.group_id = group_id;
         }
         self.facts.lineage.truncate_after(keep);
+        self.facts.written = self.facts.written.min(keep);
+        // Whatever was ordered of this side is done, and what it holds the primary holds, too.
+        self.facts.given_up = Uuid::nil();
+        self.facts.mixture = None;
         // An earlier primary's word about what is committed does not hold for this one's history.
         self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
@@ -358,7 +365,7 @@ impl Core {
     }
 
     /// Who follows a primary is in conflict with nobody: with whom that one cannot go together it tells itself.
-    fn forget_conflicts(&mut self) {
+    pub(super) fn forget_conflicts(&mut self) {
         for peer in &mut self.peers {
             (peer.conflict, peer.refused, peer.fork) = (None, None, None);
             // How the link ended before, and what was in its way, is over, too.
@@ -428,6 +435,9 @@ impl Core {
                 "a frame of epoch {}, which is not the current one",
                 frame.epoch
             ));
+        }
+        if frame.opens.is_none() || frame.last > frame.first {
+            self.facts.written = frame.last;
         }
         self.tail = frame.last;
         self.learn_commit(frame.commit);

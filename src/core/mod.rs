@@ -33,10 +33,10 @@ use std::time::Duration;
 use uuid::Uuid;
 
 pub use self::acks::{Strength, Token};
-pub use self::facts::{Alone, Facts, Handed};
+pub use self::facts::{Alone, Facts, Handed, Mixture};
 pub use self::handshake::{Outcome, decide};
 pub use self::mirror::FrameInfo;
-pub use self::peer::{Conflict, Left, Peer, PeerPhase};
+pub use self::peer::{Conflict, Fork, Left, Peer, PeerPhase};
 
 use self::acks::Acks;
 use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
@@ -393,7 +393,7 @@ pub struct Core {
     probe: Option<commands::Probe>,
     promised_command: Option<u64>,
     resolving: Option<commands::Resolving>,
-    resolved: Option<commands::Resolved>,
+    passing: Option<commands::Passing>,
     handed_at: Duration,
     closing: bool,
     credit_bytes: u64,
@@ -411,12 +411,13 @@ impl Core {
     /// `seed` feeds the ids of epochs; it must never be used twice.
     pub fn new(config: Config, mut facts: Facts, tail: Lsn, commit: Lsn, seed: u128) -> Core {
         facts.lineage.truncate_after(tail);
+        facts.written = facts.written.min(tail);
         let peers = config
             .peers
             .iter()
             .map(|name| Peer::new(name.clone()))
             .collect();
-        Core {
+        let mut core = Core {
             config,
             facts,
             mode: Mode::Mirror,
@@ -438,7 +439,7 @@ impl Core {
             probe: None,
             promised_command: None,
             resolving: None,
-            resolved: None,
+            passing: None,
             handed_at: Duration::ZERO,
             closing: false,
             credit_bytes: u64::MAX,
@@ -447,7 +448,9 @@ impl Core {
             now: Duration::ZERO,
             now_ns: 0,
             exported: None,
-        }
+        };
+        core.remember_forks();
+        core
     }
 
     /// Begins: a mirror waits for its primary, a primary asks its peers whether it still may serve.
@@ -497,6 +500,7 @@ impl Core {
             Event::DiskFailed(reason) => self.disk_failed(&reason),
             Event::Tick => self.tick(view),
         }
+        self.record_forks();
         self.announce_exports();
     }
 
@@ -575,6 +579,7 @@ impl Core {
         );
         let first = self.tail.next();
         self.tail = self.tail.plus(count);
+        self.facts.written = self.tail;
         first
     }
 

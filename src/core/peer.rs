@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::Link;
 use crate::base::{Epoch, Hindrance, Lineage, Lsn, Refusal, Stance};
 
@@ -209,6 +211,22 @@ pub struct Fork {
     pub their_journal_first: Lsn,
     /// What the peer was when they last met.
     pub their_stance: Stance,
+    /// What names the peer's side in an order to discard it.
+    pub their_id: Uuid,
+    /// The peer's content is a mixture, which pretends to continue the history here.
+    pub their_mixture: bool,
+    /// The same the other way round.
+    pub my_mixture: bool,
+    /// An operator lets this site serve although the peer was silent; until it is heard of again.
+    pub past: bool,
+}
+
+impl Fork {
+    /// What stays the same as long as nobody goes on: worth a write of the record when it changes.
+    pub(super) fn is_news_to(&self, known: &Fork) -> bool {
+        (self.shared, self.their_stance, self.their_id, self.past)
+            != (known.shared, known.their_stance, known.their_id, known.past)
+    }
 }
 
 /// One round of catching up: the peer must reach what was the tail when it began.

@@ -84,6 +84,11 @@ impl Core {
             }
             return;
         }
+        if self.gives_itself_up() {
+            let text = self.order_text();
+            self.wait(text);
+            return;
+        }
         if self.lost_history() {
             let text = self.lost_history_text(super::Overrides::default());
             self.wait(text);
@@ -303,6 +308,7 @@ impl Core {
                 .promised
                 .take()
                 .is_some_and(|promised| self.tail >= promised),
+            mixture: !self.facts.untold_mixture().is_nil(),
             time_ns: view.time_ns,
         }
     }
@@ -347,15 +353,33 @@ impl Core {
                 self.tail.next()
             )
         };
-        let text = format!(
-            "{me} is primary of {group}, which it holds up to LSN {}; {how}",
-            self.tail
-        );
+        let text = match self.mixture_text() {
+            Some(mixture) => format!("{me} is primary of {group}. {mixture}; {how}"),
+            None => format!(
+                "{me} is primary of {group}, which it holds up to LSN {}; {how}",
+                self.tail
+            ),
+        };
         self.promised_done(Ok(text));
         for at in 0..self.peers.len() {
             self.settle_loss(at);
         }
         self.advance_commit();
+    }
+
+    /// What is to be known of the content here, if this site was promoted in the middle of a copy.
+    pub fn mixture_text(&self) -> Option<String> {
+        let mixture = self.facts.mixture.as_ref()?;
+        let (me, group) = (&self.config.site, &self.config.group);
+        let names: Vec<&str> = self.peers.iter().map(|p| p.name.as_str()).collect();
+        let peers = names.join(" and ");
+        Some(format!(
+            "Its content is a MIXTURE of old and new since LSN {} ({}): {me} was promoted in the middle of a copy, and what it \
+             holds is no state that {group} ever had. KEEP what {peers} holds, it may be the only whole copy: when it is back, \
+             nothing of it is overwritten before `doublure resolve {group}` says whose content is kept",
+            mixture.lsn,
+            crate::base::utc(mixture.since_ns / 1_000_000_000)
+        ))
     }
 
     /// Peers whose greeting led to an agreement before the epoch was open.
@@ -537,6 +561,10 @@ impl Core {
             let name = peer.name.clone();
             self.facts.ever_in_sync = true;
             self.facts.alone.retain(|a| a.peer != name);
+            if self.peers.iter().all(|p| p.in_sync || p.name == name) {
+                // All hold the same now, and nobody a whole copy besides.
+                self.facts.mixture = None;
+            }
             self.save(Then::InSync(at));
         }
     }

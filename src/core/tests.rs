@@ -482,8 +482,11 @@ impl Pair {
         let site = &mut self.sites[at];
         site.seeds += 1000;
         let mut saved = site.saved.clone();
-        // Recovery learns from the journal which epochs were opened.
+        // Recovery learns from the journal which epochs were opened, and what was written.
         for (lsn, (_, opens)) in site.journal.iter().enumerate() {
+            if opens.is_none() {
+                saved.written = saved.written.max(Lsn(lsn as u64 + 1));
+            }
             if let Some(epoch) = opens.as_ref().filter(|e| !saved.lineage.contains(e.id)) {
                 saved.lineage.truncate_after(Lsn(lsn as u64));
                 saved.lineage.push(epoch.clone()).unwrap();

@@ -195,6 +195,10 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
         volumes: Vec::new(),
         peers: Vec::new(),
         given_up: Uuid::nil(),
+        given_up_ns: 0,
+        forks: Vec::new(),
+        mixture: None,
+        written: None,
         undo: Uuid::nil(),
         readable_from: Lsn::ZERO,
         verified: Verified::default(),
@@ -422,6 +426,8 @@ struct Replay<'a> {
     volumes: Vec<VolumeSpec>,
     /// Beyond the commit LSN known so far.
     pending: VecDeque<(Lsn, Op, Bytes)>,
+    /// Last operation after the checkpoint that does not open an epoch.
+    written: Lsn,
     lineage: crate::base::Lineage,
 }
 
@@ -443,6 +449,8 @@ impl Replay<'_> {
                     self.lineage.truncate_after(lsn.prev());
                     self.lineage.push(epoch).map_err(OpenError::Refused)?;
                 }
+            } else {
+                self.written = self.written.max(lsn);
             }
             self.pending.push_back((lsn, op, content));
         }
@@ -536,6 +544,7 @@ fn replay(
         time_ns: record.frame_time_ns,
         volumes: record.volumes.clone(),
         pending: VecDeque::new(),
+        written: Lsn::ZERO,
         lineage: record.lineage.clone(),
     };
     let dirty = record
@@ -568,6 +577,7 @@ fn replay(
         pending,
         mut lineage,
         undo,
+        written,
         ..
     } = replay;
     if could_go_back && undo.is_none() {
@@ -576,6 +586,8 @@ fn replay(
     }
     lineage.truncate_after(recovered.tail);
     record.lineage = lineage;
+    // What the record knew of when it was written, and what followed its checkpoint.
+    record.written = record.written.map(|known| known.max(written));
     note_losses(record, &recovered, &mut notes);
     notes.push((
         core::Severity::Info,

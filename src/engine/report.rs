@@ -6,7 +6,7 @@ use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, St
 use crate::core::{Alone, Conflict, Left, Mode, Overrides, Peer};
 use crate::status::{
     AloneStatus, EpochStatus, ForkSide, ForkStatus, GroupState, GroupStatus, JournalStatus,
-    PeerState, PeerStatus, TouchedRange, VolumeStatus,
+    MixtureStatus, PeerState, PeerStatus, TouchedRange, VolumeStatus,
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -36,6 +36,7 @@ impl Group {
             state_since_unix_seconds: self.state_since.1,
             healthy: matches!(state, GroupState::Serving | GroupState::Following)
                 && unrepaired == 0
+                && facts.mixture.is_none()
                 && full_sites.is_empty(),
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
@@ -50,7 +51,11 @@ impl Group {
             commit_lsn: commit,
             applied_lsn: self.store.applied_lsn(),
             checkpoint_lsn: self.homes.checkpoint(),
-            inconsistent: facts.inconsistent_until.is_some(),
+            inconsistent: facts.inconsistent_until.is_some() || facts.mixture.is_some(),
+            mixture: facts.mixture.as_ref().map(|m| MixtureStatus {
+                since_lsn: m.lsn,
+                since_unix_seconds: m.since_ns / SECOND_NS,
+            }),
             inconsistent_until_lsn: self.core.copy_end(),
             lost_until_lsn: self.core.lost_history().then_some(facts.floor),
             journal_damage: self.damage.clone().filter(|_| self.core.lost_history()),
@@ -98,6 +103,15 @@ impl Group {
     }
 
     fn state_and_reason(&self) -> (GroupState, String) {
+        let (state, mut reason) = self.state_and_why();
+        let text = self.core.mixture_text();
+        if let Some(text) = text.filter(|_| self.core.facts().role == Role::Primary) {
+            reason = format!("{}. {text}", reason.trim_end_matches('.'));
+        }
+        (state, reason)
+    }
+
+    fn state_and_why(&self) -> (GroupState, String) {
         let site = &self.config.site;
         // A site that is fenced takes part in nothing until it is started again.
         let fenced = self.core.is_fenced();
@@ -114,7 +128,12 @@ impl Group {
                     utc(order.since_ns / SECOND_NS),
                     peer.name
                 ),
-                None => peer.refused.clone().unwrap_or_default(),
+                None => peer.refused.clone().unwrap_or_else(|| {
+                    format!(
+                        "{site} was promoted past {}, which was silent; the fork with it stands, and is resolved when {} is back",
+                        peer.name, peer.name
+                    )
+                }),
             };
             return (state, reason);
         }
@@ -446,6 +465,7 @@ impl Group {
                     touched: Vec::new(),
                     primary: false,
                     serving: false,
+                    mixture: false,
                     kept_from_lsn: Some(first.max(held)).filter(|lsn| *lsn <= tail),
                 }
             };
@@ -472,6 +492,7 @@ impl Group {
         );
         here.primary = self.core.facts().role == Role::Primary;
         here.serving = self.core.serving();
+        here.mixture = fork.my_mixture;
         here.last_write_unix_seconds = self.marks.last_write().map(|ns| ns / SECOND_NS);
         here.touched_from_lsn = Some(told_from);
         if known_from <= tail && !touched.is_everything() {
@@ -488,11 +509,12 @@ impl Group {
             fork.their_journal_first,
         );
         there.primary = fork.their_stance != Stance::Mirror;
+        there.mixture = fork.their_mixture;
         there.serving = fork.their_stance == Stance::Serving;
         Some(ForkStatus {
             shared_lsn: fork.shared,
             sides: vec![here, there],
-            discarding: self.core.resolved_fork().map(|r| r.discard.clone()),
+            discarding: self.core.resolved_fork().map(|r| r.discard),
         })
     }
 

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{DiskOp, File, Group, Pending};
-use crate::base::Lsn;
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::core::{Alone, Event, Facts, Handed};
+use crate::base::{Lsn, Stance};
+use crate::core::{Alone, Event, Facts, Fork, Handed, Mixture};
 use crate::journal::{self, Position, StateFile, StateRecord};
 
 /// What is recorded besides the core's facts, and the order of writes.
@@ -271,6 +271,14 @@ impl Group {
                 .chain(own)
                 .collect(),
             given_up: facts.given_up,
+            given_up_ns: facts.given_up_ns,
+            forks: facts.forks.iter().map(fork_record).collect(),
+            written: Some(facts.written),
+            mixture: facts.mixture.as_ref().map(|m| journal::MixtureRecord {
+                id: m.id,
+                lsn: m.lsn,
+                since_ns: m.since_ns,
+            }),
             undo: self.undo.id(),
             readable_from: self.log.readable_from(),
             verified: self.verified.clone(),
@@ -312,5 +320,53 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
             .map(|p| (p.site.clone(), p.told_durable))
             .collect(),
         given_up: record.given_up,
+        given_up_ns: record.given_up_ns,
+        forks: record.forks.iter().map(fork_of).collect(),
+        // Bounded by the journal's end.
+        written: record.written.unwrap_or(Lsn(u64::MAX)),
+        mixture: record.mixture.as_ref().map(|m| Mixture {
+            id: m.id,
+            lsn: m.lsn,
+            since_ns: m.since_ns,
+        }),
     }
+}
+
+fn fork_record((peer, fork): &(String, Fork)) -> journal::ForkRecord {
+    journal::ForkRecord {
+        peer: peer.clone(),
+        shared: fork.shared,
+        tail: fork.their_tail,
+        commit: fork.their_commit,
+        epoch: fork.their_epoch.clone(),
+        openings: fork.their_epochs,
+        journal_first: fork.their_journal_first,
+        serving: fork.their_stance == Stance::Serving,
+        primary: fork.their_stance != Stance::Mirror,
+        id: fork.their_id,
+        their_mixture: fork.their_mixture,
+        my_mixture: fork.my_mixture,
+        past: fork.past,
+    }
+}
+
+fn fork_of(record: &journal::ForkRecord) -> (String, Fork) {
+    let fork = Fork {
+        shared: record.shared,
+        their_tail: record.tail,
+        their_commit: record.commit,
+        their_epoch: record.epoch.clone(),
+        their_epochs: record.openings,
+        their_journal_first: record.journal_first,
+        their_stance: match (record.serving, record.primary) {
+            (true, _) => Stance::Serving,
+            (false, true) => Stance::Returning,
+            (false, false) => Stance::Mirror,
+        },
+        their_id: record.id,
+        their_mixture: record.their_mixture,
+        my_mixture: record.my_mixture,
+        past: record.past,
+    };
+    (record.peer.clone(), fork)
 }

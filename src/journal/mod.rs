@@ -44,7 +44,7 @@ pub use self::log::{Cursor, Log, Next, Position, Write, segment_bytes};
 pub use self::records::{RecordError, decode_epoch, decode_volume, encode_epoch, encode_volume};
 pub use self::recover::{Damage, ReadJournal, RecoverError, Recovered, Recovery};
 pub use self::state::{
-    AloneRecord, Dirty, HandedRecord, PeerRecord, STATE_FILE_BYTES, StateError, StateFile,
-    StateRecord,
+    AloneRecord, Dirty, ForkRecord, HandedRecord, MixtureRecord, PeerRecord, STATE_FILE_BYTES,
+    StateError, StateFile, StateRecord,
 };
 pub use self::undo::{UNDO_ENTRY_BYTES, UNDO_HEAD_BYTES, UndoEntry, UndoHead, UndoPlace, UndoRead};

@@ -7,7 +7,7 @@
 //!     24    8  first LSN                              8   16  uuid
 //!     32    8  time, ns since the Unix epoch         24    8  size, bytes
 //!     40    1  ack mode: 0 sync, 1 memsync, 2 async  32    2  length of the name, bytes
-//!     41    1  flags: 1 alone, 2 complete            34    6  reserved, zero
+//!     41    1  flags: 1 alone, 2 complete, 4 mixture 34    6  reserved, zero
 //!     42    2  length of the site's name             40   64  name, UTF-8
 //!     44    4  reserved, zero
 //!     48   64  site's name, UTF-8
@@ -101,7 +101,8 @@ pub fn encode_epoch(epoch: &Epoch) -> Vec<u8> {
     record.first_lsn = U64::new(epoch.first_lsn.0);
     record.time_ns = U64::new(epoch.time_ns);
     record.ack = ack_byte(epoch.ack);
-    record.flags = u8::from(epoch.alone) | (u8::from(epoch.complete) << 1);
+    record.flags =
+        u8::from(epoch.alone) | (u8::from(epoch.complete) << 1) | (u8::from(epoch.mixture) << 2);
     (record.site_len, record.site) = name_field(&epoch.site);
     record.as_bytes().to_vec()
 }
@@ -113,7 +114,7 @@ pub fn encode_epoch(epoch: &Epoch) -> Vec<u8> {
 pub fn decode_epoch(bytes: &[u8]) -> Result<Epoch, RecordError> {
     let bad = |why| RecordError { what: "epoch", why };
     let record = EpochRecord::read_from_bytes(bytes).map_err(|_| bad("its length is wrong"))?;
-    if record.flags > 3 || record.reserved0.get() != 0 || record.reserved1 != [0; 32] {
+    if record.flags > 7 || record.reserved0.get() != 0 || record.reserved1 != [0; 32] {
         return Err(bad("reserved bits are used"));
     }
     Ok(Epoch {
@@ -124,6 +125,7 @@ pub fn decode_epoch(bytes: &[u8]) -> Result<Epoch, RecordError> {
         ack: ack_of(record.ack).ok_or(bad("the ack mode is unknown"))?,
         alone: record.flags & 1 != 0,
         complete: record.flags & 2 != 0,
+        mixture: record.flags & 4 != 0,
         time_ns: record.time_ns.get(),
     })
 }
@@ -179,6 +181,7 @@ mod tests {
             ack: AckMode::Async,
             alone: true,
             complete: true,
+            mixture: true,
             time_ns: 0x0506,
         };
         let bytes = encode_epoch(&epoch);
@@ -187,11 +190,11 @@ mod tests {
         wanted[23] = 0xaa;
         wanted[24..26].copy_from_slice(&[4, 3]);
         wanted[32..34].copy_from_slice(&[6, 5]);
-        wanted[40..44].copy_from_slice(&[2, 3, 6, 0]);
+        wanted[40..44].copy_from_slice(&[2, 7, 6, 0]);
         wanted[48..54].copy_from_slice(b"clichy");
         assert_eq!(bytes, wanted);
         assert_eq!(decode_epoch(&bytes), Ok(epoch));
-        for (at, value) in [(40, 3), (41, 4), (44, 1), (120, 1), (42, 65), (48, 0xff)] {
+        for (at, value) in [(40, 3), (41, 8), (44, 1), (120, 1), (42, 65), (48, 0xff)] {
             let mut bad = bytes.clone();
             bad[at] = value;
             assert!(decode_epoch(&bad).is_err(), "byte {at} = {value}");

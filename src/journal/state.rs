@@ -16,7 +16,8 @@
 //!     24    4  length of the record, bytes
 //!     28    4  CRC-32 of the record (this field zero)
 //!     32   16  group id
-//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown
+//!     48    4  flags: 1 ever in sync, 4 handed, 8 inconsistent, 16 clean shutdown, 32 mixture,
+//!              64 what is written is known
 //!     52    2  length of the site's name
 //!     54    2  length of the group's name
 //!     56   64  site's name
@@ -35,7 +36,10 @@
 //!    268    4  number of epochs
 //!    272    4  number of volumes
 //!    276    4  number of peers
-//!    280   64  reserved, zero
+//!    280   16  the mixture that is in the homes: names the fork that it is
+//!    296    8  mixture: the LSN at which this site was promoted
+//!    304    8  mixture: since when, ns since the Unix epoch
+//!    312   32  reserved, zero
 //!    344   64  name of the site handed to
 //!    408   16  handed: epoch
 //!    424    8  handed: LSN
@@ -43,14 +47,24 @@
 //!    448    8  length of what is known of verifications, bytes
 //!    456   16  id of the undo file that counts, or zero
 //!    472    8  frames before this LSN do not tell what the homes hold
-//!    480   24  reserved, zero
+//!    480    4  number of forks
+//!    484    4  reserved, zero
+//!    488    8  when the fork was given up, ns since the Unix epoch
+//!    496    8  no operation after this LSN does anything but open an epoch
 //!    504    8  frame clock: time of the newest closed frame, ns since the Unix epoch
 //!    512       epochs (144 bytes each), volumes (104 each), peers (112 each: name length 2, flags 2 (1: it has a set of
 //!              chunks, 2: acknowledging without it), length of the set 4, told durable LSN 8, the set holds what changed
 //!              after this LSN 8 and up to this one 8, without it since 8 (ns since the Unix epoch) and from this LSN
 //!              on 8, name 64), the peers' sets in the same order, what is known of verifications (as `base::Verified`
-//!              says), then zeroes to a multiple of 4096
+//!              says), forks that are not resolved (280 each: name length 2, flags 2 (1: the peer served, 2: it was primary
+//!              by its record, 4: it has an epoch, 8: its content is a
+//!              mixture, 16: the content here is, 32: an operator goes past it), reserved 4, shared LSN 8, the peer's last LSN 8, commit LSN 8, epochs
+//!              opened since 8, oldest LSN of its journal 8, reserved 8, what names its side 16, name 64, its last epoch 144), then zeroes to a
+//!              multiple of 4096
 //! ```
+//!
+//! Incompat bits: 1, somebody who does not know of forks or orders on record would serve: set while there are any. 2, the homes or an
+//! epoch are a mixture, which is not the history that it pretends to continue.
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -63,8 +77,8 @@ use super::records::{
     encode_volume, name_field, name_of,
 };
 use crate::base::{
-    AckMode, AlignedBuf, BLOCK, ChunkSet, Lineage, Lsn, NAME_MAX, Role, VERIFIED_MAX, Verified,
-    VolumeSpec, round_up,
+    AckMode, AlignedBuf, BLOCK, ChunkSet, Epoch, Lineage, Lsn, NAME_MAX, Role, VERIFIED_MAX,
+    Verified, VolumeSpec, round_up,
 };
 
 const MAGIC: [u8; 8] = *b"DBLRSTA1";
@@ -81,6 +95,8 @@ const EVER_IN_SYNC: u32 = 1;
 const HANDED: u32 = 4;
 const INCONSISTENT: u32 = 8;
 const CLEAN: u32 = 16;
+const MIXTURE: u32 = 32;
+const WRITTEN: u32 = 64;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -113,7 +129,10 @@ struct StateHeader {
     epochs: U32,
     volumes: U32,
     peers: U32,
-    reserved_2: [u8; NAME_MAX],
+    mixture: [u8; 16],
+    mixture_lsn: U64,
+    mixture_since: U64,
+    reserved_2: [u8; 32],
     handed_to: [u8; NAME_MAX],
     handed_epoch: [u8; 16],
     handed_lsn: U64,
@@ -121,7 +140,10 @@ struct StateHeader {
     verified_len: U64,
     undo: [u8; 16],
     readable_from: U64,
-    reserved: [u8; 24],
+    forks: U32,
+    reserved_3: [u8; 4],
+    given_up_ns: U64,
+    written: U64,
     frame_time: U64,
 }
 
@@ -139,14 +161,56 @@ struct PeerEntry {
     name: [u8; NAME_MAX],
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct ForkEntry {
+    name_len: U16,
+    flags: U16,
+    reserved_1: [u8; 4],
+    shared: U64,
+    tail: U64,
+    commit: U64,
+    openings: U64,
+    journal_first: U64,
+    reserved_2: [u8; 8],
+    id: [u8; 16],
+    name: [u8; NAME_MAX],
+    epoch: [u8; EPOCH_LEN],
+}
+
 const HEADER: usize = size_of::<StateHeader>();
 const PEER: usize = size_of::<PeerEntry>();
+const FORK: usize = size_of::<ForkEntry>();
 const _: () = assert!(HEADER == 512);
 const _: () = assert!(PEER == 112);
+const _: () = assert!(FORK == 280);
 const _: () = assert!(
-    HEADER + MAX_EPOCHS * EPOCH_LEN + 1024 * VOLUME_LEN + 64 * PEER + MAX_DIRTY + VERIFIED_MAX
+    HEADER
+        + MAX_EPOCHS * EPOCH_LEN
+        + 1024 * VOLUME_LEN
+        + 64 * PEER
+        + 64 * FORK
+        + MAX_DIRTY
+        + VERIFIED_MAX
         <= SLOT
 );
+
+/// Incompat bit: forks or an order about one are on record.
+const FORKS: u32 = 1;
+/// Incompat bit: a mixture is told of.
+const MIXTURES: u32 = 2;
+/// The incompat bits that this program knows.
+const INCOMPAT: u32 = FORKS | MIXTURES;
+
+/// Flags of a fork: what the peer was when the two last met, and whether it has an epoch.
+const SERVED: u16 = 1;
+const WAS_PRIMARY: u16 = 2;
+const HAS_EPOCH: u16 = 4;
+/// And whose content is a mixture.
+const THEIR_MIXTURE: u16 = 8;
+const MY_MIXTURE: u16 = 16;
+/// An operator lets this site serve past the peer.
+const PAST: u16 = 32;
 
 /// Flag of a peer: it has a set of chunks.
 const DIRTY: u16 = 1;
@@ -177,6 +241,17 @@ pub struct HandedRecord {
     pub lsn: Lsn,
 }
 
+/// The site was promoted in the middle of a copy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MixtureRecord {
+    /// Names the fork that this is.
+    pub id: Uuid,
+    /// At this LSN.
+    pub lsn: Lsn,
+    /// Since when, nanoseconds since the Unix epoch.
+    pub since_ns: u64,
+}
+
 /// What is known of a peer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerRecord {
@@ -199,6 +274,100 @@ pub struct Dirty {
     pub until: Lsn,
     /// The chunks.
     pub chunks: ChunkSet,
+}
+
+/// A fork for which the link with a peer was refused, and what the peer told of itself then.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ForkRecord {
+    /// The peer.
+    pub peer: String,
+    /// The last LSN that both share.
+    pub shared: Lsn,
+    /// Its last LSN.
+    pub tail: Lsn,
+    /// It had committed up to here.
+    pub commit: Lsn,
+    /// Its last epoch.
+    pub epoch: Option<Epoch>,
+    /// Epochs it opened since.
+    pub openings: u64,
+    /// Oldest LSN of its journal.
+    pub journal_first: Lsn,
+    /// It served.
+    pub serving: bool,
+    /// It was primary by its record.
+    pub primary: bool,
+    /// What names its side in an order to discard it.
+    pub id: Uuid,
+    /// Its content is a mixture, which pretends to continue the history here.
+    pub their_mixture: bool,
+    /// The same the other way round.
+    pub my_mixture: bool,
+    /// An operator lets this site serve although the peer was silent.
+    pub past: bool,
+}
+
+impl ForkRecord {
+    fn encode(&self) -> ForkEntry {
+        let mut entry = ForkEntry::new_zeroed();
+        (entry.name_len, entry.name) = name_field(&self.peer);
+        entry.shared = U64::new(self.shared.0);
+        entry.tail = U64::new(self.tail.0);
+        entry.commit = U64::new(self.commit.0);
+        entry.openings = U64::new(self.openings);
+        entry.journal_first = U64::new(self.journal_first.0);
+        let mut flags = 0;
+        for (on, bit) in [
+            (self.serving, SERVED),
+            (self.primary, WAS_PRIMARY),
+            (self.epoch.is_some(), HAS_EPOCH),
+            (self.their_mixture, THEIR_MIXTURE),
+            (self.my_mixture, MY_MIXTURE),
+            (self.past, PAST),
+        ] {
+            flags |= if on { bit } else { 0 };
+        }
+        entry.flags = U16::new(flags);
+        entry.id = self.id.into_bytes();
+        if let Some(epoch) = &self.epoch {
+            entry.epoch.copy_from_slice(&encode_epoch(epoch));
+        }
+        entry
+    }
+
+    fn decode(bytes: &[u8]) -> Result<ForkRecord, DecodeError> {
+        let bad = Bad("a fork in it is wrong");
+        let Ok(entry) = ForkEntry::read_from_bytes(bytes) else {
+            return Err(bad);
+        };
+        let Some(peer) = name_of(entry.name_len, &entry.name) else {
+            return Err(bad);
+        };
+        let flags = entry.flags.get();
+        let epoch = if flags & HAS_EPOCH != 0 {
+            let Ok(epoch) = decode_epoch(&entry.epoch) else {
+                return Err(bad);
+            };
+            Some(epoch)
+        } else {
+            None
+        };
+        Ok(ForkRecord {
+            peer,
+            shared: Lsn(entry.shared.get()),
+            tail: Lsn(entry.tail.get()),
+            commit: Lsn(entry.commit.get()),
+            epoch,
+            openings: entry.openings.get(),
+            journal_first: Lsn(entry.journal_first.get()),
+            serving: flags & SERVED != 0,
+            primary: flags & WAS_PRIMARY != 0,
+            id: Uuid::from_bytes(entry.id),
+            their_mixture: flags & THEIR_MIXTURE != 0,
+            my_mixture: flags & MY_MIXTURE != 0,
+            past: flags & PAST != 0,
+        })
+    }
 }
 
 /// Everything a site remembers of a group besides journal and homes.
@@ -242,6 +411,15 @@ pub struct StateRecord {
     pub peers: Vec<PeerRecord>,
     /// Last epoch of a fork that an operator gave up; nil if none.
     pub given_up: Uuid,
+    /// When that was ordered, nanoseconds since the Unix epoch.
+    pub given_up_ns: u64,
+    /// Forks that are not resolved.
+    pub forks: Vec<ForkRecord>,
+    /// The homes are a mixture, and nobody has superseded it.
+    pub mixture: Option<MixtureRecord>,
+    /// No operation after this LSN does anything but open an epoch, as far as the journal went when this was written; `None` if
+    /// that is not known.
+    pub written: Option<Lsn>,
     /// The undo file by which this site can go back to before a copy; nil if none.
     pub undo: Uuid,
     /// Whoever lacks something before this LSN cannot be helped with frames: the homes here are not what they say.
@@ -261,7 +439,7 @@ pub enum StateError {
     Unfinished(String),
     /// Made by a program that knows more than this one.
     #[error(
-        "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and no bits: upgrade it"
+        "the state file has version {version} and incompat bits {incompat:#x}; this program knows version 1 and bits 0x3: upgrade it"
     )]
     Unknown {
         /// Its version.
@@ -418,12 +596,14 @@ impl StateRecord {
             + self.volumes.len() * VOLUME_LEN
             + self.peers.len() * PEER
             + dirty.iter().map(Vec::len).sum::<usize>()
-            + verified.len();
+            + verified.len()
+            + self.forks.len() * FORK;
         assert!(len <= SLOT, "a record of {len} bytes does not fit its slot");
         let mut out = AlignedBuf::zeroed(round_up(len, BLOCK));
         let mut h = StateHeader::new_zeroed();
         h.magic = MAGIC;
         h.version = U16::new(1);
+        h.incompat = U32::new(self.incompat());
         h.role = u8::from(self.role == Role::Mirror);
         h.ack = ack_byte(self.ack);
         h.sequence = U64::new(self.sequence);
@@ -434,8 +614,15 @@ impl StateRecord {
             flag(self.ever_in_sync, EVER_IN_SYNC)
                 | flag(self.handed.is_some(), HANDED)
                 | flag(self.inconsistent_until.is_some(), INCONSISTENT)
-                | flag(self.clean_shutdown, CLEAN),
+                | flag(self.clean_shutdown, CLEAN)
+                | flag(self.mixture.is_some(), MIXTURE)
+                | flag(self.written.is_some(), WRITTEN),
         );
+        if let Some(mixture) = &self.mixture {
+            h.mixture = mixture.id.into_bytes();
+            h.mixture_lsn = U64::new(mixture.lsn.0);
+            h.mixture_since = U64::new(mixture.since_ns);
+        }
         (h.site_len, h.site) = name_field(&self.site);
         (h.group_len, h.group) = name_field(&self.group);
         h.floor = U64::new(self.floor.0);
@@ -490,6 +677,12 @@ impl StateRecord {
             put(set);
         }
         put(&verified);
+        for fork in &self.forks {
+            put(fork.encode().as_bytes());
+        }
+        h.forks = U32::new(self.forks.len() as u32);
+        h.written = U64::new(self.written.unwrap_or_default().0);
+        h.given_up_ns = U64::new(self.given_up_ns);
         h.verified_len = U64::new(verified.len() as u64);
         h.given_up = self.given_up.into_bytes();
         h.undo = self.undo.into_bytes();
@@ -498,6 +691,13 @@ impl StateRecord {
         let crc = crc32fast::hash(&out[..len]);
         out[28..32].copy_from_slice(&crc.to_le_bytes());
         out
+    }
+
+    /// What a program must know to read this without doing harm. Only what is used is asked for.
+    fn incompat(&self) -> u32 {
+        let mixture = self.mixture.is_some() || self.lineage.last_mixture().is_some();
+        let bit = |on: bool, bit: u32| if on { bit } else { 0 };
+        bit(!self.forks.is_empty(), FORKS) | bit(mixture, MIXTURES)
     }
 
     /// The peers' sets of chunks as bytes, all of them within [`MAX_DIRTY`].
@@ -519,7 +719,7 @@ impl StateRecord {
             return Err(Bad("it does not begin like a record"));
         }
         let (version, incompat) = (h.version.get(), h.incompat.get());
-        if version != 1 || incompat != 0 {
+        if version != 1 || incompat & !INCOMPAT != 0 {
             return Err(DecodeError::Unknown { version, incompat });
         }
         let len = h.len.get() as usize;
@@ -577,6 +777,10 @@ impl StateRecord {
         let verified_len = usize::try_from(h.verified_len.get()).unwrap_or(usize::MAX);
         let verified = Verified::decode(take(verified_len)?)
             .map_err(|_| Bad("what it says of verifications is wrong"))?;
+        let mut forks = Vec::new();
+        for _ in 0..h.forks.get() {
+            forks.push(ForkRecord::decode(take(FORK)?)?);
+        }
         let flags = h.flags.get();
         let name =
             |len, field: &[u8; NAME_MAX]| name_of(len, field).ok_or(Bad("a name in it is wrong"));
@@ -617,6 +821,14 @@ impl StateRecord {
             volumes,
             peers,
             given_up: Uuid::from_bytes(h.given_up),
+            given_up_ns: h.given_up_ns.get(),
+            forks,
+            mixture: (flags & MIXTURE != 0).then_some(MixtureRecord {
+                id: Uuid::from_bytes(h.mixture),
+                lsn: Lsn(h.mixture_lsn.get()),
+                since_ns: h.mixture_since.get(),
+            }),
+            written: (flags & WRITTEN != 0).then_some(Lsn(h.written.get())),
             undo: Uuid::from_bytes(h.undo),
             readable_from: Lsn(h.readable_from.get()),
             verified,
@@ -651,6 +863,7 @@ pub(super) mod tests {
             ack: AckMode::Sync,
             alone: false,
             complete: false,
+            mixture: false,
             time_ns: 1,
         };
         StateRecord {
@@ -704,6 +917,10 @@ pub(super) mod tests {
                 }),
             }],
             given_up: Uuid::from_u128(0x77),
+            given_up_ns: 0,
+            forks: Vec::new(),
+            mixture: None,
+            written: None,
             undo: Uuid::from_u128(0x99),
             readable_from: Lsn(0x88),
             verified: Verified {
@@ -824,6 +1041,68 @@ pub(super) mod tests {
         let last = changed(&bytes, 16, &[0xff; 8]);
         let error = StateFile::load(&file_with(&[(one, &last)])).unwrap_err();
         assert!(error.to_string().contains("follow"), "{error}");
+    }
+
+    #[test]
+    fn forks_and_mixtures_on_record_have_these_bytes_and_bits_that_forbid_reading() {
+        let forked = StateRecord {
+            sequence: 1,
+            given_up_ns: 0x66,
+            forks: vec![ForkRecord {
+                peer: "chelles".into(),
+                shared: Lsn(5),
+                tail: Lsn(9),
+                commit: Lsn(8),
+                epoch: Some(record().lineage.epochs()[1].clone()),
+                openings: 2,
+                journal_first: Lsn(3),
+                serving: true,
+                primary: true,
+                id: Uuid::from_u128(0x55),
+                their_mixture: false,
+                my_mixture: true,
+                past: true,
+            }],
+            mixture: Some(MixtureRecord {
+                id: Uuid::from_u128(0x44),
+                lsn: Lsn(7),
+                since_ns: 6,
+            }),
+            written: Some(Lsn(0x101)),
+            ..record()
+        };
+        let bytes = forked.encode();
+        assert_eq!(bytes[12..16], [3, 0, 0, 0]);
+        assert_eq!(bytes[48..52], [29 + 32 + 64, 0, 0, 0]);
+        assert_eq!(bytes[295..297], [0x44, 7]);
+        assert_eq!(bytes[304], 6);
+        assert_eq!(bytes[496..504], [1, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[480..489], [1, 0, 0, 0, 0, 0, 0, 0, 0x66]);
+        let plain = StateRecord {
+            sequence: 1,
+            ..record()
+        };
+        let len = |bytes: &[u8]| u32::from_le_bytes(bytes[24..28].try_into().unwrap()) as usize;
+        let at = len(&plain.encode());
+        assert_eq!(len(&bytes), at + 280);
+        let mut wanted = vec![0; 280];
+        wanted[..4].copy_from_slice(&[7, 0, 32 + 16 + 7, 0]);
+        for (at, value) in [(8, 5), (16, 9), (24, 8), (32, 2), (40, 3)] {
+            wanted[at] = value;
+        }
+        wanted[71] = 0x55;
+        wanted[72..79].copy_from_slice(b"chelles");
+        wanted[136..].copy_from_slice(&encode_epoch(&record().lineage.epochs()[1]));
+        assert_eq!(bytes[at..at + 280], wanted);
+        let Ok(decoded) = StateRecord::decode(&bytes) else {
+            panic!("it is refused");
+        };
+        assert_eq!(decoded, forked);
+        let unknown = changed(&bytes, 12, &[4]);
+        assert!(matches!(
+            StateRecord::decode(&unknown),
+            Err(DecodeError::Unknown { incompat: 4, .. })
+        ));
     }
 
     #[test]

@@ -26,6 +26,7 @@ fn epoch(number: u64, first: u64) -> Epoch {
         ack: AckMode::Sync,
         alone: false,
         complete: false,
+        mixture: false,
         time_ns: number,
     }
 }

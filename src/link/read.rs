@@ -13,9 +13,9 @@ use super::fields::{
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
     COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, CopyRecord,
-    EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT,
-    HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES,
-    RefuseRecord, VERSIONS, Versions, VolumeRecord,
+    EPOCH_ALONE, EPOCH_COMPLETE, EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE,
+    HELLO_INCONSISTENT, HELLO_WRITTEN, HandoverRecord, HelloPrefix, HelloRecord, HelloTail,
+    INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
 };
 use crate::base::{
     ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, Verified, VolumeId, VolumeSpec,
@@ -374,7 +374,7 @@ impl<'a> Reader<'a> {
         let epochs = self.count("number of epochs", record.epochs, MAX_EPOCHS)?;
         let volumes = self.count("number of volumes", record.volumes, MAX_VOLUMES)?;
         let inconsistent = record.flags & HELLO_INCONSISTENT != 0;
-        Ok(Hello {
+        let mut hello = Hello {
             group_id: Uuid::from_bytes(record.group_id),
             group: self.name("name of the group", record.group_len)?,
             site: self.name("name of the site", record.site_len)?,
@@ -392,7 +392,19 @@ impl<'a> Reader<'a> {
             volumes: self.volumes(volumes)?,
             journal_first: Lsn(self.below_2_63("journal first", record.journal_first)?),
             given_up: Uuid::from_bytes(record.given_up),
-        })
+            mixture: Uuid::nil(),
+            written: None,
+        };
+        if theirs.newest >= 2 {
+            let tail: HelloTail = self.record("the end")?;
+            self.zero("reserved bytes of the end", &tail.reserved)?;
+            self.flags(tail.flags, HELLO_WRITTEN)?;
+            let known = tail.flags & HELLO_WRITTEN != 0;
+            let written = self.below_2_63("last written", tail.written)?;
+            hello.written = self.present("last written", known, written)?.map(Lsn);
+            hello.mixture = Uuid::from_bytes(tail.mixture);
+        }
+        Ok(hello)
     }
 
     fn copy(&mut self) -> Result<Start, LinkError> {
@@ -446,7 +458,7 @@ impl<'a> Reader<'a> {
         for _ in 0..count {
             let record: EpochRecord = self.record("an epoch")?;
             self.zero("reserved bytes of an epoch", &record.reserved)?;
-            self.flags(record.flags, EPOCH_ALONE | EPOCH_COMPLETE)?;
+            self.flags(record.flags, EPOCH_ALONE | EPOCH_COMPLETE | EPOCH_MIXTURE)?;
             epochs.push(Epoch {
                 number: self.below_2_63("epoch number", record.number)?,
                 id: Uuid::from_bytes(record.id),
@@ -455,6 +467,7 @@ impl<'a> Reader<'a> {
                 ack: self.code("ack mode of an epoch", &ACK_MODES, record.ack)?,
                 alone: record.flags & EPOCH_ALONE != 0,
                 complete: record.flags & EPOCH_COMPLETE != 0,
+                mixture: record.flags & EPOCH_MIXTURE != 0,
                 time_ns: record.time_ns.get(),
             });
         }

@@ -34,6 +34,7 @@ fn epoch(number: u64, site: &str) -> Epoch {
         ack: AckMode::Memsync,
         alone: number == 2,
         complete: number == 3,
+        mixture: false,
         time_ns: 0x1122_3344,
     }
 }
@@ -66,6 +67,8 @@ fn hello() -> Message {
         volumes: vec![volume()],
         journal_first: Lsn(0x106),
         given_up: Uuid::from_u128(0xB0),
+        mixture: Uuid::from_u128(0xC0),
+        written: Some(Lsn(0x107)),
     }))
 }
 

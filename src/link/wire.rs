@@ -19,7 +19,7 @@
 //!
 //! | kind | message | body | covered |
 //! | --- | --- | --- | --- |
-//! | 1 | hello | [`HelloPrefix`], [`HelloRecord`], names of group, site and addressed site, epochs, volumes | all |
+//! | 1 | hello | [`HelloPrefix`], [`HelloRecord`], names of group, site and addressed site, epochs, volumes; from version 2 on [`HelloTail`] | all |
 //! | 2 | refuse | [`RefuseRecord`], text | all |
 //! | 3 | start stream | LSN | all |
 //! | 4 | start fetch | LSN | all |
@@ -66,8 +66,11 @@ pub(super) const MAGIC: [u8; 4] = *b"DBLK";
 /// The protocol versions that this program speaks.
 pub const VERSIONS: Versions = Versions::OURS;
 
+/// Feature: a mixture of old and new content is told of, by an epoch or in the greeting. Who does not know that would take it
+/// for the history that it pretends to continue. Asked for only by who has one.
+pub(super) const MIXTURES: u64 = 1;
 /// Incompatible features that this program knows.
-pub(super) const INCOMPAT: u64 = 0;
+pub(super) const INCOMPAT: u64 = MIXTURES;
 
 /// Length of a header in bytes.
 pub const HEADER: usize = 16;
@@ -107,7 +110,7 @@ impl Versions {
     /// What this program speaks.
     pub const OURS: Versions = Versions {
         oldest: 1,
-        newest: 1,
+        newest: 2,
     };
 
     /// Whether any version is in both.
@@ -403,6 +406,22 @@ pub(super) struct HelloRecord {
     pub given_up: [u8; 16],
 }
 
+/// What version 2 appends to a greeting, behind its lists.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct HelloTail {
+    /// The mixture that the sender holds and no epoch tells of yet; nil if none.
+    pub mixture: [u8; 16],
+    /// Its last operation that does not open an epoch.
+    pub written: U64,
+    /// [`HELLO_WRITTEN`].
+    pub flags: u8,
+    pub reserved: [u8; 7],
+}
+
+/// Flag of the end of a greeting: `written` is known.
+pub(super) const HELLO_WRITTEN: u8 = 1;
+
 /// Flag of a greeting: its sender acknowledges alone.
 pub(super) const HELLO_ALONE: u8 = 1;
 /// Flag of a greeting: `inconsistent_until` is present.
@@ -417,7 +436,7 @@ pub(super) struct EpochRecord {
     pub first_lsn: U64,
     pub time_ns: U64,
     pub ack: u8,
-    /// [`EPOCH_ALONE`], [`EPOCH_COMPLETE`].
+    /// [`EPOCH_ALONE`], [`EPOCH_COMPLETE`], [`EPOCH_MIXTURE`].
     pub flags: u8,
     pub site_len: u8,
     pub reserved: [u8; 5],
@@ -427,6 +446,8 @@ pub(super) struct EpochRecord {
 pub(super) const EPOCH_ALONE: u8 = 1;
 /// Flag of an epoch: opened by a site that held all the epoch before can have acknowledged in sync.
 pub(super) const EPOCH_COMPLETE: u8 = 2;
+/// Flag of an epoch: opened on homes in the middle of a copy.
+pub(super) const EPOCH_MIXTURE: u8 = 4;
 
 /// One volume, before its name.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -581,6 +602,7 @@ pub(super) const CHUNK_DATA: u8 = 1;
 const _: () = assert!(size_of::<Header>() == HEADER);
 const _: () = assert!(size_of::<HelloPrefix>() == 24);
 const _: () = assert!(size_of::<HelloRecord>() == 104);
+const _: () = assert!(size_of::<HelloTail>() == 32);
 const _: () = assert!(size_of::<EpochRecord>() == 48);
 const _: () = assert!(size_of::<VolumeRecord>() == 32);
 const _: () = assert!(size_of::<RefuseRecord>() == 4);

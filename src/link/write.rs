@@ -14,11 +14,17 @@ use super::fields::{
 use super::wire::{
     ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
     COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, ContentRecord,
-    CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EpochRecord, GrowRecord, HELLO_ALONE,
-    HELLO_INCONSISTENT, HandoverRecord, HelloPrefix, HelloRecord, INCOMPAT, Kind, MAX_EPOCHS,
-    MAX_TEXT, MAX_VOLUMES, RefuseRecord, VERSIONS, VolumeRecord,
+    CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE,
+    HELLO_INCONSISTENT, HELLO_WRITTEN, HandoverRecord, HelloPrefix, HelloRecord, HelloTail, Kind,
+    MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, MIXTURES, RefuseRecord, VERSIONS, VolumeRecord,
 };
 use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
+
+/// What the receiver of a greeting must know.
+fn features(hello: &Hello) -> u64 {
+    let tells = hello.lineage.last_mixture().is_some() || !hello.mixture.is_nil();
+    if tells { MIXTURES } else { 0 }
+}
 
 /// Appends the covered part of a message's body to `out`; returns the content that follows, if any.
 pub(super) fn body(
@@ -336,7 +342,7 @@ impl Writer<'_> {
             oldest: VERSIONS.oldest.into(),
             reserved: [0; 4],
             compat: 0.into(),
-            incompat: INCOMPAT.into(),
+            incompat: features(hello).into(),
         });
         let record = HelloRecord {
             group_id: hello.group_id.into_bytes(),
@@ -363,7 +369,17 @@ impl Writer<'_> {
         self.name(&hello.site);
         self.name(&hello.to_site);
         self.lineage(&hello.lineage)?;
-        self.volumes(&hello.volumes)
+        self.volumes(&hello.volumes)?;
+        let mut flags = 0;
+        let written = absent_or(hello.written, &mut flags, HELLO_WRITTEN, |lsn| lsn.0);
+        let tail = HelloTail {
+            mixture: hello.mixture.into_bytes(),
+            written: self.below_2_63("last written", written)?,
+            flags,
+            reserved: [0; 7],
+        };
+        self.put(&tail);
+        Ok(())
     }
 
     fn start(&mut self, start: &Start) -> Result<(), LinkError> {
@@ -417,7 +433,8 @@ impl Writer<'_> {
                 time_ns: epoch.time_ns.into(),
                 ack: ACK_MODES.code(epoch.ack),
                 flags: if epoch.alone { EPOCH_ALONE } else { 0 }
-                    | if epoch.complete { EPOCH_COMPLETE } else { 0 },
+                    | if epoch.complete { EPOCH_COMPLETE } else { 0 }
+                    | if epoch.mixture { EPOCH_MIXTURE } else { 0 },
                 site_len: self.name_len("site of an epoch", &epoch.site)?,
                 reserved: [0; 5],
             };

@@ -200,6 +200,7 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
         })),
         primary: site == "chelles",
         serving: site == "chelles",
+        mixture: false,
         kept_from_lsn: Some(Lsn(if site == "clichy" { 120 } else { 101 })),
     };
     group.fork = Some(ForkStatus {
@@ -354,6 +355,7 @@ fn where_a_side_of_a_fork_wrote_is_told_as_far_as_it_is_known() {
         touched: Vec::new(),
         primary: true,
         serving: true,
+        mixture: false,
         kept_from_lsn: Some(Lsn(13)),
     };
     let text = side_text(&side);

@@ -47,6 +47,7 @@ pub fn in_sync() -> GroupStatus {
         applied_lsn: Lsn(1_234_500),
         checkpoint_lsn: Lsn(1_230_000),
         inconsistent: false,
+        mixture: None,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
         journal_damage: None,

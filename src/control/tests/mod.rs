@@ -36,6 +36,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         applied_lsn: Lsn(97),
         checkpoint_lsn: Lsn(50),
         inconsistent: false,
+        mixture: None,
         inconsistent_until_lsn: None,
         lost_until_lsn: None,
         journal_damage: None,

@@ -37,6 +37,8 @@ fn hello() -> Hello {
         volumes: Vec::new(),
         journal_first: Lsn(1),
         given_up: Uuid::nil(),
+        mixture: uuid::Uuid::nil(),
+        written: None,
     }
 }
 

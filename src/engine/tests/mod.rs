@@ -1,6 +1,7 @@
 //! The engine under a simulated disk that loses power, a simulated network and virtual time.
 
 mod disk;
+mod forks;
 mod power_cut;
 mod resync;
 mod rules;

@@ -249,7 +249,7 @@ fn a_copy_that_is_broken_off_again_and_again_goes_on_where_it_was() {
 }
 
 /// From here on the truth is what this site holds.
-fn settle_for_what_is_read(sim: &mut Sim, at: usize) {
+pub(super) fn settle_for_what_is_read(sim: &mut Sim, at: usize) {
     let content = sim.read_all(at);
     sim.record = super::sim::Record::default();
     sim.record.settle(0, &content);
@@ -338,7 +338,7 @@ fn an_old_copy_of_a_primary_s_journal_under_a_newer_record_is_refused() {
 }
 
 /// Both sites went on by themselves: the first wrote chunk 0 alone, the second was promoted and wrote chunk 1.
-fn forked(seed: u64) -> Sim {
+pub(super) fn forked(seed: u64) -> Sim {
     let mut sim = pair(seed);
     fork(&mut sim, false);
     sim
@@ -376,7 +376,7 @@ fn fork(sim: &mut Sim, rots: bool) {
     assert_eq!(sim.status(1).peers[0].state, PeerState::Refused);
 }
 
-fn discarded(sim: &Sim, at: usize) -> usize {
+pub(super) fn discarded(sim: &Sim, at: usize) -> usize {
     let files = sim.sites[at].disk.files();
     files.filter(|f| matches!(f, File::Discarded(_))).count()
 }

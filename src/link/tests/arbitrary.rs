@@ -35,13 +35,13 @@ fn lineage() -> impl Strategy<Value = Lineage> {
         uuid(),
         name(),
         ack_mode(),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
         any::<u64>(),
     );
     prop::collection::vec(epoch, 0..5).prop_map(|steps| {
         let (mut number, mut first_lsn) = (0, 0);
         let mut epochs = Vec::new();
-        for (step, ops, id, site, ack, (alone, complete), time_ns) in steps {
+        for (step, ops, id, site, ack, (alone, complete, mixture), time_ns) in steps {
             number += step;
             first_lsn += ops;
             epochs.push(Epoch {
@@ -52,6 +52,7 @@ fn lineage() -> impl Strategy<Value = Lineage> {
                 ack,
                 alone,
                 complete,
+                mixture,
                 time_ns,
             });
         }
@@ -116,6 +117,8 @@ fn hello() -> impl Strategy<Value = Message> {
             volumes,
             journal_first,
             given_up,
+            mixture: given_up,
+            written: None,
         }))
     })
 }

@@ -1,4 +1,5 @@
-//! The bytes of every message as version 1 wrote them. They never change: a site that was not upgraded sends them.
+//! The bytes of every message as version 2 writes them, and of the greeting as version 1 did. They never change: a site that
+//! was not upgraded sends them.
 
 use super::*;
 
@@ -7,9 +8,9 @@ const GOLDEN: [(Kind, &[&str]); 25] = [
     (
         Kind::Hello,
         &[
-            "44424c4b010000002f0100008e7bf5f8",
-            "01000100000000000000000000000000",
-            "00000000000000000000000000000000",
+            "44424c4b010000004f010000ada116de",
+            "02000100000000000000000000000000",
+            "01000000000000000000000000000000",
             "00000000000000a00101000000000000",
             "02010000000000000301000000000000",
             "04010000000000000501000000000000",
@@ -26,7 +27,9 @@ const GOLDEN: [(Kind, &[&str]); 25] = [
             "00000002010700000000006368656c6c",
             "65730000000000000000000000000000",
             "00f00000008002000000030000000d00",
-            "000072656769737472792d64617461",
+            "000072656769737472792d6461746100",
+            "0000000000000000000000000000c007",
+            "010000000000000100000000000000",
         ],
     ),
     (
@@ -197,6 +200,30 @@ const GOLDEN: [(Kind, &[&str]); 25] = [
     ),
 ];
 
+/// The greeting as version 1 wrote it.
+const HELLO_1: &[&str] = &[
+    "44424c4b010000002f0100008e7bf5f8",
+    "01000100000000000000000000000000",
+    "00000000000000000000000000000000",
+    "00000000000000a00101000000000000",
+    "02010000000000000301000000000000",
+    "04010000000000000501000000000000",
+    "0601000000000000bebafeca02000000",
+    "01000000040303080607000000000000",
+    "000000000000000000000000000000b0",
+    "7265676973747279636c696368796368",
+    "656c6c65730100000000000000000000",
+    "000000000000000000000000e1640000",
+    "00000000004433221100000000020006",
+    "0000000000636c696368790200000000",
+    "00000000000000000000000000000000",
+    "0000e2c8000000000000004433221100",
+    "00000002010700000000006368656c6c",
+    "65730000000000000000000000000000",
+    "00f00000008002000000030000000d00",
+    "000072656769737472792d64617461",
+];
+
 fn unhex(lines: &[&str]) -> Vec<u8> {
     let digits = lines.concat();
     let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).expect("two hex digits");
@@ -224,6 +251,16 @@ fn every_message_is_read_as_ever() {
         assert_eq!(greeted().next(&mut bytes), Ok(Some(message)), "{kind}");
         assert!(bytes.is_empty());
     }
+}
+
+#[test]
+fn the_greeting_of_version_1_is_read_as_one_that_does_not_know_the_rest() {
+    let Message::Hello(mut known) = hello() else {
+        unreachable!("it is one");
+    };
+    (known.mixture, known.written) = (Uuid::nil(), None);
+    let message = greeted().next(&mut input(&unhex(HELLO_1)));
+    assert_eq!(message, Ok(Some(Message::Hello(known))));
 }
 
 #[test]

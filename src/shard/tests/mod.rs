@@ -372,6 +372,8 @@ fn hello(config: &GroupConfig) -> Hello {
         volumes: Vec::new(),
         journal_first: Lsn(1),
         given_up: uuid::Uuid::nil(),
+        mixture: uuid::Uuid::nil(),
+        written: None,
     }
 }
 
