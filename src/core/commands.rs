@@ -723,14 +723,12 @@ impl Core {
             self.promote_past(id, overrides, at, view);
             return;
         }
-        if self.lost_history() {
-            if self.everybody_agreed() {
-                self.distrust_homes();
-                self.facts.floor = self.tail;
-                self.promised_command = Some(id);
-                self.try_to_open(view);
-                return;
-            }
+        if self.lost_history() && self.everybody_agreed() {
+            self.distrust_homes();
+            self.facts.floor = self.tail;
+            self.promised_command = Some(id);
+            self.try_to_open(view);
+            return;
         }
         if !overrides.peer_unreachable {
             let why = match &self.mode {
@@ -847,7 +845,7 @@ impl Core {
         );
         format!(
             "When the fork was found, {written}; {heard}. If {name} is gone for good, or for too long, {} makes {me} serve what \
-             it holds: the fork stands, and is resolved (`doublure resolve {group}`) when {name} is back",
+             it holds: the fork stands, and is resolved when {name} is back",
             needed.command(group)
         )
     }

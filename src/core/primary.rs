@@ -347,9 +347,15 @@ impl Core {
             "clients may attach here".to_owned()
         } else {
             let without = without.join(" and ");
+            let forks = self.facts.mixture.is_some() || self.peers.iter().any(|p| p.fork.is_some());
+            let until = if forks {
+                "in sync: there is a fork to be resolved first"
+            } else {
+                "in sync, which needs no command"
+            };
             format!(
                 "clients may attach here. It acknowledges alone, without {without}: what is written from LSN {} on is on \
-                 this site only until {without} is back and in sync, which needs no command",
+                 this site only until {without} is back and {until}",
                 self.tail.next()
             )
         };
@@ -376,7 +382,7 @@ impl Core {
         Some(format!(
             "Its content is a MIXTURE of old and new since LSN {} ({}): {me} was promoted in the middle of a copy, and what it \
              holds is no state that {group} ever had. KEEP what {peers} holds, it may be the only whole copy: when it is back, \
-             nothing of it is overwritten before `doublure resolve {group}` says whose content is kept",
+             nothing of it is overwritten before an operator says (`doublure explain {group}`) whose content is kept",
             mixture.lsn,
             crate::base::utc(mixture.since_ns / 1_000_000_000)
         ))
