@@ -53,6 +53,8 @@ impl Core {
     /// complete already, because it also decides.
     pub(super) fn hello(&self, to: &str, view: &View) -> Hello {
         let stance = match self.mode {
+            // It acknowledges nothing: whoever was promoted meanwhile is followed, if nothing is lost by that.
+            Mode::Serving if self.frozen() => Stance::Returning,
             Mode::Serving | Mode::Draining(_) => Stance::Serving,
             Mode::Opening if self.facts_served() => Stance::Serving,
             Mode::Opening | Mode::Returning | Mode::Waiting(_) | Mode::Fetching(_) => {
@@ -329,7 +331,10 @@ impl Core {
             self.actions
                 .extend(old.into_iter().map(|h| Action::Close(h.link)));
         }
-        let mine = self.hello(&theirs.site, view);
+        let mut mine = self.hello(&theirs.site, view);
+        if asks && self.mode == Mode::Serving {
+            mine.stance = Stance::Serving;
+        }
         let outcome = decide(theirs, &mine);
         let at = self
             .handshakes

@@ -1206,6 +1206,41 @@ fn a_mirror_promoted_beside_a_replaced_primary_copies_to_it_under_freeze() {
     assert!(a == b, "the homes differ");
 }
 
+/// It acknowledged nothing since: whatever it holds beyond was told to nobody.
+#[test]
+fn a_frozen_primary_whose_mirror_was_promoted_follows_it_by_itself() {
+    for (ack, in_flight) in [
+        (AckMode::Sync, false),
+        (AckMode::Sync, true),
+        (AckMode::Memsync, true),
+    ] {
+        let mut sim = pair(ack, OnPeerLoss::Freeze);
+        for n in 0..4 {
+            sim.write(0, ByteRange::new(n * 4096, 4096), false);
+            sim.settle();
+        }
+        sim.cut();
+        let before = sim.acked;
+        if in_flight {
+            sim.write(0, ByteRange::new(0, 4096), false);
+        }
+        sim.pass(Duration::from_secs(10));
+        assert_eq!(sim.acked, before);
+        assert_eq!(sim.status(0).state, GroupState::Frozen, "{}", sim.logs());
+        let force = vec![crate::engine::Force::PeerUnreachable];
+        sim.command(1, Command::Promote { force });
+        sim.pass(Duration::from_secs(8));
+        // Its own copy of what it waits for may hold it back, but nobody thaws the old one.
+        sim.connected = true;
+        sim.heal();
+        assert_eq!(sim.status(0).role, Role::Mirror, "{}", sim.logs());
+        assert!(sim.attach(1), "{}", sim.logs());
+        let [a, b] = sim.homes();
+        assert!(a == b, "the homes differ");
+        assert_eq!(sim.violations, Vec::<String>::new());
+    }
+}
+
 /// The peer is silent, and what was in flight then is acknowledged without it.
 #[test]
 fn a_write_that_was_in_flight_when_the_peer_went_silent_counts_as_here_only() {
