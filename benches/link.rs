@@ -26,6 +26,8 @@ fn hello() -> Message {
         volumes: Vec::new(),
         journal_first: Lsn(1),
         given_up: uuid::Uuid::nil(),
+        mixture: uuid::Uuid::nil(),
+        written: None,
     }))
 }
 
