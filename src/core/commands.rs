@@ -77,7 +77,7 @@ impl Core {
                 );
                 self.done(id, Ok(text));
             }
-            Command::Disconnect => self.disconnect(id),
+            Command::Disconnect => self.disconnect(id, view),
             Command::Resolve { discard } => self.resolve(id, &discard, view),
             Command::Shutdown => {
                 self.closing = true;
@@ -1324,7 +1324,7 @@ impl Core {
         peer.fork.as_ref().map(|fork| fork.their_id)
     }
 
-    fn disconnect(&mut self, id: u64) {
+    fn disconnect(&mut self, id: u64, view: &View) {
         if self.peers.is_empty() {
             self.done(id, Err("no peer is configured: there is no link".into()));
             return;
@@ -1337,6 +1337,11 @@ impl Core {
             }
         }
         self.forget_upstream(Left::CUT);
+        if let Mode::Fetching(_) = self.mode {
+            // What was taken over so far stays; the rest once the link is back.
+            self.set_mode(Mode::Returning);
+            self.try_to_open(view);
+        }
         self.done(
             id,
             Ok(format!(

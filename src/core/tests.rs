@@ -1037,6 +1037,36 @@ fn what_was_acknowledged_alone_makes_a_fork_and_is_never_dropped() {
 }
 
 #[test]
+fn a_link_that_is_cut_while_a_tail_is_taken_over_can_connect_again() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.sites[0].disk_runs = false;
+    pair.write(0);
+    pair.settle();
+    pair.kill(0);
+    pair.settle();
+    pair.restart(0);
+    pair.sites[0].disk_runs = false;
+    pair.settle();
+    assert!(
+        matches!(pair.mode(0), Mode::Fetching(_)),
+        "{:?}",
+        pair.mode(0)
+    );
+    pair.command(0, Command::Disconnect);
+    pair.settle();
+    assert!(
+        !matches!(pair.mode(0), Mode::Fetching(_)),
+        "{:?}",
+        pair.mode(0)
+    );
+    pair.sites[0].disk_runs = true;
+    pair.command(0, Command::Connect);
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(0), &Mode::Serving);
+    assert!(pair.same_history());
+}
+
+#[test]
 fn two_primaries_refuse_each_other_and_a_demoted_one_says_so() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     pair.cut();
