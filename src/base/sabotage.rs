@@ -52,8 +52,6 @@ pub enum Sabotage {
     ConfirmBeforeSync,
     /// The record of what a copy is to bring lacks what its primary knows of.
     RememberOnlyTheOwn,
-    /// What a copy is to bring lacks the frames that still wait for the journal.
-    ForgetWaitingFrames,
     /// A copy counts as complete while chunks are still being written.
     CopyEndsEarly,
     /// What a peer lacks is forgotten once a copy is proposed to it, before it has confirmed anything.

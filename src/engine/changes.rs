@@ -20,6 +20,8 @@ const SPANS: u64 = 32;
 pub(super) struct Changes {
     /// Oldest first, without gaps between them.
     spans: VecDeque<Span>,
+    /// The end of the history: also what waits for the journal counts, which is in no home yet.
+    end: Lsn,
     span_bytes: u64,
     peers: BTreeMap<String, Dirty>,
     /// Chunks of the homes here that are not what the journal here says. `None` when there is none, or nothing is known.
@@ -37,10 +39,16 @@ struct Span {
 }
 
 impl Changes {
-    /// Of a journal of this size in bytes, whose peers lack this according to the record.
-    pub fn new(capacity: u64, peers: BTreeMap<String, Dirty>, own: Option<ChunkSet>) -> Changes {
+    /// Of a journal of this size in bytes, whose peers lack this according to the record. What follows `end` is to be noted.
+    pub fn new(
+        capacity: u64,
+        end: Lsn,
+        peers: BTreeMap<String, Dirty>,
+        own: Option<ChunkSet>,
+    ) -> Changes {
         Changes {
             spans: VecDeque::new(),
+            end,
             span_bytes: capacity / SPANS,
             peers,
             own,
@@ -50,6 +58,7 @@ impl Changes {
     /// A frame enters the journal.
     pub fn note(&mut self, frame: &Frame) {
         let first = frame.first_lsn();
+        self.end = frame.last_lsn();
         if self.spans.back().is_some_and(|s| s.last.next() != first) {
             // What lies between is not known; nothing before it can be vouched for.
             self.spans.clear();
@@ -75,8 +84,8 @@ impl Changes {
     }
 
     /// Chunks touched after this LSN; everything if that is not known any more.
-    pub fn after(&self, lsn: Lsn, tail: Lsn) -> ChunkSet {
-        if lsn >= tail {
+    pub fn after(&self, lsn: Lsn) -> ChunkSet {
+        if lsn >= self.end {
             return ChunkSet::new();
         }
         if self.spans.front().is_none_or(|s| s.first > lsn.next()) {
@@ -106,24 +115,24 @@ impl Changes {
         at
     }
 
-    /// Chunks in which a peer's homes, which hold our history up to `shared`, may differ from ours at `tail`.
-    pub fn lacking(&self, peer: &str, shared: Lsn, tail: Lsn) -> ChunkSet {
+    /// Chunks in which a peer's homes, which hold our history up to `shared`, may differ from ours.
+    pub fn lacking(&self, peer: &str, shared: Lsn) -> ChunkSet {
         match self.peers.get(peer) {
             Some(dirty) if dirty.chunks.is_everything() => ChunkSet::everything(),
-            Some(dirty) if dirty.since <= shared && self.continues(dirty.until, tail) => {
+            Some(dirty) if dirty.since <= shared && self.continues(dirty.until) => {
                 let mut chunks = dirty.chunks.clone();
                 for span in self.spans.iter().filter(|s| s.last > shared) {
                     chunks.union(&span.chunks);
                 }
                 chunks
             }
-            _ => self.after(shared, tail),
+            _ => self.after(shared),
         }
     }
 
     /// Whether everything after this LSN is known.
-    fn continues(&self, until: Lsn, tail: Lsn) -> bool {
-        until >= tail || self.spans.front().is_some_and(|s| s.first <= until.next())
+    fn continues(&self, until: Lsn) -> bool {
+        until >= self.end || self.spans.front().is_some_and(|s| s.first <= until.next())
     }
 
     /// The journal is about to give up what is before `keep`. Enters it into the sets of the peers that lack it; `confirmed`
@@ -230,6 +239,7 @@ impl Changes {
 
     /// The tail after `lsn` is dropped; none of it reached a home.
     pub fn truncate_after(&mut self, lsn: Lsn) {
+        self.end = self.end.min(lsn);
         while self.spans.back().is_some_and(|s| s.first > lsn) {
             self.spans.pop_back();
         }
@@ -246,8 +256,9 @@ impl Changes {
         self.own = None;
     }
 
-    /// The history starts over.
-    pub fn restart(&mut self) {
+    /// The history starts over after `base`.
+    pub fn restart(&mut self, base: Lsn) {
+        self.end = base;
         self.spans.clear();
     }
 }
@@ -275,7 +286,7 @@ mod tests {
 
     /// A journal so small that each frame is a span of its own, with these chunks written one after the other.
     fn changes(chunks: &[u64]) -> Changes {
-        let mut changes = Changes::new(SPANS, BTreeMap::new(), None);
+        let mut changes = Changes::new(SPANS, Lsn::ZERO, BTreeMap::new(), None);
         for (lsn, chunk) in (1..).zip(chunks) {
             changes.note(&frame(lsn, *chunk));
         }
@@ -301,11 +312,11 @@ mod tests {
     #[test]
     fn what_was_touched_after_an_lsn_is_known_as_long_as_its_frames_are() {
         let mut changes = changes(&[7, 3, 9]);
-        assert_eq!(chunks(&changes.after(Lsn(1), Lsn(3))), [3, 9]);
-        assert!(changes.after(Lsn(3), Lsn(3)).is_empty());
+        assert_eq!(chunks(&changes.after(Lsn(1))), [3, 9]);
+        assert!(changes.after(Lsn(3)).is_empty());
         changes.give_up_before(Lsn(3), &[]);
-        assert!(changes.after(Lsn(1), Lsn(3)).is_everything());
-        assert_eq!(chunks(&changes.after(Lsn(2), Lsn(3))), [9]);
+        assert!(changes.after(Lsn(1)).is_everything());
+        assert_eq!(chunks(&changes.after(Lsn(2))), [9]);
     }
 
     #[test]
@@ -316,11 +327,11 @@ mod tests {
         assert!(changes.give_up_before(Lsn(4), &behind));
         assert_eq!(changes.set_of("b").unwrap().since, Lsn(1));
         // What is still in the journal counts, too.
-        assert_eq!(chunks(&changes.lacking("b", Lsn(1), Lsn(4))), [3, 5, 9]);
+        assert_eq!(chunks(&changes.lacking("b", Lsn(1))), [3, 5, 9]);
         // A peer that lacks more than the set knows of.
-        assert!(changes.lacking("b", Lsn(0), Lsn(4)).is_everything());
+        assert!(changes.lacking("b", Lsn(0)).is_everything());
         changes.forget("b");
-        assert!(changes.lacking("b", Lsn(1), Lsn(4)).is_everything());
+        assert!(changes.lacking("b", Lsn(1)).is_everything());
     }
 
     #[test]
@@ -328,7 +339,7 @@ mod tests {
         let mut changes = changes(&[7, 3]);
         changes.put("b", Lsn(0), &ChunkSet::new());
         assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), None)]));
-        assert_eq!(chunks(&changes.lacking("b", Lsn(0), Lsn(2))), [3, 7]);
+        assert_eq!(chunks(&changes.lacking("b", Lsn(0))), [3, 7]);
     }
 
     #[test]
@@ -336,11 +347,11 @@ mod tests {
         let mut changes = changes(&[7, 3, 9, 5]);
         changes.lacks_nothing_after("b", Lsn(1));
         assert!(changes.give_up_before(Lsn(3), &[("b".to_owned(), Some(Lsn(2)))]));
-        assert_eq!(chunks(&changes.lacking("b", Lsn(2), Lsn(4))), [5, 9]);
+        assert_eq!(chunks(&changes.lacking("b", Lsn(2))), [5, 9]);
         // What it had confirmed it has lost.
-        assert!(changes.lacking("b", Lsn(1), Lsn(4)).is_everything());
+        assert!(changes.lacking("b", Lsn(1)).is_everything());
         changes.give_up_before(Lsn(5), &[("b".to_owned(), Some(Lsn(3)))]);
-        assert_eq!(chunks(&changes.lacking("b", Lsn(3), Lsn(4))), [5]);
+        assert_eq!(chunks(&changes.lacking("b", Lsn(3))), [5]);
     }
 
     #[test]
@@ -351,24 +362,29 @@ mod tests {
                 until: Lsn(until),
                 chunks: ChunkSet::new(),
             };
-            let mut changes = Changes::new(SPANS, BTreeMap::from([("b".to_owned(), dirty)]), None);
+            let mut changes = Changes::new(
+                SPANS,
+                Lsn(8),
+                BTreeMap::from([("b".to_owned(), dirty)]),
+                None,
+            );
             // Recovery begins at its checkpoint.
             changes.note(&frame(9, 4));
             changes
         };
-        assert_eq!(chunks(&recorded(8).lacking("b", Lsn(1), Lsn(9))), [4]);
-        assert!(recorded(7).lacking("b", Lsn(1), Lsn(9)).is_everything());
+        assert_eq!(chunks(&recorded(8).lacking("b", Lsn(1))), [4]);
+        assert!(recorded(7).lacking("b", Lsn(1)).is_everything());
         let mut changes = recorded(7);
         changes.give_up_before(Lsn(10), &[("b".to_owned(), Some(Lsn(0)))]);
-        assert!(changes.lacking("b", Lsn(1), Lsn(9)).is_everything());
+        assert!(changes.lacking("b", Lsn(1)).is_everything());
     }
 
     #[test]
     fn a_gap_makes_everything_before_it_unknown() {
         let mut changes = changes(&[7]);
         changes.note(&frame(5, 2));
-        assert!(changes.after(Lsn(0), Lsn(5)).is_everything());
-        assert_eq!(chunks(&changes.after(Lsn(4), Lsn(5))), [2]);
+        assert!(changes.after(Lsn(0)).is_everything());
+        assert_eq!(chunks(&changes.after(Lsn(4))), [2]);
     }
 
     #[test]
@@ -387,6 +403,6 @@ mod tests {
         let mut changes = changes(&[7, 3, 9]);
         changes.truncate_after(Lsn(1));
         changes.note(&frame(2, 4));
-        assert_eq!(chunks(&changes.after(Lsn(1), Lsn(2))), [4]);
+        assert_eq!(chunks(&changes.after(Lsn(1))), [4]);
     }
 }

@@ -206,7 +206,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
     let mut state_file = StateFile::new();
     write_record(&mut state_file, &record, disk)?;
     let note = format!("group {} created as {}", config.group, config.role);
-    let changes = Changes::new(config.journal_bytes, BTreeMap::new(), None);
+    let changes = Changes::new(config.journal_bytes, Lsn::ZERO, BTreeMap::new(), None);
     Ok(Opened {
         changes,
         undo: None,
@@ -553,7 +553,12 @@ fn replay(
         .filter_map(|p| Some((p.site.clone(), p.dirty.clone()?)));
     let mut dirty: BTreeMap<String, journal::Dirty> = dirty.collect();
     let own = dirty.remove(&record.site).map(|own| own.chunks);
-    let mut changes = Changes::new(record.journal_bytes, dirty, own);
+    let mut changes = Changes::new(
+        record.journal_bytes,
+        record.checkpoint.next.prev(),
+        dirty,
+        own,
+    );
     let refused = |e: journal::RecoverError| OpenError::Refused(e.to_string());
     while let Some(frame) = recovery
         .next(&mut JournalReader(replay.disk))

@@ -519,15 +519,7 @@ impl Group {
             _ => ChunkSet::everything(),
         };
         let sound = self.store.applied_lsn().min(shared);
-        // Frames that still wait for the journal count: they are part of what both share, and in no home.
-        let tail = self.frames.sealed();
-        #[cfg(test)]
-        let tail = if sabotaged(Sabotage::ForgetWaitingFrames) {
-            self.log.tail()
-        } else {
-            tail
-        };
-        chunks.union(&self.changes.after(sound, tail));
+        chunks.union(&self.changes.after(sound));
         if lost || interrupted && self.changes.own().is_none() {
             chunks = ChunkSet::everything();
         } else if interrupted && let Some(own) = self.changes.own() {
@@ -547,7 +539,7 @@ impl Group {
         }
         // Sets of other peers are about the history that is given up.
         self.changes.begin_own(chunks);
-        self.changes.restart();
+        self.changes.restart(base);
         let under_way = self.forget_home_requests();
         self.receive.clear(under_way);
         self.state.creating.clear();

@@ -474,7 +474,7 @@ impl Group {
             .changes
             .known_from()
             .map_or(tail.next(), |lsn| lsn.max(first));
-        let touched = self.changes.after(known_from.prev(), tail);
+        let touched = self.changes.after(known_from.prev());
         // What opens an epoch touches nothing.
         let epochs = self.core.lineage().epochs();
         let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);

@@ -146,7 +146,7 @@ impl Group {
             resume: None,
         };
         let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
-        let chunks = self.changes.lacking(&peer, shared, self.frames.sealed());
+        let chunks = self.changes.lacking(&peer, shared);
         #[cfg(test)]
         if sabotaged(Sabotage::ClearDirtyByInference) {
             self.changes.empty(&peer);

@@ -1018,7 +1018,7 @@ impl Group {
         self.receive.clear(0);
         self.volumes.clone_from(&back.volumes);
         self.state.creating.clear();
-        self.changes.restart();
+        self.changes.restart(point);
         self.changes.forget_own();
         for peer in self.config.peers.clone() {
             self.changes.forget(&peer);

@@ -14,7 +14,7 @@ const SEEDS: u64 = 400;
 /// Not in it are two that no world can notice as long as every other rule holds, and that are tested for themselves:
 /// `SkipChecksumChain` (an LSN of an epoch is used once and by one site, so a frame of the right epoch at the right LSN follows
 /// the right one) and `AcceptOldEpochs` (an old primary speaks on a link that nobody follows any more).
-const TABLE: [(Sabotage, u64); 45] = [
+const TABLE: [(Sabotage, u64); 44] = [
     (LeaveTheFence, 980_000_007_715),
     (AcknowledgeBeforeDurable, 3),
     (AcknowledgeBeforePeer, 0),
@@ -59,7 +59,6 @@ const TABLE: [(Sabotage, u64); 45] = [
     (IgnoreFloor, 12),
     (ConfirmBeforeSync, 940_000_000_132),
     (RememberOnlyTheOwn, 930_000_001_068),
-    (ForgetWaitingFrames, 2_000_000_002_941),
 ];
 
 /// The first seed that notices, and what it says.

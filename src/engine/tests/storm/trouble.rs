@@ -302,6 +302,9 @@ impl World {
     /// One slot of the state file rots; never both, and never one while the other one may be torn.
     fn rot_state(&mut self, at: usize) {
         let disk = &mut self.sites[at].disk;
+        if !disk.files().any(|file| file == File::State) {
+            return; // a new disk, not started with yet
+        }
         let [one, two] = disk.slots().map(|slot| record_in(&slot).0);
         let slot = if self.sites[at].group.is_none() {
             self.decay.below(2)
