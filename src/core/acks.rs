@@ -116,10 +116,17 @@ impl Core {
             },
             AckMode::Async => here,
         };
+        let met = self.unrecorded_from.map_or(met, |lsn| met.min(lsn.prev()));
         // What an earlier epoch left open is committed by the rule of this one, which may wait for fewer peers: whoever holds
         // it then must be able to tell, by holding the beginning of this epoch, too.
         let opened = self.facts.lineage.last().map(|epoch| epoch.first_lsn);
         opened.is_none_or(|first| met >= first).then_some(met)
+    }
+
+    /// Whether a write that is admitted now may be acknowledged although a peer does not have it.
+    pub(super) fn acknowledges_without_a_peer(&self) -> bool {
+        let waits = self.facts.ack != AckMode::Async && self.peers.iter().all(|p| p.gated);
+        !self.peers.is_empty() && !waits
     }
 
     /// Everything up to here is durable wherever the mode promises durability.

@@ -631,6 +631,7 @@ impl Core {
                 self.facts.inconsistent_until = None;
                 self.facts.given_up = uuid::Uuid::nil();
                 self.facts.written = tail;
+                self.facts.wrote_alone = false;
                 self.forget_conflicts();
                 (
                     self.tail,

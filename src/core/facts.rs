@@ -73,6 +73,9 @@ pub struct Facts {
     /// No operation in the journal here after this LSN does anything but open an epoch: nobody waited for those. What is not known
     /// counts as written, so that this is never below the truth.
     pub written: Lsn,
+    /// Something was acknowledged, or is about to be, for which not every peer was waited. On record before the first of it is:
+    /// what the disk loses of it afterwards must not look as if it had never been.
+    pub wrote_alone: bool,
 }
 
 impl Facts {
@@ -94,6 +97,7 @@ impl Facts {
             forks: Vec::new(),
             mixture: None,
             written: Lsn::ZERO,
+            wrote_alone: false,
         }
     }
 

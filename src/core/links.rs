@@ -605,8 +605,12 @@ impl Core {
                 }
                 self.peers[at].asked = true;
                 self.note_refusal(at, refusal, &text);
-                if refusal == Refusal::NoSpace && self.peers[at].gated {
-                    self.peer_lost(at, &text);
+                if refusal == Refusal::NoSpace {
+                    // It found out in the middle of a copy, and would again at once.
+                    self.peers[at].retry_later(now);
+                    if self.peers[at].gated {
+                        self.peer_lost(at, &text);
+                    }
                 }
                 self.try_to_open(view);
             }

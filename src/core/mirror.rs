@@ -232,6 +232,7 @@ impl Core {
                 self.facts.ack = ack;
                 self.facts.lineage = lineage;
                 self.facts.alone.clear();
+                self.facts.wrote_alone = false;
                 self.facts.floor = Lsn::ZERO;
                 self.facts.told_durable.clear();
                 self.facts.written = base;
@@ -349,6 +350,7 @@ impl Core {
         self.claimed = self.commit;
         // What this site acknowledged by itself, if it ever did, is part of the shared history now.
         self.facts.alone.clear();
+        self.facts.wrote_alone = false;
         self.facts.told_durable.clear();
         self.promised = Some(upstream.promised);
         self.upstream = Some(upstream);
@@ -649,6 +651,7 @@ impl Core {
         );
         self.facts.role = Role::Primary;
         self.facts.alone.clear();
+        self.facts.wrote_alone = false;
         self.end_other_handshakes(link);
         self.set_mode(Mode::Opening);
         let epoch = self.next_epoch(view);

@@ -361,6 +361,7 @@ enum Then {
     Handed(u64),
     Started(Link),
     Taken(Link, Epoch),
+    WroteAlone,
 }
 
 /// The state machine. See the module's documentation.
@@ -380,6 +381,8 @@ pub struct Core {
     claimed: Lsn,
     acks: Acks,
     saves: VecDeque<(u64, Then)>,
+    /// From here on nothing is committed before it is on record that something was written alone.
+    unrecorded_from: Option<Lsn>,
     save_seq: u64,
     upstream: Option<mirror::Upstream>,
     /// A mirror's: what its primary can have acknowledged before their last stream began, as its greeting told.
@@ -430,6 +433,7 @@ impl Core {
             claimed: commit,
             acks: Acks::default(),
             saves: VecDeque::new(),
+            unrecorded_from: None,
             save_seq: 0,
             upstream: None,
             promised: None,
@@ -580,6 +584,11 @@ impl Core {
         let first = self.tail.next();
         self.tail = self.tail.plus(count);
         self.facts.written = self.tail;
+        if !self.facts.wrote_alone && self.acknowledges_without_a_peer() {
+            self.facts.wrote_alone = true;
+            self.unrecorded_from = Some(first);
+            self.save(Then::WroteAlone);
+        }
         first
     }
 
@@ -696,6 +705,10 @@ impl Core {
                 Then::Handed(command) => self.handed_recorded(command),
                 Then::Started(link) => self.started_recorded(link),
                 Then::Taken(link, epoch) => self.taken_recorded(link, epoch),
+                Then::WroteAlone => {
+                    self.unrecorded_from = None;
+                    self.advance_commit();
+                }
             }
         }
     }

@@ -399,6 +399,14 @@ impl Peer {
         self.owes_since = None;
     }
 
+    /// Connect again after the longest pause, unless the link was cut by hand.
+    pub(super) fn retry_later(&mut self, now: Duration) {
+        self.backoff = BACKOFF_LONGEST;
+        if let PeerPhase::Down { retry_at: Some(at) } = &mut self.phase {
+            *at = now + BACKOFF_LONGEST;
+        }
+    }
+
     /// Connect again at once.
     pub(super) fn retry_now(&mut self, now: Duration) {
         self.backoff = BACKOFF_FIRST;

@@ -567,6 +567,9 @@ impl Core {
             let name = peer.name.clone();
             self.facts.ever_in_sync = true;
             self.facts.alone.retain(|a| a.peer != name);
+            if self.facts.alone.is_empty() && self.facts.ack != crate::base::AckMode::Async {
+                self.facts.wrote_alone = false;
+            }
             if self.peers.iter().all(|p| p.in_sync || p.name == name) {
                 // All hold the same now, and nobody a whole copy besides.
                 self.facts.mixture = None;
@@ -671,6 +674,8 @@ impl Core {
             since_ns: view.time_ns,
             from_lsn: confirmed.next(),
         });
+        // What is under way is acknowledged without it, too.
+        self.facts.wrote_alone |= self.facts.written > confirmed;
         let with: Vec<&str> = self
             .peers
             .iter()

@@ -273,7 +273,7 @@ impl Group {
             given_up: facts.given_up,
             given_up_ns: facts.given_up_ns,
             forks: facts.forks.iter().map(fork_record).collect(),
-            written: Some(facts.written),
+            written: (!facts.wrote_alone).then_some(facts.written),
             mixture: facts.mixture.as_ref().map(|m| journal::MixtureRecord {
                 id: m.id,
                 lsn: m.lsn,
@@ -324,6 +324,7 @@ pub(super) fn facts_of(record: &StateRecord) -> Facts {
         forks: record.forks.iter().map(fork_of).collect(),
         // Bounded by the journal's end.
         written: record.written.unwrap_or(Lsn(u64::MAX)),
+        wrote_alone: record.written.is_none(),
         mixture: record.mixture.as_ref().map(|m| Mixture {
             id: m.id,
             lsn: m.lsn,

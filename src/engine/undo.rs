@@ -52,6 +52,8 @@ pub(super) struct Undo {
     busy: usize,
     /// The core waits for the preparation.
     asked: bool,
+    /// The file is to go once nothing is under way to it.
+    remove: bool,
 }
 
 #[derive(Default)]
@@ -305,6 +307,8 @@ impl Group {
         match &self.undo.phase {
             Phase::Off if wanted => {
                 self.undo.asked = true;
+                // What is left of an earlier one goes on the way.
+                self.undo.remove = false;
                 self.undo.phase = Phase::Preparing(Preparing::Measuring);
                 self.undo_submit(DiskOp::FreeSpace);
             }
@@ -381,9 +385,18 @@ impl Group {
         for (_, _, pending, op) in kept.waiting {
             self.submit(pending, op);
         }
-        self.undo_submit(DiskOp::RemoveUndo);
+        self.undo.remove = true;
+        self.remove_retired();
         if std::mem::take(&mut self.undo.asked) {
             self.event(Event::UndoPrepared);
+        }
+    }
+
+    /// A write that is under way would make the file again.
+    fn remove_retired(&mut self) {
+        if self.undo.remove && self.undo.busy == 0 {
+            self.undo.remove = false;
+            self.undo_submit(DiskOp::RemoveUndo);
         }
     }
 
@@ -573,6 +586,7 @@ impl Group {
 
     /// Goes on with what waits for other things to come to rest.
     pub(super) fn continue_undo(&mut self) {
+        self.remove_retired();
         match &self.undo.phase {
             Phase::Preparing(Preparing::Settling)
                 if self.undo.busy == 0

@@ -416,6 +416,49 @@ fn a_site_whose_journal_lost_what_it_acknowledged_alone_is_a_fork_and_is_compare
     assert_same(&mut sim);
 }
 
+/// Nothing behind it tells that it was there: it looks like a write that was under way.
+#[test]
+fn the_only_write_that_a_site_acknowledged_alone_makes_a_fork_also_when_its_frame_is_damaged() {
+    for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
+        let mut sim = Sim::new(3, ack, OnPeerLoss::Continue);
+        for at in [1, 0] {
+            sim.start(at).expect("a first start");
+        }
+        sim.heal();
+        assert!(sim.attach(0));
+        sim.write(0, ByteRange::new(CHUNK_BYTES, 4096), false);
+        sim.settle();
+        sim.cut();
+        sim.pass(Duration::from_secs(8));
+        assert_eq!(sim.status(0).state, GroupState::Alone);
+        let before = sim.acked;
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.settle();
+        assert_eq!(sim.acked, before + 1);
+        let tail = sim.status(0).tail_lsn.0;
+        let place = sim.journal_place(0, tail);
+        sim.kill(0);
+        sim.sites[0].disk.rot(File::Journal, place + 4096 + 5);
+        let force = vec![Force::PeerUnreachable];
+        sim.command(1, Command::Promote { force });
+        sim.pass(Duration::from_secs(12));
+        assert!(sim.attach(1), "{}", sim.logs());
+        settle_for_what_is_read(&mut sim, 1);
+        sim.write(1, ByteRange::new(CHUNK_BYTES, 4096), false);
+        sim.settle();
+        sim.connected = true;
+        sim.start(0).unwrap();
+        sim.pass(Duration::from_secs(5));
+        assert_eq!(sim.status(0).tail_lsn.0, tail - 1, "the frame is gone");
+        assert_eq!(
+            sim.status(0).state,
+            GroupState::Forked,
+            "{ack}: {}",
+            sim.logs()
+        );
+    }
+}
+
 #[test]
 fn without_space_to_keep_it_nothing_is_given_up_and_later_it_is() {
     let mut sim = forked(5);

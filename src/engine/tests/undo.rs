@@ -344,7 +344,8 @@ fn keeping_ends_when_a_home_has_no_space_for_the_copy() {
             "{}",
             sim.logs()
         );
-        assert!(!sim.sites[1].disk.files().any(|f| f == File::Undo));
+        let kept = sim.sites[1].disk.files().any(|f| f == File::Undo);
+        assert!(!kept, "{by:?}: {}", sim.logs());
         sim.sites[1].disk.homes_full = false;
         sim.heal();
         let [a, b] = sim.homes();
