@@ -340,17 +340,16 @@ mod tests {
     fn a_write_that_hangs_does_not_keep_others_from_being_written() {
         type Gate = Mutex<(Sender<()>, Receiver<()>)>;
         static GATE: OnceLock<Gate> = OnceLock::new();
-        fn carry_out(write: &HomeWrite) -> Result<(), Failure> {
-            if write.id.0 == 0 {
-                let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
-            }
-            Ok(())
-        }
         let (open, gate) = channel();
         GATE.get_or_init(|| Mutex::new((open.clone(), gate)));
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeWriter::with(bell(), carry_out);
+        let mut writer = HomeWriter::with(bell(), |write| {
+            if write.id.0 == 0 {
+                let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
+            }
+            Ok(())
+        });
         writer.push(write(&home, 0));
         writer.hand_over();
         let since = Instant::now();
