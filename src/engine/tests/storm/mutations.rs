@@ -22,7 +22,7 @@ const TABLE: [(Sabotage, u64); 44] = [
     (WaitForOnePeer, 1),
     (ForgetTheThird, 317),
     (HandToAnybody, 1026),
-    (FollowAnybody, 8),
+    (FollowAnybody, 441),
     (ConfirmBeforeDurable, 0),
     (ReceivedIsDurable, 0),
     (SkipPayloadChecksums, 137),
@@ -57,7 +57,7 @@ const TABLE: [(Sabotage, u64); 44] = [
     (CopyOnlyTheHome, 950_000_000_097),
     (CopyEndsEarly, 930_000_001_006),
     (IgnoreFloor, 12),
-    (ConfirmBeforeSync, 940_000_000_132),
+    (ConfirmBeforeSync, 940_000_000_709),
     (RememberOnlyTheOwn, 930_000_001_068),
 ];
 
