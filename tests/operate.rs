@@ -394,8 +394,8 @@ fn a_switchover_without_a_peer_in_sync_is_refused_and_the_primary_goes_on() {
 }
 
 #[test]
-fn a_primary_that_slept_through_a_promotion_acknowledges_nothing_more_and_becomes_the_mirror_when_told()
- {
+fn a_frozen_primary_that_slept_through_a_promotion_acknowledges_nothing_more_and_follows_by_itself()
+{
     let mut pair = Pair::start(Setup {
         timeout: "1s",
         on_peer_loss: "freeze",
@@ -408,29 +408,10 @@ fn a_primary_that_slept_through_a_promotion_acknowledges_nothing_more_and_become
     pair.chelles
         .order(&["promote", "demo", "--force", "peer-unreachable"]);
     pair.clichy.signal(rustix::process::Signal::CONT);
-    for site in [&pair.clichy, &pair.chelles] {
-        site.wait_state(GroupState::BothPrimary);
-    }
-    // Answers that were on their way when it was stopped still arrive; they are for what the promoted mirror has, too.
-    let acknowledged = checker.acknowledged();
-    let (slept, promoted) = (pair.clichy.group(), pair.chelles.group());
-    let went_on_at = promoted.epoch.expect("it serves").first_lsn;
-    assert!(
-        slept.commit_lsn < went_on_at,
-        "LSN {} was committed after its time, which ended before LSN {went_on_at}",
-        slept.commit_lsn
-    );
-    // That nothing happens can only be watched for a while.
-    std::thread::sleep(std::time::Duration::from_secs(1));
-    assert_eq!(
-        checker.acknowledged(),
-        acknowledged,
-        "it acknowledged something after its time"
-    );
-    pair.clichy.order(&["demote", "demo"]);
     pair.chelles.wait_in_sync();
     pair.clichy.wait_state(GroupState::Following);
     checker.wait_for(100);
+    // What it had acknowledged after its time would be missing on both now.
     let mut verdict = checker.stop();
     verdict.assert_agrees(&pair.chelles.target());
     pair.stop_and_compare();
