@@ -304,7 +304,7 @@ fn link_messages(seeds: &mut Seeds) {
         lineage: lineage(),
         volumes: vec![volume()],
         ack: AckMode::Memsync,
-        resume: Some((VolumeId(0), 4096)),
+        time_ns: 6,
     };
     let handover = Start::Handover {
         epoch_id: Uuid::from_u128(3),
@@ -316,7 +316,6 @@ fn link_messages(seeds: &mut Seeds) {
         applied: Lsn(4),
         credit_bytes: 1 << 30,
         inconsistent_until: Some(Lsn(u64::MAX)),
-        copied: Some((VolumeId(0), 8192)),
     };
     let refuse = Message::Refuse {
         refusal: Refusal::Forked,

@@ -120,8 +120,9 @@ pub enum Start {
         volumes: Vec<VolumeSpec>,
         /// Acknowledgement mode.
         ack: AckMode,
-        /// `(volume, offset)` before which everything was copied in an interrupted copy that this one resumes.
-        resume: Option<(VolumeId, u64)>,
+        /// The sender's frame clock: no earlier than the frame that ends at `base`, which the mirror never sees.
+        /// Nanoseconds since 1970; 0 if the sender does not say.
+        time_ns: u64,
     },
     /// The sender handed the group over at this point; the receiver takes the role.
     Handover {
@@ -162,8 +163,6 @@ pub enum Message {
         credit_bytes: u64,
         /// `Some` while the mirror's homes are not a prefix of the history.
         inconsistent_until: Option<Lsn>,
-        /// Copied up to here and durable, during a full copy.
-        copied: Option<(VolumeId, u64)>,
     },
     /// The commit LSN moved while there was no frame to carry it.
     Commit {

@@ -453,6 +453,7 @@ impl Core {
         let Some(peer) = self.peers.iter_mut().find(|p| p.name == *site) else {
             return;
         };
+        let unknown = peer.fork.is_none();
         peer.fork = shared.map(|shared| Fork {
             shared,
             their_tail: theirs.tail,
@@ -478,6 +479,11 @@ impl Core {
                 Severity::Error,
                 format!("group {}: link refused: {text}", self.config.group),
             );
+        }
+        // It was decided to serve before this was known; the epoch is not open yet, so that it is not too late.
+        if unknown && shared.is_some() && self.mode == Mode::Opening {
+            self.set_mode(Mode::Returning);
+            self.try_to_open(view);
         }
     }
 

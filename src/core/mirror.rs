@@ -9,7 +9,7 @@ use super::links::Agreed;
 use super::{Action, Core, Left, Link, Mode, NEWS_DELAY, Outcome, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, VolumeId, counted, lsns};
+use crate::base::{AckMode, Epoch, Lsn, Message, Refusal, Role, Start, counted, lsns};
 
 /// What may be promised here is news to the primary when it changes by this much, bytes.
 const CREDIT_NEWS_BYTES: u64 = 1 << 20;
@@ -29,8 +29,6 @@ pub(super) struct Upstream {
     pub fetch_end: Option<Lsn>,
     /// A copy is complete: consistent once this LSN is applied and all of it is durable.
     copy_end: Option<Lsn>,
-    /// Progress of a copy.
-    pub copied: Option<(VolumeId, u64)>,
     /// What the last acknowledgement said: received, durable, inconsistent.
     acked: Option<(Lsn, Lsn, bool)>,
     /// And applied.
@@ -65,7 +63,6 @@ impl Upstream {
             started: false,
             fetch_end: None,
             copy_end: None,
-            copied: None,
             acked: None,
             applied_told: Lsn::ZERO,
             applied_since: None,
@@ -164,7 +161,7 @@ impl Core {
                     lineage,
                     volumes,
                     ack,
-                    ..
+                    time_ns,
                 },
             ) => {
                 let shared = match outcome {
@@ -200,7 +197,7 @@ impl Core {
                         lineage,
                         volumes,
                         ack,
-                        resume: None,
+                        time_ns,
                     };
                     let agreed = Agreed {
                         site,
@@ -258,6 +255,7 @@ impl Core {
                     lost,
                     base,
                     chain,
+                    time_ns,
                     volumes,
                 });
             }
@@ -565,7 +563,7 @@ impl Core {
         upstream.acked = Some(news);
         (upstream.applied_told, upstream.applied_since) = (applied, None);
         upstream.credit_told = credit_bytes;
-        let (link, copied) = (upstream.link, upstream.copied);
+        let link = upstream.link;
         self.actions.push(Action::Send(
             link,
             Message::Ack {
@@ -574,7 +572,6 @@ impl Core {
                 applied,
                 credit_bytes,
                 inconsistent_until,
-                copied,
             },
         ));
     }

@@ -39,7 +39,7 @@ pub use self::mirror::FrameInfo;
 pub use self::peer::{Conflict, Fork, Left, Peer, PeerPhase};
 
 use self::acks::Acks;
-use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeId, VolumeSpec};
+use crate::base::{AckMode, Epoch, Lineage, Lsn, Message, OnPeerLoss, Role, VolumeSpec};
 
 /// What nobody waits for is told by a message of its own only when nothing else went out for this long.
 const NEWS_DELAY: Duration = Duration::from_millis(5);
@@ -282,6 +282,8 @@ pub enum Action {
         base: Lsn,
         /// Checksum of the frame that ends there.
         chain: u32,
+        /// The primary's frame clock, no earlier than that frame; nanoseconds since 1970.
+        time_ns: u64,
         /// The volumes.
         volumes: Vec<VolumeSpec>,
     },
@@ -813,11 +815,6 @@ impl Core {
                 .cloned()
                 .unwrap_or_else(|| "not known".into()),
         }
-    }
-
-    /// Where a copied range ends, for the acknowledgement.
-    pub fn copied(&self) -> Option<(VolumeId, u64)> {
-        self.upstream.as_ref().and_then(|u| u.copied)
     }
 
     /// The lineage in force.

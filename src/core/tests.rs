@@ -1037,6 +1037,34 @@ fn what_was_acknowledged_alone_makes_a_fork_and_is_never_dropped() {
 }
 
 #[test]
+fn a_fork_that_is_heard_of_while_the_epoch_is_being_opened_keeps_it_closed() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.cut();
+    pair.write(0);
+    pair.pass(TIMEOUT * 2);
+    let kept = pair.sites[0].tail();
+    pair.kill(0);
+    pair.command(1, Command::Promote(FORCE));
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(1), &Mode::Serving);
+    // It acknowledged alone, hears nothing of its peer and is about to serve again, when the peer greets it.
+    pair.restart(0);
+    pair.sites[0].saves_run = false;
+    pair.pass(TIMEOUT);
+    assert_eq!(pair.mode(0), &Mode::Opening);
+    pair.mend();
+    pair.pass(TIMEOUT * 2);
+    pair.sites[0].saves_run = true;
+    pair.pass(TIMEOUT);
+    assert!(
+        matches!(pair.mode(0), Mode::Waiting(_)),
+        "{:?}",
+        pair.mode(0)
+    );
+    assert_eq!(pair.sites[0].tail(), kept, "no epoch is opened in a fork");
+}
+
+#[test]
 fn a_link_that_is_cut_while_a_tail_is_taken_over_can_connect_again() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     pair.sites[0].disk_runs = false;

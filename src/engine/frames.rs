@@ -338,9 +338,10 @@ impl Group {
         }
     }
 
-    /// A full copy begins: the history starts over after `base`.
-    pub(super) fn reset_frames(&mut self, base: Lsn, chain: u32) {
+    /// A full copy begins: the history starts over after `base`, whose frame closed at `time_ns` or before.
+    pub(super) fn reset_frames(&mut self, base: Lsn, chain: u32, time_ns: u64) {
         self.frames.restart(base, chain);
+        self.frames.time_ns = self.frames.time_ns.max(time_ns);
         self.log.reset(self.core.facts().group_id, base, chain);
         self.store = crate::store::Store::new(base);
         self.marks = super::stats::Marks::default();

@@ -453,6 +453,7 @@ impl Group {
                 lost,
                 base,
                 chain,
+                time_ns,
                 volumes,
             } => self.reset(receive::Reset {
                 from,
@@ -461,6 +462,7 @@ impl Group {
                 lost,
                 base,
                 chain,
+                time_ns,
                 volumes,
             }),
             Action::Distrust => self.distrust(),

@@ -53,6 +53,8 @@ pub(super) struct Reset {
     pub base: Lsn,
     /// Checksum of the frame that ends there.
     pub chain: u32,
+    /// The primary's frame clock, no earlier than that frame.
+    pub time_ns: u64,
     /// The volumes.
     pub volumes: Vec<VolumeSpec>,
 }
@@ -507,6 +509,7 @@ impl Group {
             lost,
             base,
             chain,
+            time_ns,
             volumes,
         } = reset;
         self.begin_undo();
@@ -561,7 +564,7 @@ impl Group {
         } else {
             self.make_homes(volumes);
         }
-        self.reset_frames(base, chain);
+        self.reset_frames(base, chain, time_ns);
         // What older segments of the file hold is another history.
         self.log.unreadable_before(base.next());
         self.state.checkpoint = self.log.position(base);

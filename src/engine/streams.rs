@@ -143,7 +143,7 @@ impl Group {
             lineage,
             volumes: self.volumes.clone(),
             ack: facts.ack,
-            resume: None,
+            time_ns: self.frames.time_ns(),
         };
         let peer = self.core.peer_name(Link(link.0)).unwrap_or_default();
         let chunks = self.changes.lacking(&peer, shared);

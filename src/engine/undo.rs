@@ -1038,7 +1038,7 @@ impl Group {
             self.changes.forget(&peer);
             self.changes.put(&peer, point, &ChunkSet::everything());
         }
-        self.reset_frames(point, chain);
+        self.reset_frames(point, chain, back.head.time_ns);
         self.log.unreadable_before(point.next());
         self.state.checkpoint = self.log.position(point);
         self.homes.forget(point);

@@ -11,11 +11,11 @@ use super::fields::{
     UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
-    COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, CopyRecord,
-    EPOCH_ALONE, EPOCH_COMPLETE, EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE,
-    HELLO_INCONSISTENT, HELLO_WRITTEN, HandoverRecord, HelloPrefix, HelloRecord, HelloTail,
-    INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES, RefuseRecord, VERSIONS, Versions, VolumeRecord,
+    ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM, COMPARED_UNREADABLE,
+    ChunkRecord, CompareRecord, ComparedRecord, CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE,
+    EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT, HELLO_WRITTEN,
+    HandoverRecord, HelloPrefix, HelloRecord, HelloTail, INCOMPAT, Kind, MAX_EPOCHS, MAX_VOLUMES,
+    RefuseRecord, VERSIONS, Versions, VolumeRecord,
 };
 use crate::base::{
     ByteRange, ChunkSet, Epoch, Hello, Lineage, Lsn, Message, Start, Verified, VolumeId, VolumeSpec,
@@ -303,18 +303,6 @@ impl<'a> Reader<'a> {
         Ok(until.map(Lsn))
     }
 
-    fn place(
-        &self,
-        field: &'static str,
-        flag: bool,
-        volume: U32,
-        offset: U64,
-    ) -> Result<Option<(VolumeId, u64)>, LinkError> {
-        let offset = self.below_2_63(field, offset)?;
-        let place = self.present(field, flag, (volume.get(), offset))?;
-        Ok(place.map(|(volume, offset)| (VolumeId(volume), offset)))
-    }
-
     fn lsn(&mut self, field: &'static str) -> Result<Lsn, LinkError> {
         let value = self.record(field)?;
         Ok(Lsn(self.below_2_63(field, value)?))
@@ -410,8 +398,7 @@ impl<'a> Reader<'a> {
     fn copy(&mut self) -> Result<Start, LinkError> {
         let record: CopyRecord = self.record("the record")?;
         self.zero("reserved bytes", &record.reserved)?;
-        self.flags(record.flags, COPY_RESUMES)?;
-        let resumes = record.flags & COPY_RESUMES != 0;
+        self.zero("reserved bytes at the end", &record.reserved_end)?;
         let epochs = self.count("number of epochs", record.epochs, MAX_EPOCHS)?;
         let volumes = self.count("number of volumes", record.volumes, MAX_VOLUMES)?;
         Ok(Start::Copy {
@@ -421,33 +408,22 @@ impl<'a> Reader<'a> {
             lineage: self.lineage(epochs)?,
             volumes: self.volumes(volumes)?,
             ack: self.code("ack mode", &ACK_MODES, record.ack)?,
-            resume: self.place(
-                "place to resume",
-                resumes,
-                record.resume_volume,
-                record.resume_offset,
-            )?,
+            time_ns: record.time_ns.get(),
         })
     }
 
     fn ack(&mut self) -> Result<Message, LinkError> {
         let record: AckRecord = self.record("the record")?;
         self.zero("reserved bytes", &record.reserved)?;
-        self.flags(record.flags, ACK_INCONSISTENT | ACK_COPIED)?;
+        self.zero("reserved bytes at the end", &record.reserved_end)?;
+        self.flags(record.flags, ACK_INCONSISTENT)?;
         let inconsistent = record.flags & ACK_INCONSISTENT != 0;
-        let copied = record.flags & ACK_COPIED != 0;
         Ok(Message::Ack {
             received: Lsn(self.below_2_63("received", record.received)?),
             durable: Lsn(self.below_2_63("durable", record.durable)?),
             applied: Lsn(self.below_2_63("applied", record.applied)?),
             credit_bytes: record.credit_bytes.get(),
             inconsistent_until: self.until(inconsistent, record.inconsistent_until)?,
-            copied: self.place(
-                "place copied to",
-                copied,
-                record.copied_volume,
-                record.copied_offset,
-            )?,
         })
     }
 

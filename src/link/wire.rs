@@ -476,19 +476,15 @@ pub(super) struct RefuseRecord {
 pub(super) struct CopyRecord {
     pub group_id: [u8; 16],
     pub base: U64,
-    pub resume_offset: U64,
-    pub resume_volume: U32,
+    /// Version 1 sends zero.
+    pub time_ns: U64,
+    pub reserved: [u8; 4],
     pub chain: U32,
     pub epochs: U32,
     pub volumes: U32,
     pub ack: u8,
-    /// [`COPY_RESUMES`].
-    pub flags: u8,
-    pub reserved: [u8; 6],
+    pub reserved_end: [u8; 7],
 }
-
-/// Flag of a copy: `resume_volume` and `resume_offset` are present.
-pub(super) const COPY_RESUMES: u8 = 1;
 
 /// A handover.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -507,17 +503,14 @@ pub(super) struct AckRecord {
     pub applied: U64,
     pub credit_bytes: U64,
     pub inconsistent_until: U64,
-    pub copied_offset: U64,
-    pub copied_volume: U32,
-    /// [`ACK_INCONSISTENT`], [`ACK_COPIED`].
+    pub reserved: [u8; 12],
+    /// [`ACK_INCONSISTENT`].
     pub flags: u8,
-    pub reserved: [u8; 3],
+    pub reserved_end: [u8; 3],
 }
 
 /// Flag of an ack: `inconsistent_until` is present.
 pub(super) const ACK_INCONSISTENT: u8 = 1;
-/// Flag of an ack: `copied_volume` and `copied_offset` are present.
-pub(super) const ACK_COPIED: u8 = 2;
 
 /// Part of a copy, before its content.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

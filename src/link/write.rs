@@ -12,11 +12,11 @@ use super::fields::{
     UNTIL_ALLOWED, chunk_fits, is_chunk, is_name, is_until,
 };
 use super::wire::{
-    ACK_COPIED, ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM,
-    COMPARED_UNREADABLE, COPY_RESUMES, ChunkRecord, CompareRecord, ComparedRecord, ContentRecord,
-    CopyRecord, EPOCH_ALONE, EPOCH_COMPLETE, EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE,
-    HELLO_INCONSISTENT, HELLO_WRITTEN, HandoverRecord, HelloPrefix, HelloRecord, HelloTail, Kind,
-    MAX_EPOCHS, MAX_TEXT, MAX_VOLUMES, MIXTURES, RefuseRecord, VERSIONS, VolumeRecord,
+    ACK_INCONSISTENT, AckRecord, CHUNK_DATA, COMPARE_CONTENT, COMPARE_MEDIUM, COMPARED_UNREADABLE,
+    ChunkRecord, CompareRecord, ComparedRecord, ContentRecord, CopyRecord, EPOCH_ALONE,
+    EPOCH_COMPLETE, EPOCH_MIXTURE, EpochRecord, GrowRecord, HELLO_ALONE, HELLO_INCONSISTENT,
+    HELLO_WRITTEN, HandoverRecord, HelloPrefix, HelloRecord, HelloTail, Kind, MAX_EPOCHS, MAX_TEXT,
+    MAX_VOLUMES, MIXTURES, RefuseRecord, VERSIONS, VolumeRecord,
 };
 use crate::base::{ByteRange, ChunkSet, Hello, Lineage, Lsn, Message, Start, VolumeId, VolumeSpec};
 
@@ -57,24 +57,20 @@ pub(super) fn body(
             applied,
             credit_bytes,
             inconsistent_until,
-            copied,
         } => {
             let mut flags = 0;
             let until = absent_or(*inconsistent_until, &mut flags, ACK_INCONSISTENT, |lsn| {
                 lsn.0
             });
-            let (volume, offset) =
-                absent_or(*copied, &mut flags, ACK_COPIED, |(id, at)| (id.0, at));
             w.put(&AckRecord {
                 received: w.below_2_63("received", received.0)?,
                 durable: w.below_2_63("durable", durable.0)?,
                 applied: w.below_2_63("applied", applied.0)?,
                 credit_bytes: (*credit_bytes).into(),
                 inconsistent_until: w.until(until)?,
-                copied_offset: w.below_2_63("copied offset", offset)?,
-                copied_volume: volume.into(),
+                reserved: [0; 12],
                 flags,
-                reserved: [0; 3],
+                reserved_end: [0; 3],
             });
         }
         Message::Commit { lsn } | Message::ChunksEnd { lsn } => w.lsn("LSN", *lsn)?,
@@ -400,22 +396,18 @@ impl Writer<'_> {
                 lineage,
                 volumes,
                 ack,
-                resume,
+                time_ns,
             } => {
-                let mut flags = 0;
-                let (volume, offset) =
-                    absent_or(*resume, &mut flags, COPY_RESUMES, |(id, at)| (id.0, at));
                 let record = CopyRecord {
                     group_id: group_id.into_bytes(),
                     base: self.below_2_63("base", base.0)?,
-                    resume_offset: self.below_2_63("resume offset", offset)?,
-                    resume_volume: volume.into(),
+                    time_ns: (*time_ns).into(),
+                    reserved: [0; 4],
                     chain: (*chain).into(),
                     epochs: self.count("number of epochs", lineage.epochs().len(), MAX_EPOCHS)?,
                     volumes: self.count("number of volumes", volumes.len(), MAX_VOLUMES)?,
                     ack: ACK_MODES.code(*ack),
-                    flags,
-                    reserved: [0; 6],
+                    reserved_end: [0; 7],
                 };
                 self.put(&record);
                 self.lineage(lineage)?;

@@ -73,10 +73,6 @@ fn volumes() -> impl Strategy<Value = Vec<VolumeSpec>> {
     prop::collection::vec(volume, 0..4)
 }
 
-fn place() -> impl Strategy<Value = Option<(VolumeId, u64)>> {
-    prop::option::of((any::<u32>().prop_map(VolumeId), 0..=u64::MAX >> 1))
-}
-
 fn hello() -> impl Strategy<Value = Message> {
     let stance = prop_oneof![
         Just(Stance::Serving),
@@ -131,21 +127,21 @@ fn start() -> impl Strategy<Value = Message> {
         lineage(),
         volumes(),
         ack_mode(),
-        place(),
+        any::<u64>(),
     );
     prop_oneof![
         lsn().prop_map(|from| Start::Stream { from }),
         lsn().prop_map(|from| Start::Fetch { from }),
         (uuid(), lsn()).prop_map(|(epoch_id, lsn)| Start::Handover { epoch_id, lsn }),
         copy.prop_map(
-            |(group_id, base, chain, lineage, volumes, ack, resume)| Start::Copy {
+            |(group_id, base, chain, lineage, volumes, ack, time_ns)| Start::Copy {
                 group_id,
                 base,
                 chain,
                 lineage,
                 volumes,
                 ack,
-                resume
+                time_ns
             }
         ),
     ]
@@ -171,14 +167,13 @@ fn refuse() -> impl Strategy<Value = Message> {
 }
 
 fn ack() -> impl Strategy<Value = Message> {
-    (lsn(), lsn(), lsn(), any::<u64>(), until(), place()).prop_map(
-        |(received, durable, applied, credit_bytes, inconsistent_until, copied)| Message::Ack {
+    (lsn(), lsn(), lsn(), any::<u64>(), until()).prop_map(
+        |(received, durable, applied, credit_bytes, inconsistent_until)| Message::Ack {
             received,
             durable,
             applied,
             credit_bytes,
             inconsistent_until,
-            copied,
         },
     )
 }
@@ -372,7 +367,7 @@ pub(super) fn one_of_each() -> Vec<Message> {
             lineage: Lineage::new(vec![epoch(1, "clichy")]).unwrap(),
             volumes: vec![volume()],
             ack: AckMode::Sync,
-            resume: Some((VolumeId(3), 0x5000)),
+            time_ns: 0x65,
         }),
         start(Start::Handover {
             epoch_id: Uuid::from_u128(0xE1),
@@ -386,7 +381,6 @@ pub(super) fn one_of_each() -> Vec<Message> {
             applied: Lsn(0x303),
             credit_bytes: 0x304,
             inconsistent_until: Some(Lsn(u64::MAX)),
-            copied: Some((VolumeId(3), 0x6000)),
         },
         Message::Commit { lsn: Lsn(0x401) },
         Message::Ping { token: u64::MAX },

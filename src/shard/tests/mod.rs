@@ -123,7 +123,6 @@ impl Fake {
                 applied: Lsn::ZERO,
                 credit_bytes: 0,
                 inconsistent_until: None,
-                copied: None,
             };
             return self.outputs.push(Output::Send { link, message });
         }

@@ -10,7 +10,9 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 8] = [
+const FOUND: [u64; 9] = [
+    // A copied mirror, its clock behind, closed a frame before the one its copy was based on.
+    4_000_000_005_158,
     // A copy that followed one that was cut off left out the frames that still waited for the mirror's journal.
     2_000_000_002_941,
     // A copy found a home right that was not synced yet, and nothing synced it afterwards.
