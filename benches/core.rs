@@ -45,7 +45,6 @@ fn ack(lsn: Lsn) -> Message {
         applied: lsn,
         credit_bytes: u64::MAX,
         inconsistent_until: None,
-        copied: None,
     }
 }
 

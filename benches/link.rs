@@ -38,7 +38,6 @@ fn ack() -> Message {
         applied: Lsn(999_000),
         credit_bytes: u64::MAX,
         inconsistent_until: None,
-        copied: None,
     }
 }
 
