@@ -528,9 +528,8 @@ impl Log {
         })
     }
 
-    /// What may be read of a segment from there, if only what is up to `durable` may be: where that ends, its last LSN, and
-    /// how much of it to read at once, which are whole frames if their places are known.
-    fn readable(&self, sequence: u64, from: u32, durable: Lsn) -> Option<(u32, Lsn, u32)> {
+    /// What may be read of a segment from there, if only what is up to `durable` may be.
+    fn readable(&self, sequence: u64, from: u32, durable: Lsn) -> Option<Readable> {
         let oldest = self.segments.front()?.sequence;
         let segment = self
             .segments
@@ -545,13 +544,30 @@ impl Log {
         let most = from.saturating_add(READ_BYTES);
         let frames = segment.places.partition_point(|p| p.offset <= most);
         let border = segment.places[..frames].last().map(|p| p.offset);
-        let stop = match border.filter(|border| *border > from) {
-            _ if end <= most => end,
-            Some(border) => border,
-            None => most,
+        let (stop, whole) = match border.filter(|border| *border > from) {
+            _ if end <= most => (end, true),
+            Some(border) => (border, true),
+            None => (most, false),
         };
-        Some((end, last, stop.saturating_sub(from)))
+        Some(Readable {
+            end,
+            last,
+            len: stop.saturating_sub(from),
+            whole,
+        })
     }
+}
+
+/// What may be read of a segment.
+struct Readable {
+    /// Where it ends, offset in the segment.
+    end: u32,
+    /// Its last LSN.
+    last: Lsn,
+    /// How much of it to read at once, bytes.
+    len: u32,
+    /// These are whole frames, as far as their places are known.
+    whole: bool,
 }
 
 /// What a [`Cursor`] wants.
@@ -576,20 +592,28 @@ pub struct Cursor {
     sequence: u64,
     /// Where the next read begins, offset in the segment.
     offset: u32,
-    /// Of reads that were asked for and not fed yet, oldest first: the last LSN of the segment, as far as it was durable.
-    /// What lies behind that in the file means nothing.
-    asked: VecDeque<Lsn>,
+    /// Reads that were asked for and not fed yet, oldest first.
+    asked: VecDeque<Asked>,
     next: Lsn,
     chain: u32,
     /// The beginning of a frame whose end was not read yet.
     rest: BytesMut,
 }
 
+/// A read that a cursor has asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    /// The last LSN of the segment, as far as it was durable. What lies behind that in the file means nothing.
+    last: Lsn,
+    /// No frame goes on behind it.
+    whole: bool,
+}
+
 impl Cursor {
     /// What to read next, of what is durable up to `durable`. What it asks for is to be fed, in this order.
     pub fn next_read(&mut self, log: &Log, durable: Lsn) -> Next {
         loop {
-            let Some((end, last, len)) = log.readable(self.sequence, self.offset, durable) else {
+            let Some(readable) = log.readable(self.sequence, self.offset, durable) else {
                 let oldest = log
                     .segments
                     .front()
@@ -600,10 +624,13 @@ impl Cursor {
                     Next::CaughtUp
                 };
             };
-            if self.offset < end {
+            if self.offset < readable.end {
+                let Readable {
+                    last, len, whole, ..
+                } = readable;
                 let offset = log.base(self.sequence) + u64::from(self.offset);
                 self.offset += len;
-                self.asked.push_back(last);
+                self.asked.push_back(Asked { last, whole });
                 return Next::Read {
                     offset,
                     len: u64::from(len),
@@ -625,13 +652,13 @@ impl Cursor {
     /// Takes what was read; returns the frames that are complete.
     ///
     /// # Errors
-    /// If a frame is damaged, or is not the next of the chain (its place was reused while it was read).
+    /// If a frame is damaged, or is not the next of the chain (its place was reused while it was read, or its write was lost).
     ///
     /// # Panics
     /// If nothing was asked for.
     pub fn feed(&mut self, data: Bytes) -> Result<Vec<Frame>, FrameError> {
         let asked = self.asked.pop_front();
-        let segment_last = asked.expect("what is fed was asked for");
+        let Asked { last, whole } = asked.expect("what is fed was asked for");
         let mut data = if self.rest.is_empty() {
             data
         } else {
@@ -640,7 +667,7 @@ impl Cursor {
             all.freeze()
         };
         let mut frames = Vec::new();
-        while data.len() >= BLOCK && self.next <= segment_last {
+        while data.len() >= BLOCK && self.next <= last {
             let len = Frame::peek_len(&data)?;
             if data.len() < len {
                 break;
@@ -654,7 +681,11 @@ impl Cursor {
             self.chain = frame.checksum();
             frames.push(frame);
         }
-        if self.next <= segment_last {
+        if self.next <= last && !data.is_empty() {
+            // What lies there instead of the next frame claims to be longer than that is.
+            if whole {
+                return Err(FrameError::Damaged("a frame is longer than its place"));
+            }
             self.rest = BytesMut::from(&data[..]);
         }
         Ok(frames)

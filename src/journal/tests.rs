@@ -490,6 +490,30 @@ fn a_cursor_stops_at_what_is_durable_and_notices_that_its_place_was_reused() {
     assert_eq!(cursor.next_read(&j.log, j.log.tail()), Next::Recycled);
 }
 
+#[test]
+fn a_cursor_does_not_wait_for_the_rest_of_a_frame_that_lies_where_a_shorter_one_was_lost() {
+    let mut j = Journal::new();
+    j.open_epoch(1);
+    j.append(1, 300_000, 1);
+    let longer = j.frames[1].bytes().clone();
+    j.append(1, 4096, 2);
+    let (first, lost) = (j.log.cursor(Lsn(1)).unwrap(), j.log.cursor(Lsn(3)).unwrap());
+    for mut cursor in [first, lost] {
+        let Next::Read { offset, len } = cursor.next_read(&j.log, Lsn(3)) else {
+            panic!("nothing to read")
+        };
+        let mut data = j.disk.bytes[offset as usize..(offset + len) as usize].to_vec();
+        let at = data.len() - j.frames[2].len();
+        let shown = data.len() - at;
+        data[at..].copy_from_slice(&longer[..shown]);
+        let error = cursor.feed(data.into()).unwrap_err();
+        assert!(
+            error.to_string().contains("longer than its place"),
+            "{error}"
+        );
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
