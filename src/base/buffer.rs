@@ -47,22 +47,21 @@ impl Spare {
         Some(buffer)
     }
 
-    /// Keeps one, if it may; the largest make room for it. Gives back what is not kept.
+    /// Keeps one, if it may; others than those of its kind make room for it, the largest first. Gives back what is not kept.
     fn keep(&mut self, buffer: AlignedBuf) -> Vec<AlignedBuf> {
         let mut rest = Vec::new();
         let capacity = buffer.capacity;
+        if capacity > SPARE_LARGEST {
+            return vec![buffer];
+        }
         while self.bytes + capacity > SPARE_BYTES {
-            let largest = self.buffers.last_entry().filter(|e| *e.key() > capacity);
-            let Some(mut largest) = largest else {
+            let mut others = self.buffers.keys().rev().filter(|k| **k != capacity);
+            let Some(other) = others.next().copied() else {
                 break;
             };
-            self.bytes -= largest.key();
-            rest.extend(largest.get_mut().pop());
-            if largest.get().is_empty() {
-                largest.remove();
-            }
+            rest.extend(self.take(other));
         }
-        if capacity <= SPARE_LARGEST && self.bytes + capacity <= SPARE_BYTES {
+        if self.bytes + capacity <= SPARE_BYTES {
             self.bytes += capacity;
             self.buffers.entry(capacity).or_default().push(buffer);
         } else {

@@ -10,6 +10,7 @@
 //! | `reactor` | the loop, and what belongs together in it |
 //! | `group` | a group with its files and its clock |
 //! | `disk`, `job` | a group's files: creation and blocking access; requests on the ring |
+//! | `spin` | whether to look again before sleeping |
 //! | `writer` | writes to homes, by threads of their own |
 //! | `stream` | a socket's queue and its operations |
 //! | `client`, `link` | a stream with NBD's codec, a stream with the link's |
@@ -26,6 +27,7 @@ mod link;
 mod log;
 mod reactor;
 mod ring;
+mod spin;
 mod stats;
 mod stream;
 #[cfg(test)]

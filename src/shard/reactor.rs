@@ -25,6 +25,7 @@ use super::group::{Clock, Machine, Slot};
 use super::job::{self, Begun, Job, Next};
 use super::link::Link;
 use super::ring::{Done, Op, ReadBuf, Ring};
+use super::spin::Spin;
 use super::stats::Counters;
 use super::stream::Stream;
 use super::writer::{HomeWrite, HomeWriter, HomeWritten};
@@ -132,6 +133,7 @@ pub struct Reactor<M> {
     /// Groups with inputs since their last batch.
     touched: Vec<usize>,
     homes: HomeWriter,
+    spin: Spin,
     /// Connections to look after before the turn ends.
     clients_due: Vec<usize>,
     links_due: Vec<usize>,
@@ -189,6 +191,7 @@ impl<M: Machine> Reactor<M> {
             serial: 0,
             touched: Vec::new(),
             homes,
+            spin: Spin::default(),
             clients_due: Vec::new(),
             links_due: Vec::new(),
             outputs: Vec::new(),
@@ -208,11 +211,18 @@ impl<M: Machine> Reactor<M> {
     pub fn run(mut self) -> io::Result<()> {
         self.listen();
         while !self.is_over() {
-            self.ring.enter(true, self.time_left())?;
+            let (before, left) = (self.clock.mono(), self.time_left());
+            match self.spin.patience() {
+                Some(patience) => self.ring.enter_patiently(patience, left)?,
+                None => self.ring.enter(true, left)?,
+            }
             self.now = self.clock.now();
+            let moved = self.counters.bytes();
             while let Some(done) = self.ring.reap() {
                 self.complete(done);
             }
+            let moved = self.counters.bytes() - moved;
+            self.spin.waited(self.now.mono - before, moved);
             self.collect_home_writes();
             self.tick();
             self.settle();
@@ -459,7 +469,14 @@ impl<M: Machine> Reactor<M> {
     }
 
     fn collect_home_writes(&mut self) {
-        for HomeWritten { group, id, result } in self.homes.take_done() {
+        for written in self.homes.take_done() {
+            let HomeWritten {
+                group,
+                id,
+                result,
+                data,
+            } = written;
+            drop(data);
             self.request_done(group, id, result);
         }
     }

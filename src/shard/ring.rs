@@ -14,7 +14,7 @@ use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use io_uring::types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -242,6 +242,29 @@ impl<T> Ring<T> {
             }
         };
         self.backlog.push_back(entry.user_data(key));
+    }
+
+    /// Submits what is queued, looks for completions for as long as `patience`, and sleeps only then.
+    ///
+    /// # Errors
+    /// As [`Ring::enter`].
+    pub fn enter_patiently(
+        &mut self,
+        patience: Duration,
+        limit: Option<Duration>,
+    ) -> io::Result<()> {
+        self.enter(false, None)?;
+        let begin = Instant::now();
+        while !self.has_news() && begin.elapsed() < patience {
+            // Whoever else has something to do goes first.
+            std::thread::yield_now();
+        }
+        self.enter(true, limit)
+    }
+
+    /// Whether something completed, or will with the next call.
+    fn has_news(&mut self) -> bool {
+        !self.uring.completion().is_empty() || self.uring.submission().taskrun()
     }
 
     /// Submits what is queued and, if `wait`, waits for a completion, at most for `limit`.

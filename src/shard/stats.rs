@@ -45,6 +45,17 @@ impl Counters {
         self.operations.set(counts.completed);
     }
 
+    /// Bytes on all sockets, both ways.
+    pub fn bytes(&self) -> u64 {
+        let counts = [
+            &self.received,
+            &self.sent,
+            &self.link_received,
+            &self.link_sent,
+        ];
+        counts.map(Count::get).iter().sum()
+    }
+
     /// As of now.
     pub fn snapshot(&self) -> ShardStats {
         ShardStats {

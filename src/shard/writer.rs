@@ -23,8 +23,9 @@ use super::disk::{Failure, Handle};
 use super::reactor::ring_bell;
 use crate::engine::{DiskId, DiskResult};
 
-/// The shard is woken for so many completed writes...
+/// The shard is woken for so many completed writes, or so many bytes ...
 const REPORT: usize = 24;
+const REPORT_BYTES: usize = 1 << 20;
 
 /// ... or when there was nothing to write for so long after the last one.
 const LINGER: Duration = Duration::from_millis(1);
@@ -60,6 +61,8 @@ pub struct HomeWritten {
     pub id: DiskId,
     /// What came of it.
     pub result: DiskResult,
+    /// What was written: memory goes back to the thread it came from, which keeps it for what comes next.
+    pub data: Bytes,
 }
 
 /// The shard's side of it. When it is dropped the threads end after the last write.
@@ -72,12 +75,18 @@ struct Shared {
     work: Mutex<Work>,
     wake: Condvar,
     /// Completed and not told yet.
-    done: Mutex<Vec<HomeWritten>>,
+    done: Mutex<Written>,
     /// How many those are.
     count: AtomicUsize,
     bell: Arc<OwnedFd>,
     /// What a write is; tests have their own.
     carry_out: fn(&HomeWrite) -> Result<(), Failure>,
+}
+
+#[derive(Default)]
+struct Written {
+    writes: Vec<HomeWritten>,
+    bytes: usize,
 }
 
 struct Work {
@@ -114,7 +123,7 @@ impl HomeWriter {
                     closed: false,
                 }),
                 wake: Condvar::new(),
-                done: Mutex::new(Vec::new()),
+                done: Mutex::new(Written::default()),
                 count: AtomicUsize::new(0),
                 bell,
                 carry_out,
@@ -161,7 +170,7 @@ impl HomeWriter {
         }
         let mut done = locked(&self.shared.done);
         self.shared.count.store(0, Relaxed);
-        mem::take(&mut *done)
+        mem::take(&mut *done).writes
     }
 
     fn start_thread(&self) -> io::Result<()> {
@@ -222,7 +231,6 @@ impl Shared {
     }
 
     fn write(&self, write: HomeWrite) {
-        let (group, id) = (write.group, write.id);
         let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&write))) {
             Ok(Ok(())) => DiskResult::Done,
             Ok(Err(failure)) => DiskResult::Failed {
@@ -234,13 +242,24 @@ impl Shared {
                 message: "a thread that writes to the homes panicked; see the log".into(),
             },
         };
-        drop(write);
+        let HomeWrite {
+            group, id, data, ..
+        } = write;
+        let len = data.len();
         let mut done = locked(&self.done);
-        done.push(HomeWritten { group, id, result });
-        let count = done.len();
-        self.count.store(count, Relaxed);
+        let before = (done.writes.len(), done.bytes);
+        done.bytes += len;
+        done.writes.push(HomeWritten {
+            group,
+            id,
+            result,
+            data,
+        });
+        let after = (done.writes.len(), done.bytes);
+        self.count.store(after.0, Relaxed);
         drop(done);
-        if count == REPORT {
+        let much = |(writes, bytes)| writes >= REPORT || bytes >= REPORT_BYTES;
+        if much(after) && !much(before) {
             ring_bell(&self.bell);
         }
     }
