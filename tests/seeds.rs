@@ -335,6 +335,7 @@ fn link_messages(seeds: &mut Seeds) {
                 chunk(Some(content)),
                 chunk(None),
                 Message::Confirmed { chunks: chunks() },
+                Message::Placed { bytes: 1 << 20 },
                 Message::ChunksEnd { lsn: Lsn(9) },
             ],
         ),

@@ -73,6 +73,21 @@ impl ChunkSet {
         self.everything || self.volumes.get(&volume).is_some_and(|v| v.contains(chunk))
     }
 
+    /// Whether every chunk is in the set that a range touches.
+    pub fn covers(&self, volume: VolumeId, range: ByteRange) -> bool {
+        if self.everything || range.len == 0 {
+            return true;
+        }
+        let (Ok(first), Ok(last)) = (
+            u32::try_from(range.offset / CHUNK_BYTES),
+            u32::try_from((range.end() - 1) / CHUNK_BYTES),
+        ) else {
+            return false;
+        };
+        let chunks = self.volumes.get(&volume);
+        chunks.is_some_and(|chunks| chunks.contains_range(first..=last))
+    }
+
     /// Whether any chunk is in both.
     pub fn meets(&self, other: &ChunkSet) -> bool {
         let meets = |(volume, chunks): (&VolumeId, &RoaringBitmap)| {
@@ -269,6 +284,9 @@ mod tests {
         ];
         assert_eq!(ranges(&set, &v), wanted);
         assert_eq!(ranges(&set, &volume(1, 1 << 30)), []);
+        assert!(set.covers(v.id, ByteRange::new(4096, 2 * CHUNK_BYTES - 4096)));
+        assert!(!set.covers(v.id, ByteRange::new(4096, 2 * CHUNK_BYTES - 4095)));
+        assert!(!set.covers(VolumeId(1), ByteRange::new(0, 1)));
     }
 
     #[test]

@@ -203,6 +203,11 @@ pub enum Message {
         /// The chunks.
         chunks: ChunkSet,
     },
+    /// So much of what was sent as chunks is in the homes now, since this was last said. Its sender has only so much under way.
+    Placed {
+        /// Bytes of the ranges.
+        bytes: u64,
+    },
     /// What is the content of this range right after the frame that ends at this LSN?
     Compare {
         /// Volume.

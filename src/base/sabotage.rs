@@ -48,6 +48,10 @@ pub enum Sabotage {
     CopyWithoutOverlay,
     /// The same only of a chunk that the open frame covers a part of.
     CopyOnlyTheHome,
+    /// What follows a chunk of a copy in the stream is left out, as is what comes before it.
+    AwaitWhatCame,
+    /// The same of a chunk that was asked about.
+    AwaitWhatWasAsked,
     /// What was copied is off the record of what is missing before it is durable.
     ConfirmBeforeSync,
     /// The record of what a copy is to bring lacks what its primary knows of.

@@ -74,8 +74,9 @@ pub struct Group {
     pub timeout: Duration,
     /// Size of the journal.
     pub journal_bytes: u64,
-    /// Bytes per second that a copy or verification may take; 0 for no limit.
-    pub resync_rate: u64,
+    /// Bytes per second that a copy or verification may read at most, 0 for no limit. `None`: no limit either, but a copy gives
+    /// way to clients.
+    pub resync_rate: Option<u64>,
     /// Keep what a copy replaces until it is complete.
     pub resync_undo: bool,
     /// How old the last complete verification may get before the next begins by itself; zero for never.
@@ -371,7 +372,7 @@ impl GroupDraft {
             journal_bytes: self
                 .journal
                 .map_or(DEFAULT_JOURNAL_BYTES, |journal| journal.value),
-            resync_rate: self.resync_rate.map_or(0, |rate| rate.value),
+            resync_rate: self.resync_rate.map(|rate| rate.value),
             resync_undo: self.resync_undo.is_none_or(|undo| undo.value),
             scrub: self.scrub.map_or(DEFAULT_SCRUB, |scrub| scrub.value),
             peers: self

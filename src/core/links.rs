@@ -1060,6 +1060,7 @@ pub(super) fn kind(message: &Message) -> &'static str {
         Message::Bye { .. } => "a goodbye",
         Message::Touched { .. } => "a set of chunks",
         Message::Confirmed { .. } => "what the mirror has of a copy",
+        Message::Placed { .. } => "how much of a copy is in the homes",
         Message::Compare { .. } => "a hash to compare",
         Message::Compared { .. } => "the answer to a hash",
         Message::Content { .. } => "the content of a range",

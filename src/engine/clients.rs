@@ -30,7 +30,12 @@ pub(super) struct Clients {
     reads: Slab<Read>,
     /// Reads that touch an operation of the open frame: planned again once it closed.
     unplanned: Vec<(ClientId, Request, Duration)>,
+    /// When the last write was admitted.
+    last_write: Option<Duration>,
 }
+
+/// After so long without a write a copy does not give way any more.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// A reply that waits for its LSN.
 struct Waiting {
@@ -86,6 +91,11 @@ impl Clients {
     /// Requests received and not answered.
     pub fn in_flight(&self) -> u64 {
         (self.waiting.len() + self.stalled.len() + self.reads.len() + self.unplanned.len()) as u64
+    }
+
+    /// They have written within the last moment.
+    pub fn write(&self, now: Duration) -> bool {
+        self.last_write.is_some_and(|at| now < at + MOMENT)
     }
 
     /// Some requests wait to be admitted.
@@ -236,6 +246,7 @@ impl Group {
             return Some(request);
         }
         self.marks.wrote(self.frames.time_after(self.now.wall_ns));
+        self.clients.last_write = Some(self.now.mono);
         let last = self.enter_request(volume, range, fua, data, &request.command);
         let bytes = data.map_or(0, |d| d.len() as u64);
         let strength = if fua {

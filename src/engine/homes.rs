@@ -425,6 +425,14 @@ impl Group {
 
     /// Starts what may be applied.
     pub(super) fn apply(&mut self) {
+        if self.start_applies() {
+            self.have_applied();
+        }
+    }
+
+    /// The same. True if some counts as applied by that.
+    fn start_applies(&mut self) -> bool {
+        let mut some = false;
         while let Some(Apply { lsn, op, content }) = self.store.next_apply() {
             match (op.kind, content) {
                 (OpKind::OpenEpoch, _) => self.applied(lsn, None),
@@ -434,9 +442,14 @@ impl Group {
                 (OpKind::ResizeVolume, Content::Control(payload)) => {
                     self.grow_volume(lsn, &payload);
                 }
+                _ if self.copy_brings(&op) => {
+                    self.store.applied(lsn);
+                    some = true;
+                }
                 (_, content) => self.apply_to_home(lsn, &op, content),
             }
         }
+        some
     }
 
     fn apply_to_home(&mut self, lsn: Lsn, op: &Op, content: Content) {
@@ -478,12 +491,18 @@ impl Group {
                 .record(Stage::Apply, self.now.mono.saturating_sub(since));
         }
         self.store.applied(lsn);
-        let reached = self.store.applied_lsn();
-        self.event(Event::Applied(reached));
-        self.apply();
+        self.have_applied();
+    }
+
+    fn have_applied(&mut self) {
+        self.event(Event::Applied(self.store.applied_lsn()));
+        while self.start_applies() {
+            self.event(Event::Applied(self.store.applied_lsn()));
+        }
         if self.state.volumes_due {
             self.create_missing_volumes();
         }
+        let reached = self.store.applied_lsn();
         let copy_ends = self.core.copy_end().is_some_and(|until| until <= reached);
         if copy_ends && self.receive.chunks_done() {
             self.homes.want_checkpoint();

@@ -71,8 +71,9 @@ pub struct GroupConfig {
     pub timeout: Duration,
     /// Size of the journal in bytes, at the first start only.
     pub journal_bytes: u64,
-    /// Bytes per second that a copy or verification may read at most; 0 for no limit.
-    pub resync_rate: u64,
+    /// Bytes per second that a copy or verification may read at most, 0 for no limit. `None`: no limit either, but a copy gives
+    /// way to clients.
+    pub resync_rate: Option<u64>,
     /// Keep what a copy replaces until it is complete, so that this site can go back to it.
     pub resync_undo: bool,
     /// Verify by itself when the last complete verification is older than this; zero for never.

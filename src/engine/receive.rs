@@ -9,19 +9,26 @@ use super::questions::Question;
 use super::{DiskOp, File, Group, LinkId, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, ChunkSet, Lsn, Message, OpKind, Refusal, Role, VolumeId, VolumeSpec};
+use crate::base::{
+    ByteRange, ChunkSet, Lsn, Message, Op, OpKind, Refusal, Role, VolumeId, VolumeSpec,
+};
 use crate::core::{Event, FrameInfo, Link};
 use crate::journal::{self, Frame};
 use crate::store::{Content, HoldId};
+
+/// The primary is told of chunks in the homes once it is so much of them, or all.
+const PLACED_BYTES: u64 = 2 << 20;
 
 /// Chunks that arrived and are not in the homes yet.
 #[derive(Default)]
 pub(super) struct Receive {
     waiting: VecDeque<Chunk>,
-    writing: Vec<(HoldId, VolumeId, ByteRange)>,
+    writing: Vec<Writing>,
     /// Homes with chunks that were written and may not be on stable storage.
     unsynced: BTreeMap<VolumeId, u64>,
     written: u64,
+    /// Of chunks that came on this link, in the homes and not yet told.
+    placed: Option<(LinkId, u64)>,
     /// What the core allows the homes to hold.
     allowed: Lsn,
     ended: bool,
@@ -37,6 +44,8 @@ pub(super) struct Receive {
     confirming: VecDeque<(Lsn, ChunkSet)>,
     /// Those of which that is true, until the homes are synced.
     confirmed: ChunkSet,
+    /// Chunks that the copy on this link is still to ask about or to bring.
+    awaited: Option<(LinkId, ChunkSet)>,
 }
 
 /// A copy begins.
@@ -65,6 +74,14 @@ struct Chunk {
     range: ByteRange,
     data: Option<Bytes>,
     place: Place,
+}
+
+/// A chunk on its way into a home.
+struct Writing {
+    hold: HoldId,
+    link: LinkId,
+    volume: VolumeId,
+    range: ByteRange,
 }
 
 /// When a chunk may be written.
@@ -97,12 +114,21 @@ impl Receive {
         while let Some((lsn, chunks)) = self.confirming.front() {
             let under_way = |volume: VolumeId, range: ByteRange| chunks.holds(volume, range.offset);
             let quiet = !self.waiting.iter().any(|c| under_way(c.volume, c.range))
-                && !self.writing.iter().any(|&(_, v, r)| under_way(v, r));
+                && !self.writing.iter().any(|w| under_way(w.volume, w.range));
             if *lsn > durable || !quiet {
                 return;
             }
             let (_, chunks) = self.confirming.pop_front().expect("just seen");
             self.confirmed.union(&chunks);
+        }
+    }
+
+    /// A copy asks about this range, or brings it: from here on its home has to follow the stream.
+    fn no_longer_awaited(&mut self, volume: VolumeId, range: ByteRange, volumes: &[VolumeSpec]) {
+        if let Some((_, awaited)) = &mut self.awaited {
+            let mut chunks = ChunkSet::new();
+            chunks.insert(volume, range);
+            awaited.subtract(&chunks, volumes);
         }
     }
 
@@ -159,7 +185,7 @@ impl Receive {
     pub fn quiet(&self, volume: VolumeId, range: ByteRange) -> bool {
         let meets = |v: VolumeId, r: ByteRange| v == volume && r.overlaps(range);
         !self.waiting.iter().any(|c| meets(c.volume, c.range))
-            && !self.writing.iter().any(|&(_, v, r)| meets(v, r))
+            && !self.writing.iter().any(|w| meets(w.volume, w.range))
     }
 }
 
@@ -185,6 +211,7 @@ impl Group {
             }
             Message::ChunksEnd { .. } => {
                 self.receive.ended = true;
+                self.receive.awaited = None;
                 self.event(Event::Message(Link(link.0), message));
                 self.check_copy_end();
             }
@@ -206,6 +233,13 @@ impl Group {
                     self.receive.confirming.push_back((sealed, chunks));
                 }
             }
+            Message::Placed { bytes } => {
+                self.event(Event::Heard(Link(link.0)));
+                let placed = self.streams.get_mut(&link).map(|s| s.placed(bytes));
+                if let Some(Err(text)) = placed {
+                    self.link_fault(link, &text);
+                }
+            }
             Message::Compare {
                 volume,
                 range,
@@ -223,6 +257,10 @@ impl Group {
                     content,
                 };
                 let asked = if self.core.follows(Link(link.0)) {
+                    let asked = range;
+                    #[cfg(test)]
+                    let asked = nothing_of(asked, Sabotage::AwaitWhatWasAsked);
+                    self.receive.no_longer_awaited(volume, asked, &self.volumes);
                     self.asked_to_compare(question)
                 } else {
                     Err("a question about a chunk on a link that is not streaming".into())
@@ -362,6 +400,10 @@ impl Group {
         {
             return Err(format!("a chunk beyond the end of volume '{}'", spec.name));
         }
+        let came = range;
+        #[cfg(test)]
+        let came = nothing_of(came, Sabotage::AwaitWhatCame);
+        self.receive.no_longer_awaited(volume, came, &self.volumes);
         let place = if self.core.facts().inconsistent_until.is_some() {
             Place::Held(self.store.hold(volume, range))
         } else {
@@ -420,7 +462,12 @@ impl Group {
                     continue;
                 }
             };
-            self.receive.writing.push((hold, chunk.volume, chunk.range));
+            self.receive.writing.push(Writing {
+                hold,
+                link: chunk.link,
+                volume: chunk.volume,
+                range: chunk.range,
+            });
             let file = File::Home(chunk.volume);
             let op = match chunk.data {
                 Some(data) => {
@@ -474,17 +521,32 @@ impl Group {
 
     pub(super) fn chunk_written(&mut self, hold: HoldId) {
         self.store.release(hold);
-        for (_, volume, _) in self.receive.writing.extract_if(.., |(h, ..)| *h == hold) {
-            self.receive.written += 1;
-            let written = self.receive.written;
-            self.receive.unsynced.insert(volume, written);
+        let receive = &mut self.receive;
+        for chunk in receive.writing.extract_if(.., |w| w.hold == hold) {
+            receive.written += 1;
+            receive.unsynced.insert(chunk.volume, receive.written);
+            let placed = receive.placed.filter(|(link, _)| *link == chunk.link);
+            let placed = placed.map_or(0, |(_, bytes)| bytes) + chunk.range.len;
+            receive.placed = Some((chunk.link, placed));
         }
+        self.tell_placed();
         // A repair is in no journal: a power cut must not bring back what it has mended.
         if self.core.facts().inconsistent_until.is_none() && self.receive.idle() {
             self.homes.want_checkpoint();
         }
         self.check_copy_end();
         self.read_held_questions();
+    }
+
+    /// The primary has only so much of chunks under way: it learns what is in the homes, not for each of them.
+    fn tell_placed(&mut self) {
+        let idle = self.receive.idle();
+        let due = |(_, bytes): &mut (LinkId, u64)| *bytes >= PLACED_BYTES || idle;
+        if let Some((link, bytes)) = self.receive.placed.take_if(due)
+            && self.core.follows(Link(link.0))
+        {
+            self.send(link, Message::Placed { bytes });
+        }
     }
 
     /// A complete copy becomes consistent with the next checkpoint.
@@ -623,11 +685,26 @@ impl Group {
         }
     }
 
+    /// Whether an operation need not reach the homes: the copy that is under way brings all it touches, as of a later LSN. Until
+    /// then these chunks are on record as missing, whatever is in them.
+    pub(super) fn copy_brings(&self, op: &Op) -> bool {
+        let Some((link, awaited)) = &self.receive.awaited else {
+            return false;
+        };
+        self.core.follows(Link(link.0)) && awaited.covers(op.volume, op.range)
+    }
+
     /// The new beginning is on record: tell the primary where to look, before the agreement goes out.
     pub(super) fn reset_recorded(&mut self) {
         let chunks = self.changes.own().cloned();
         if let (Some(link), Some(chunks)) = (self.core.upstream_link(), chunks) {
-            self.send(LinkId(link.0), Message::Touched { chunks });
+            let link = LinkId(link.0);
+            // Of the volumes there are: of others that are made or grow later nobody says what it will bring.
+            let mut awaited = chunks.clone();
+            awaited.subtract(&ChunkSet::new(), &self.volumes);
+            awaited.clip(&self.volumes);
+            self.receive.awaited = Some((link, awaited));
+            self.send(link, Message::Touched { chunks });
         }
         self.event(Event::ResetDone);
     }
@@ -687,4 +764,11 @@ impl Group {
             self.state.request_reset();
         }
     }
+}
+
+/// An empty range, if this rule is broken.
+#[cfg(test)]
+fn nothing_of(range: ByteRange, rule: Sabotage) -> ByteRange {
+    let len = if sabotaged(rule) { 0 } else { range.len };
+    ByteRange::new(range.offset, len)
 }

@@ -18,6 +18,9 @@ const QUEUE_BYTES: u64 = 8 << 20;
 /// Frame bytes sent and not yet durable at the mirror, at most: this bounds the mirror's memory.
 const WINDOW_BYTES: u64 = 32 << 20;
 
+/// Bytes of chunks sent and not yet in the mirror's homes, at most: the same, where old content is to be kept before.
+const CHUNKS_BYTES: u64 = 16 << 20;
+
 /// Reads of the journal under way at once for a mirror that is behind: while one is sent, the next come from the disk.
 const READS: usize = 4;
 
@@ -33,6 +36,8 @@ pub(super) struct Stream {
     cursor: Option<Cursor>,
     reads: Reads,
     read_frames: VecDeque<Frame>,
+    /// Of chunks, sent and not in the mirror's homes.
+    unplaced_bytes: u64,
     /// Chunks that are copied or verified beside the frames.
     pub walk: Option<Walk>,
     /// The mirror was told what is known of verifications.
@@ -93,6 +98,7 @@ impl Stream {
             cursor: None,
             reads: Reads::default(),
             read_frames: VecDeque::new(),
+            unplaced_bytes: 0,
             walk: None,
             told_verified: false,
             proposed: None,
@@ -117,6 +123,30 @@ impl Stream {
 
     pub fn has_room(&self) -> bool {
         self.queued_bytes < QUEUE_BYTES && self.unacked_bytes < WINDOW_BYTES
+    }
+
+    /// The same for chunks.
+    pub fn has_room_for_chunks(&self) -> bool {
+        self.has_room() && self.unplaced_bytes < CHUNKS_BYTES
+    }
+
+    /// A chunk is sent.
+    pub fn chunk_sent(&mut self, len: u64) {
+        self.unplaced_bytes += len;
+    }
+
+    /// The mirror has so much of them in its homes.
+    pub fn placed(&mut self, bytes: u64) -> Result<(), String> {
+        match self.unplaced_bytes.checked_sub(bytes) {
+            Some(left) => self.unplaced_bytes = left,
+            None => {
+                return Err(format!(
+                    "{bytes} bytes of chunks are said to be in the homes, {} were under way",
+                    self.unplaced_bytes
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -156,7 +186,7 @@ impl Group {
         let announced = Message::Touched {
             chunks: chunks.clone(),
         };
-        stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, self.config.resync_rate));
+        stream.walk = Some(Walk::new(Purpose::Copy, chunks, 0, 0));
         self.streams.insert(link, stream);
         self.send(link, announced);
         self.send(link, Message::Start(Box::new(start)));

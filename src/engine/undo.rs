@@ -24,7 +24,8 @@ use super::{Disk, DiskOp, DiskResult, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{
-    BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec, counted_bytes,
+    AlignedBuf, BLOCK, ByteRange, CHUNK_BYTES, ChunkSet, OpKind, VolumeId, VolumeSpec,
+    counted_bytes,
 };
 use crate::core::{Event, Severity, UndoPoint, WentBack};
 use crate::journal::{
@@ -36,8 +37,9 @@ use crate::status::UndoStatus;
 /// Chunks being read at once to be kept.
 const READS: usize = 8;
 
-/// Bytes of entries that are written at once.
-const BATCH: usize = 4 << 20;
+/// Entries are written as many at once as fit so many bytes.
+const BATCH_BYTES: usize = 2 << 20;
+const BATCH: usize = BATCH_BYTES / UNDO_ENTRY_BYTES as usize;
 
 /// When less than this can still be promised to clients, keeping ends: bytes. Their writes come first.
 const RESERVE: u64 = 256 << 20;
@@ -105,8 +107,8 @@ struct Kept {
     /// Still to be read.
     wanted: VecDeque<(VolumeId, ByteRange)>,
     reading: usize,
-    /// Entries to be written, and how many.
-    batch: Vec<u8>,
+    /// Entries to be written.
+    batch: Option<AlignedBuf>,
     batched: Vec<(VolumeId, ByteRange)>,
     /// Being written.
     writing: Option<(u64, Vec<(VolumeId, ByteRange)>)>,
@@ -156,7 +158,7 @@ impl Kept {
             saved,
             wanted: VecDeque::new(),
             reading: 0,
-            batch: Vec::new(),
+            batch: None,
             batched: Vec::new(),
             writing: None,
             made,
@@ -460,8 +462,10 @@ impl Group {
             let Phase::InForce(kept) = &mut self.undo.phase else {
                 return;
             };
-            if kept.writing.is_none() && !kept.batch.is_empty() {
-                let data = Bytes::from(std::mem::take(&mut kept.batch));
+            if kept.writing.is_none()
+                && let Some(batch) = kept.batch.take()
+            {
+                let data = Bytes::from_owner(batch);
                 let offset = kept.end;
                 kept.end += data.len() as u64;
                 kept.writing = Some((kept.made, std::mem::take(&mut kept.batched)));
@@ -474,7 +478,7 @@ impl Group {
                 self.undo_submit(op);
                 continue;
             }
-            if kept.reading >= READS || kept.batch.len() >= BATCH {
+            if kept.reading >= READS || kept.batched.len() + kept.reading >= BATCH {
                 return;
             }
             let Some((volume, range)) = kept.wanted.pop_front() else {
@@ -520,7 +524,10 @@ impl Group {
                     number: kept.made,
                     durable: kept.durable,
                 };
-                UndoEntry::encode(place, volume, range, &content, &mut kept.batch);
+                let batch = kept
+                    .batch
+                    .get_or_insert_with(|| AlignedBuf::with_capacity(BATCH_BYTES));
+                UndoEntry::encode(place, volume, range, &content, batch);
                 kept.made += 1;
                 kept.batched.push((volume, range));
                 self.keep_chunks();
@@ -1277,7 +1284,7 @@ impl FoundUndo {
                 number: self.entries,
                 durable: self.entries,
             };
-            let mut out = Vec::new();
+            let mut out = AlignedBuf::with_capacity(UNDO_ENTRY_BYTES as usize);
             UndoEntry::encode(place, volume, chunk, &content, &mut out);
             disk.write(File::Undo, self.end, &out, true)?;
             self.saved.insert(volume, chunk);

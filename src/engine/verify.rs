@@ -192,7 +192,7 @@ impl Group {
 
     /// One is under way: at full rate from now on, and with this remedy if it is the stronger.
     fn take_over(&mut self, link: LinkId, remedy: Remedy) -> String {
-        let rate = self.config.resync_rate;
+        let rate = self.config.resync_rate.unwrap_or(0);
         let Some(walk) = self.walk(link) else {
             return "nothing is under way".into();
         };
@@ -239,7 +239,7 @@ impl Group {
         let rate = if run.scrub {
             self.scrub_rate(run.total_bytes)
         } else {
-            self.config.resync_rate
+            self.config.resync_rate.unwrap_or(0)
         };
         let (volume, offset) = run.next;
         let volume = self.volumes.iter().position(|v| v.id >= volume);
@@ -465,7 +465,7 @@ impl Group {
     /// Bytes per second.
     fn scrub_rate(&self, total: u64) -> u64 {
         let fair = total / (self.config.scrub.as_secs() / SCRUB_SHARE).max(1);
-        match self.config.resync_rate {
+        match self.config.resync_rate.unwrap_or(0) {
             0 => fair.max(SCRUB_SLOWEST),
             most => fair.max(SCRUB_SLOWEST).min(most),
         }

@@ -39,6 +39,9 @@ const ASK_EVERY: u64 = 16;
 const CONFIRM_BYTES: u64 = if cfg!(test) { CHUNK_BYTES } else { 4 << 20 };
 const CONFIRM_AGE: Duration = Duration::from_secs(1);
 
+/// Bytes per second of a copy while clients write, unless the configuration says otherwise.
+const GIVING_WAY: u64 = 64 << 20;
+
 /// How much of a second's worth may go out at once when the rate is limited.
 const BURST: Duration = Duration::from_millis(100);
 
@@ -309,13 +312,21 @@ impl Group {
     fn begin_part(&mut self, link: LinkId) -> bool {
         let now = self.now.mono;
         let crowded = self.writers_wait();
+        let copy_rate = match self.config.resync_rate {
+            Some(rate) => rate,
+            None if self.clients.write(now) => GIVING_WAY,
+            None => 0,
+        };
         let Some(stream) = self.streams.get_mut(&link) else {
             return false;
         };
-        let has_room = stream.has_room();
+        let has_room = stream.has_room_for_chunks();
         let Some(walk) = stream.walk.as_mut() else {
             return false;
         };
+        if matches!(walk.purpose, Purpose::Copy) {
+            walk.pace.rate = copy_rate;
+        }
         if walk.parts.len() >= PARTS || !has_room || !walk.pace.may_go(now) {
             return false;
         }
@@ -601,6 +612,7 @@ impl Group {
         let (lsn, now) = (self.frames.sealed(), self.now.mono);
         if let Some(stream) = self.streams.get_mut(&link) {
             stream.queued_bytes += data.as_ref().map_or(64, |d| d.len() as u64);
+            stream.chunk_sent(range.len);
             if let Some(walk) = stream.walk.as_mut()
                 && walk.verifying().is_none()
             {

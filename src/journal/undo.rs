@@ -231,13 +231,13 @@ impl UndoEntry {
     /// Appends the entry for this content to what is to be written.
     ///
     /// # Panics
-    /// If the content is not as long as the range, or longer than a chunk.
+    /// If the content is not as long as the range, or longer than a chunk, or there is no room for it.
     pub fn encode(
         place: UndoPlace,
         volume: VolumeId,
         range: ByteRange,
         content: &[u8],
-        out: &mut Vec<u8>,
+        out: &mut AlignedBuf,
     ) {
         assert!(content.len() as u64 == range.len && range.len <= CHUNK_BYTES);
         let zero = is_zero(content);
@@ -253,12 +253,11 @@ impl UndoEntry {
             crc: U32::new(0),
         };
         entry.crc = U32::new(crc32fast::hash(entry.as_bytes()));
-        let at = out.len();
         out.extend_from_slice(entry.as_bytes());
-        out.resize(at + BLOCK, 0);
+        pad(out);
         if !zero {
             out.extend_from_slice(content);
-            out.resize(at + BLOCK + round_up(content.len(), BLOCK), 0);
+            pad(out);
         }
     }
 
@@ -323,6 +322,13 @@ impl UndoEntry {
     }
 }
 
+/// Zeroes up to the end of the block.
+fn pad(out: &mut AlignedBuf) {
+    let len = out.len();
+    out.set_len(round_up(len, BLOCK));
+    out[len..].fill(0);
+}
+
 impl Entry {
     /// What it covers, if that can be.
     fn range(&self) -> Option<ByteRange> {
@@ -371,9 +377,9 @@ mod tests {
             durable: number,
         };
         let range = ByteRange::new(CHUNK_BYTES, content.len() as u64);
-        let mut out = Vec::new();
+        let mut out = AlignedBuf::with_capacity(UNDO_ENTRY_BYTES as usize);
         UndoEntry::encode(place, VolumeId(2), range, content, &mut out);
-        out.into()
+        Bytes::from_owner(out)
     }
 
     #[test]
@@ -386,7 +392,7 @@ mod tests {
             let error = UndoHead::decode(&long(frames_len).encode()).unwrap_err();
             assert!(error.contains(&frames_len.to_string()), "{error}");
         }
-        let mut out = Vec::new();
+        let mut out = AlignedBuf::with_capacity(UNDO_ENTRY_BYTES as usize);
         let place = UndoPlace {
             id: ID,
             number: 0,
@@ -395,7 +401,10 @@ mod tests {
         let beyond = ByteRange::new(u64::MAX - 511, 512);
         UndoEntry::encode(place, VolumeId(2), beyond, &[1; 512], &mut out);
         assert_eq!(UndoEntry::peek(ID, 0, &out), None);
-        assert_eq!(UndoEntry::decode(ID, 0, &out.into()), UndoRead::Broken);
+        assert_eq!(
+            UndoEntry::decode(ID, 0, &Bytes::from_owner(out)),
+            UndoRead::Broken
+        );
     }
 
     #[test]

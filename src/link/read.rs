@@ -69,6 +69,12 @@ pub(super) fn body(kind: Kind, body: &[u8]) -> Result<Message, LinkError> {
         Kind::Confirmed => Message::Confirmed {
             chunks: r.chunks()?,
         },
+        Kind::Placed => {
+            let bytes = r.record("bytes")?;
+            Message::Placed {
+                bytes: r.below_2_63("bytes", bytes)?,
+            }
+        }
         Kind::Compare => {
             let record: CompareRecord = r.record("the record")?;
             r.zero("reserved bytes", &record.reserved)?;
@@ -383,15 +389,13 @@ impl<'a> Reader<'a> {
             mixture: Uuid::nil(),
             written: None,
         };
-        if theirs.newest >= 2 {
-            let tail: HelloTail = self.record("the end")?;
-            self.zero("reserved bytes of the end", &tail.reserved)?;
-            self.flags(tail.flags, HELLO_WRITTEN)?;
-            let known = tail.flags & HELLO_WRITTEN != 0;
-            let written = self.below_2_63("last written", tail.written)?;
-            hello.written = self.present("last written", known, written)?.map(Lsn);
-            hello.mixture = Uuid::from_bytes(tail.mixture);
-        }
+        let tail: HelloTail = self.record("the end")?;
+        self.zero("reserved bytes of the end", &tail.reserved)?;
+        self.flags(tail.flags, HELLO_WRITTEN)?;
+        let known = tail.flags & HELLO_WRITTEN != 0;
+        let written = self.below_2_63("last written", tail.written)?;
+        hello.written = self.present("last written", known, written)?.map(Lsn);
+        hello.mixture = Uuid::from_bytes(tail.mixture);
         Ok(hello)
     }
 

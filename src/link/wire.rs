@@ -1,4 +1,4 @@
-//! The layout of the link's messages, version 1.
+//! The layout of the link's messages, version 2.
 //!
 //! Integers are little endian. Reserved bytes and bits are zero. A value that is absent is zero, beside a flag that says
 //! so. LSNs, epoch numbers, offsets and lengths are below 2^63, so that sums of two never overflow; only
@@ -109,7 +109,7 @@ pub struct Versions {
 impl Versions {
     /// What this program speaks.
     pub const OURS: Versions = Versions {
-        oldest: 1,
+        oldest: 2,
         newest: 2,
     };
 
@@ -183,11 +183,13 @@ pub enum Kind {
     Verified,
     /// Chunks of a copy that the mirror has.
     Confirmed,
+    /// How much of what was sent as chunks is in the homes.
+    Placed,
 }
 
 impl Kind {
     /// All of them, in the order of their numbers, which start at 1.
-    pub const ALL: [Kind; 25] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Hello,
         Kind::Refuse,
         Kind::StartStream,
@@ -213,6 +215,7 @@ impl Kind {
         Kind::Content,
         Kind::Verified,
         Kind::Confirmed,
+        Kind::Placed,
     ];
 
     /// The message of this number.
@@ -250,7 +253,8 @@ impl Kind {
             | Kind::Ping
             | Kind::Pong
             | Kind::ChunksEnd
-            | Kind::FetchEnd => exactly(size_of::<U64>()),
+            | Kind::FetchEnd
+            | Kind::Placed => exactly(size_of::<U64>()),
             Kind::Chunk => between(
                 size_of::<ChunkRecord>(),
                 size_of::<ChunkRecord>() + MAX_CHUNK,
@@ -308,6 +312,7 @@ impl fmt::Display for Kind {
             Kind::Content => "content",
             Kind::Verified => "verified",
             Kind::Confirmed => "confirmed",
+            Kind::Placed => "placed",
         })
     }
 }
@@ -476,7 +481,6 @@ pub(super) struct RefuseRecord {
 pub(super) struct CopyRecord {
     pub group_id: [u8; 16],
     pub base: U64,
-    /// Version 1 sends zero.
     pub time_ns: U64,
     pub reserved: [u8; 4],
     pub chain: U32,

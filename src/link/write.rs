@@ -105,6 +105,10 @@ pub(super) fn body(
                 w.out.extend_from_slice(&bytes);
             }
         }
+        Message::Placed { bytes } => {
+            let bytes = w.below_2_63("bytes", *bytes)?;
+            w.put(&bytes);
+        }
         Message::Compare {
             volume,
             range,
@@ -195,6 +199,7 @@ pub(super) fn kind_of(message: &Message) -> Kind {
         Message::Bye { .. } => Kind::Bye,
         Message::Touched { .. } => Kind::Touched,
         Message::Confirmed { .. } => Kind::Confirmed,
+        Message::Placed { .. } => Kind::Placed,
         Message::Compare { .. } => Kind::Compare,
         Message::Compared { .. } => Kind::Compared,
         Message::Content { .. } => Kind::Content,

@@ -164,8 +164,17 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             return Ok(Plan::Answer(DiskResult::Done));
         }
     };
-    if matches!(work, Work::Write { .. }) {
+    if let Work::Write {
+        offset,
+        data,
+        durable,
+    } = &work
+    {
         files.make(file)?;
+        if *durable {
+            let handle = files.for_durable(file, *offset, data)?.clone();
+            return Ok(Plan::Work(handle, work));
+        }
     }
     Ok(Plan::Work(files.handle(file)?.clone(), work))
 }

@@ -118,7 +118,7 @@ pub fn member(name: &str, shard: usize) -> Member {
             on_peer_loss: OnPeerLoss::Continue,
             timeout: Duration::from_secs(5),
             journal_bytes: 1 << 30,
-            resync_rate: 0,
+            resync_rate: None,
             resync_undo: true,
             scrub: Duration::ZERO,
             peers: vec!["chelles".to_owned()],

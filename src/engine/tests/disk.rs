@@ -121,6 +121,8 @@ pub struct SimDisk {
     pub journal_held: bool,
     /// Nothing on homes completes.
     pub homes_held: bool,
+    /// Reads of them.
+    pub home_reads_held: bool,
     /// The next write to the journal fails.
     pub fail_next_journal_write: bool,
     /// The next sync of a home fails.
@@ -186,6 +188,7 @@ impl Default for SimDisk {
             most_bytes: 1 << 30,
             held: false,
             homes_held: false,
+            home_reads_held: false,
             journal_held: false,
             fail_next_journal_write: false,
             fail_next_home_sync: false,
@@ -310,7 +313,17 @@ impl SimDisk {
         };
         let journal =
             matches!(&self.in_flight[at].1, DiskOp::Write { file, .. } if *file == File::Journal);
-        !(self.held || home && self.homes_held || journal && self.journal_held)
+        let read = matches!(
+            &self.in_flight[at].1,
+            DiskOp::Read {
+                file: File::Home(_),
+                ..
+            }
+        );
+        !(self.held
+            || home && self.homes_held
+            || read && self.home_reads_held
+            || journal && self.journal_held)
     }
 
     fn perform(&mut self, op: DiskOp) -> io::Result<DiskResult> {

@@ -152,7 +152,7 @@ fn keeping_nothing(site: &str) -> GroupConfig {
     };
     let mut config = config(site, Some(peer), role, AckMode::Sync, OnPeerLoss::Continue);
     config.resync_undo = false;
-    config.resync_rate = 1 << 20;
+    config.resync_rate = Some(1 << 20);
     config
 }
 

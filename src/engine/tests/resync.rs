@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::sim::{Sim, VOLUME, config};
+use crate::base::sabotage::Sabotage;
 use crate::base::{AckMode, BLOCK, ByteRange, CHUNK_BYTES, Hindrance, OnPeerLoss, Role, VolumeId};
 use crate::engine::{Command, File, Force};
 use crate::journal::Frame;
@@ -166,7 +167,7 @@ fn a_copy_that_is_interrupted_again_and_again_ends_at_last_while_writes_go_on() 
 fn slowly_copied(seed: u64) -> Sim {
     let (sync, policy) = (AckMode::Sync, OnPeerLoss::Continue);
     let slow = |mut config: crate::engine::GroupConfig| {
-        config.resync_rate = 4 * CHUNK_BYTES;
+        config.resync_rate = Some(4 * CHUNK_BYTES);
         config
     };
     let mut primary = slow(config("a", Some("b"), Role::Primary, sync, policy));
@@ -246,6 +247,102 @@ fn a_copy_that_is_broken_off_again_and_again_goes_on_where_it_was() {
         assert!(a == b, "{what:?}: the homes differ\n{}", sim.logs());
         assert_eq!(sim.violations, Vec::<String>::new());
     }
+}
+
+/// A copy of 32 chunks that all differ, while clients write into chunks that it has brought and into others that it has not.
+/// The bytes written to the mirror's home meanwhile, and whether both homes are the same in the end.
+fn copied_under_writes(seed: u64) -> (u64, bool) {
+    let mut sim = slowly_copied(seed);
+    for chunk in 0..32 {
+        sim.write(0, ByteRange::new(chunk * CHUNK_BYTES, CHUNK_BYTES), false);
+        sim.settle();
+    }
+    sim.start(1).unwrap();
+    let before = sim.status(1).totals.home_bytes;
+    sim.pass_until(Duration::from_secs(20), |sim| {
+        sim.status(1).state == GroupState::Inconsistent
+    });
+    for _ in 0..7 {
+        sim.pass(Duration::from_secs(1));
+        for block in 0..8 {
+            // One that is sent without a question, after so many that differ.
+            let early = 12 * CHUNK_BYTES + block * 4096;
+            sim.write(0, ByteRange::new(early, 4096), false);
+            let late = 31 * CHUNK_BYTES + block * 32_768;
+            sim.write(0, ByteRange::new(late, 32_768), false);
+        }
+    }
+    sim.pass_until(Duration::from_secs(60), Sim::in_sync);
+    sim.pass(Duration::from_secs(15));
+    let size = 32 * CHUNK_BYTES as usize;
+    let [a, b] = [0, 1].map(|at| sim.sites[at].disk.content(HOME, 0, size));
+    (sim.status(1).totals.home_bytes - before, a == b)
+}
+
+#[test]
+fn what_is_written_into_a_chunk_is_left_to_the_copy_until_that_has_brought_it_and_not_after() {
+    let (bytes, same) = copied_under_writes(7);
+    assert!(same);
+    // Seven times the last chunk, if all of it were applied at once.
+    let (copied, early) = (32 * CHUNK_BYTES, 7 * 8 * 4096);
+    assert!(
+        bytes <= copied + early + 2 * CHUNK_BYTES,
+        "{bytes} bytes were written"
+    );
+    // It is looked for where it would hurt.
+    let (_, same) = Sabotage::AwaitWhatCame.during(|| copied_under_writes(7));
+    assert!(
+        !same,
+        "what came after a chunk was left out, and nothing shows it"
+    );
+}
+
+/// Chunks are being read to be sent when clients write to them: what of that is committed has to wait, and lies beneath what is
+/// in the open frame by the time they are sent. Whether both homes are the same in the end.
+fn copied_beneath_an_open_frame(seed: u64) -> bool {
+    let mut sim = slowly_copied(seed);
+    for chunk in 0..32 {
+        sim.write(0, ByteRange::new(chunk * CHUNK_BYTES, CHUNK_BYTES), false);
+        sim.settle();
+    }
+    sim.start(1).unwrap();
+    sim.pass_until(Duration::from_secs(20), |sim| {
+        sim.status(1).state == GroupState::Inconsistent
+    });
+    // So many have differed that the next are sent without a question.
+    sim.pass(Duration::from_secs(6));
+    sim.hold_home_reads(0, true);
+    sim.run_for(Duration::from_secs(1));
+    let write_to_all = |sim: &mut Sim, block: u64| {
+        for chunk in 8..28 {
+            let place = chunk * CHUNK_BYTES + block * 4096;
+            sim.write(0, ByteRange::new(place, 4096), false);
+        }
+    };
+    write_to_all(&mut sim, 0);
+    sim.run_for(Duration::from_millis(100));
+    sim.hold_journal(0, true);
+    // Two frames are being written: what comes then stays in the open one.
+    for _ in 0..2 {
+        sim.write(0, ByteRange::new(0, 4096), false);
+        sim.run_for(Duration::from_millis(10));
+    }
+    write_to_all(&mut sim, 5);
+    sim.hold_home_reads(0, false);
+    sim.run_for(Duration::from_millis(10));
+    sim.hold_journal(0, false);
+    sim.pass_until(Duration::from_secs(60), Sim::in_sync);
+    sim.pass(Duration::from_secs(15));
+    let size = 32 * CHUNK_BYTES as usize;
+    let [a, b] = [0, 1].map(|at| sim.sites[at].disk.content(HOME, 0, size));
+    a == b
+}
+
+#[test]
+fn a_chunk_is_sent_with_what_lies_beneath_the_open_frame() {
+    assert!(copied_beneath_an_open_frame(8));
+    let same = Sabotage::CopyOnlyTheHome.during(|| copied_beneath_an_open_frame(8));
+    assert!(!same, "it is not there, and nothing shows it");
 }
 
 /// From here on the truth is what this site holds.

@@ -228,7 +228,7 @@ pub fn config(
         on_peer_loss: policy,
         timeout: Duration::from_secs(5),
         journal_bytes: JOURNAL,
-        resync_rate: 0,
+        resync_rate: None,
         resync_undo: true,
         scrub: Duration::ZERO,
         peers: peer.map(str::to_owned).into_iter().collect(),
@@ -821,6 +821,11 @@ impl Sim {
     /// The same for its homes only.
     pub fn hold_homes(&mut self, at: usize, held: bool) {
         self.sites[at].disk.homes_held = held;
+    }
+
+    /// The same for reads of its homes only.
+    pub fn hold_home_reads(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.home_reads_held = held;
     }
 
     /// The same for writes to its journal only.

@@ -247,7 +247,7 @@ fn a_switchover_goes_to_one_mirror_and_the_new_primary_waits_for_the_other_one_t
 }
 
 #[test]
-fn who_was_handed_to_another_site_is_no_reason_to_promote_a_third() {
+pub(super) fn who_was_handed_to_another_site_is_no_reason_to_promote_a_third() {
     let mut sim = three(AckMode::Sync);
     let id = sim.command(A, Command::Switchover);
     sim.pass_until(Duration::from_secs(1), |sim| {
@@ -263,7 +263,7 @@ fn who_was_handed_to_another_site_is_no_reason_to_promote_a_third() {
 }
 
 #[test]
-fn a_mirror_that_follows_one_primary_is_not_taken_by_another() {
+pub(super) fn a_mirror_that_follows_one_primary_is_not_taken_by_another() {
     let mut sim = three(AckMode::Sync);
     // The primary is cut off from one mirror, and that one is promoted by force while the other one still follows.
     sim.isolated.insert(B);

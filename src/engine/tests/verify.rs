@@ -287,7 +287,7 @@ fn a_damaged_journal_proves_nothing_about_what_is_before_the_damage() {
 /// Slow enough that a verification takes a while: a chunk in four seconds.
 fn slowly(sim: &mut Sim) {
     for at in [0, 1] {
-        sim.sites[at].config.resync_rate = CHUNK_BYTES / 4;
+        sim.sites[at].config.resync_rate = Some(CHUNK_BYTES / 4);
         sim.kill(at);
     }
     for at in [1, 0] {
@@ -412,7 +412,7 @@ fn a_scrub_begins_by_itself_when_it_is_due_and_takes_its_time() {
     let mut sim = pair(24);
     for at in [0, 1] {
         sim.sites[at].config.scrub = PERIOD;
-        sim.sites[at].config.resync_rate = 64 << 10;
+        sim.sites[at].config.resync_rate = Some(64 << 10);
         sim.kill(at);
     }
     for at in [1, 0] {
@@ -441,7 +441,7 @@ fn a_scrub_begins_by_itself_when_it_is_due_and_takes_its_time() {
     sim.pass(PERIOD + Duration::from_secs(2));
     assert!(sim.status(0).verify.unwrap().scrub);
     for at in [0, 1] {
-        sim.sites[at].config.resync_rate = 0;
+        sim.sites[at].config.resync_rate = Some(0);
     }
     command(&mut sim, true, None).unwrap();
     let found = verified(&mut sim, 0);

@@ -332,6 +332,7 @@ pub(super) fn message() -> impl Strategy<Value = Message> {
         ".{0,200}".prop_map(|reason| Message::Bye { reason }),
         chunks().prop_map(|chunks| Message::Touched { chunks }),
         chunks().prop_map(|chunks| Message::Confirmed { chunks }),
+        (0..1u64 << 63).prop_map(|bytes| Message::Placed { bytes }),
         (any::<u32>(), 0..1u64 << 63, ".{0,200}").prop_map(|(volume, size, refusal)| {
             Message::MayGrow {
                 volume: VolumeId(volume),
@@ -443,5 +444,6 @@ pub(super) fn one_of_each() -> Vec<Message> {
                 chunks
             },
         },
+        Message::Placed { bytes: 0xA01 },
     ]
 }

@@ -113,8 +113,8 @@ fn a_peer_that_speaks_something_else_is_told_apart_by_its_first_bytes() {
         LinkError::Kind { found: 0 }
     ));
     assert!(matches!(
-        error(&sealed(26, b"")),
-        LinkError::Kind { found: 26 }
+        error(&sealed(27, b"")),
+        LinkError::Kind { found: 27 }
     ));
     let mut bytes = encoded(&Message::Started);
     bytes[7] = 0x80;
@@ -124,12 +124,12 @@ fn a_peer_that_speaks_something_else_is_told_apart_by_its_first_bytes() {
     ));
 }
 
-/// What version 2 appends to a greeting.
+/// What a greeting has behind its lists.
 const END: usize = 32;
 
 /// A greeting of a site that speaks these versions.
 fn hello_of(newest: u16, oldest: u16, incompat: u64) -> Vec<u8> {
-    let message = changed(&hello(), |body| {
+    changed(&hello(), |body| {
         let prefix = HelloPrefix {
             newest: newest.into(),
             oldest: oldest.into(),
@@ -138,11 +138,7 @@ fn hello_of(newest: u16, oldest: u16, incompat: u64) -> Vec<u8> {
             incompat: incompat.into(),
         };
         body[..size_of::<HelloPrefix>()].copy_from_slice(prefix.as_bytes());
-    });
-    if newest >= 2 {
-        return message;
-    }
-    sealed(Kind::Hello as u16, &message[HEADER..message.len() - END])
+    })
 }
 
 #[test]
@@ -150,7 +146,7 @@ fn a_peer_without_a_version_in_common_is_told_both_versions() {
     let refused = error(&hello_of(4, 3, 0));
     assert_eq!(
         refused.to_string(),
-        "the peer speaks link protocol versions 3 to 4, this site versions 1 to 2: upgrade the older one"
+        "the peer speaks link protocol versions 3 to 4, this site version 2: upgrade the older one"
     );
     assert!(matches!(
         error(&hello_of(0, 0, 0)),
@@ -167,7 +163,7 @@ fn a_greeting_of_an_unknown_layout_still_tells_its_version() {
 
 #[test]
 fn a_peer_that_requires_an_unknown_feature_is_refused_and_other_features_are_ignored() {
-    let refused = error(&hello_of(1, 1, 0x10));
+    let refused = error(&hello_of(2, 2, 0x10));
     assert_eq!(refused, LinkError::Features { unknown: 0x10 });
     assert_eq!(
         greeted().next(&mut input(&hello_of(2, 2, 0))),
@@ -178,7 +174,7 @@ fn a_peer_that_requires_an_unknown_feature_is_refused_and_other_features_are_ign
 #[test]
 fn a_newer_peer_that_also_speaks_our_version_may_say_more_than_we_know() {
     let more = |newest| {
-        let mut body = hello_of(newest, 1, 0)[HEADER..].to_vec();
+        let mut body = hello_of(newest, 2, 0)[HEADER..].to_vec();
         body.extend_from_slice(b"something new");
         sealed(Kind::Hello as u16, &body)
     };
@@ -207,9 +203,10 @@ fn a_field_that_makes_no_sense_is_refused_by_name() {
         refused(RECORD + 68, &65537u32.to_le_bytes()),
         "number of epochs"
     );
-    // One list too long: nothing follows it in version 1.
+    // One list too long, and nothing follows it.
     let cut = |at: usize, count: u32| {
-        let mut body = hello_of(1, 1, 0)[HEADER..].to_vec();
+        let mut body = encoded(&hello()).split_off(HEADER);
+        body.truncate(body.len() - END);
         body[at..at + 4].copy_from_slice(&count.to_le_bytes());
         match error(&sealed(Kind::Hello as u16, &body)) {
             LinkError::Field { field, .. } => field,

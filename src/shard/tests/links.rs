@@ -77,7 +77,7 @@ fn what_came_with_the_greeting_is_read_first() {
         on_peer_loss: OnPeerLoss::Continue,
         timeout: Duration::from_secs(1),
         journal_bytes: 0,
-        resync_rate: 0,
+        resync_rate: None,
         resync_undo: true,
         scrub: Duration::ZERO,
         peers: vec![],

@@ -411,7 +411,7 @@ impl Shard {
             on_peer_loss: OnPeerLoss::Continue,
             timeout: tick,
             journal_bytes: FRAMES * FRAME as u64,
-            resync_rate: 0,
+            resync_rate: None,
             resync_undo: true,
             scrub: Duration::ZERO,
             peers: Vec::new(),

@@ -102,6 +102,7 @@ impl World {
             return;
         }
         let site = &mut self.sites[at];
+        site.went_back |= site.going_back.is_some() && site.held == Some(head);
         site.heads.push(site.chain.head());
         let mut chain = std::mem::take(&mut self.sites[at].chain);
         let change = chain.move_to(head, &self.history);
@@ -137,7 +138,7 @@ impl World {
         let refused =
             |(id, result): &(u64, Result<String, String>)| *id == command && result.is_err();
         let held = site.held.take();
-        if held == Some(parent) || self.answers.iter().any(refused) {
+        if held == Some(parent) || site.went_back || self.answers.iter().any(refused) {
             return Ok(());
         }
         Err(format!(

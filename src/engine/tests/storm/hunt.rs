@@ -10,7 +10,11 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 9] = [
+const FOUND: [u64; 11] = [
+    // Who went back to before a copy took more of that history from a third site. The check did not know that.
+    1_201,
+    // In the place of a lost frame lay a longer one of another time: who read the journal waited for the rest of it.
+    980_000_007_816,
     // A copied mirror, its clock behind, closed a frame before the one its copy was based on.
     4_000_000_005_158,
     // A copy that followed one that was cut off left out the frames that still waited for the mirror's journal.

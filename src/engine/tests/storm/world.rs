@@ -78,6 +78,8 @@ pub struct Site {
     pub held: Option<Place>,
     /// The command of an operator who takes that.
     pub going_back: Option<u64>,
+    /// Its history has ended there since. What it takes from a peer that has more of it comes on top.
+    pub went_back: bool,
     /// The operator ordered it to become primary whatever the peer says.
     pub forced: bool,
     /// It was `forced` when it died; whether the order got as far as the disk is seen at the next start.
@@ -217,7 +219,7 @@ fn config(plan: &Plan, at: usize, role: Role) -> GroupConfig {
         on_peer_loss: plan.policy,
         timeout: plan.timeout,
         journal_bytes: plan.journal_bytes,
-        resync_rate: 0,
+        resync_rate: None,
         resync_undo: plan.undo[at],
         scrub: Duration::ZERO,
         peers: (0..plan.sites)
@@ -265,6 +267,7 @@ impl World {
             heads: Vec::new(),
             held: None,
             going_back: None,
+            went_back: false,
             forced: false,
             ordered: false,
             copied_to: false,
@@ -898,6 +901,7 @@ impl World {
             self.sites[at].forced = true;
             if force.contains(&Force::Inconsistent) {
                 self.sites[at].going_back = Some(id);
+                self.sites[at].went_back = false;
             }
         }
         let life = self.sites[at].life;
