@@ -1140,6 +1140,13 @@ fn a_mirror_whose_disk_fails_while_it_is_to_be_promoted_stays_fenced() {
 }
 
 #[test]
+fn that_a_site_leaves_its_fence_would_be_noticed() {
+    let test = a_mirror_whose_disk_fails_while_it_is_to_be_promoted_stays_fenced;
+    let left = Sabotage::LeaveTheFence.during(|| std::panic::catch_unwind(test));
+    assert!(left.is_err());
+}
+
+#[test]
 fn a_switchover_under_load_loses_nothing_and_both_sides_swap_roles() {
     for ack in [AckMode::Sync, AckMode::Memsync, AckMode::Async] {
         let mut pair = Pair::in_sync(ack, OnPeerLoss::Continue);
