@@ -5,7 +5,7 @@
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use doublure::base::{AckMode, ByteRange, Epoch, Lineage, Lsn, Role, VolumeId};
+use doublure::base::{AckMode, AlignedBuf, ByteRange, Epoch, Lineage, Lsn, Role, VolumeId};
 use doublure::base::{CHUNK_BYTES, Verified};
 use doublure::journal::{
     Log, StateRecord, UNDO_ENTRY_BYTES, UndoEntry, UndoHead, UndoPlace, UndoRead,
@@ -90,7 +90,9 @@ fn keep() -> Kept {
             durable: number,
         };
         entries.push(file.len());
-        UndoEntry::encode(place, VolumeId(0), range, &content, &mut file);
+        let mut entry = AlignedBuf::with_capacity(UNDO_ENTRY_BYTES as usize);
+        UndoEntry::encode(place, VolumeId(0), range, &content, &mut entry);
+        file.extend_from_slice(&entry);
         let is_zero = content.iter().all(|b| *b == 0);
         contents.push(UndoEntry {
             volume: VolumeId(0),
