@@ -121,7 +121,7 @@ pub enum Start {
         /// Acknowledgement mode.
         ack: AckMode,
         /// The sender's frame clock: no earlier than the frame that ends at `base`, which the mirror never sees.
-        /// Nanoseconds since 1970; 0 if the sender does not say.
+        /// Nanoseconds since 1970.
         time_ns: u64,
     },
     /// The sender handed the group over at this point; the receiver takes the role.
