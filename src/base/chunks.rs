@@ -1,6 +1,7 @@
 //! Sets of chunks: which parts of the volumes may differ between two sites.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use roaring::RoaringBitmap;
 
@@ -20,6 +21,12 @@ pub struct ChunkSet {
 }
 
 impl Eq for ChunkSet {}
+
+/// The chunks that a range which is not empty touches; `None` beyond what can be counted.
+fn span(range: ByteRange) -> Option<RangeInclusive<u32>> {
+    let chunk = |at: u64| u32::try_from(at / CHUNK_BYTES).ok();
+    Some(chunk(range.offset)?..=chunk(range.end() - 1)?)
+}
 
 impl ChunkSet {
     /// No chunk.
@@ -50,18 +57,14 @@ impl ChunkSet {
         if range.len == 0 || self.everything {
             return;
         }
-        let (Ok(first), Ok(last)) = (
-            u32::try_from(range.offset / CHUNK_BYTES),
-            u32::try_from((range.end() - 1) / CHUNK_BYTES),
-        ) else {
-            // Beyond 1 PiB.
+        let Some(chunks) = span(range) else {
             *self = ChunkSet::everything();
             return;
         };
         self.volumes
             .entry(volume)
             .or_default()
-            .insert_range(first..=last);
+            .insert_range(chunks);
     }
 
     /// Whether the chunk is in the set that begins at `offset`, or in which it lies.
@@ -78,14 +81,9 @@ impl ChunkSet {
         if self.everything || range.len == 0 {
             return true;
         }
-        let (Ok(first), Ok(last)) = (
-            u32::try_from(range.offset / CHUNK_BYTES),
-            u32::try_from((range.end() - 1) / CHUNK_BYTES),
-        ) else {
-            return false;
-        };
-        let chunks = self.volumes.get(&volume);
-        chunks.is_some_and(|chunks| chunks.contains_range(first..=last))
+        let held = self.volumes.get(&volume);
+        held.zip(span(range))
+            .is_some_and(|(held, chunks)| held.contains_range(chunks))
     }
 
     /// Whether any chunk is in both.

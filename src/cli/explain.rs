@@ -619,11 +619,18 @@ fn waiting(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Cho
         why,
         Hindrance::Refused | Hindrance::CutThere | Hindrance::Settling
     ) {
+        // Its memory is gone, and held what was acknowledged last.
+        let last = match group.ack {
+            AckMode::Memsync => {
+                format!(", or alone holds what was acknowledged last before {site} stopped (memsync)")
+            }
+            AckMode::Sync | AckMode::Async => String::new(),
+        };
         choices.push(choice(
             here(format!("promote {name} --force peer-unreachable")),
             format!(
-                "{site} serves without {peer}. If {peer} acknowledged writes since, they fork from what is written here, and \
-                 one side's have to be given up later"
+                "{site} serves without {peer}. If {peer} acknowledged writes since{last}, they fork from what is written here, \
+                 and one side's have to be given up later"
             ),
         ));
     }

@@ -230,11 +230,12 @@ fn wrote_nothing_after(side: &Hello, keep: Lsn) -> bool {
 /// Whether nothing that this epoch wrote after `keep`, and that is not on record as committed, was acknowledged.
 ///
 /// Whatever was acknowledged in sync with the winner the winner has. In `sync` mode that needs no more proof; in `memsync`
-/// the one who went on must say that its memory was not lost in between.
+/// the one who went on must say that its memory was not lost in between, also of what it wrote itself.
 fn is_unacknowledged(epoch: &Epoch, side: &Hello, winner: &Hello, keep: Lsn) -> bool {
-    // What the winner wrote itself it knows best.
+    let kept_its_memory = || next_epoch(side, winner).is_some_and(|next| next.complete);
+    // In the other modes its own journal holds whatever it acknowledged.
     if epoch.site == winner.site {
-        return true;
+        return epoch.ack != AckMode::Memsync || kept_its_memory();
     }
     let without_winner = if epoch.site == side.site {
         // A third site took over first, and `alone` speaks of the winner only: then the epoch tells of anybody.
@@ -247,7 +248,7 @@ fn is_unacknowledged(epoch: &Epoch, side: &Hello, winner: &Hello, keep: Lsn) -> 
     !without_winner
         && match epoch.ack {
             AckMode::Sync => true,
-            AckMode::Memsync => next_epoch(side, winner).is_some_and(|next| next.complete),
+            AckMode::Memsync => kept_its_memory(),
             AckMode::Async => false,
         }
 }
@@ -567,10 +568,25 @@ mod tests {
         with_last(&mut complete, |e| e.complete = true);
         let memsync = of_a_third(AckMode::Memsync, false);
         assert_eq!(decide(&complete, &memsync), stream);
-        // What the primary itself wrote it knows best.
-        let mut own = of_a_third(AckMode::Sync, true);
-        with_last(&mut own, |e| e.site = "a".into());
-        assert_eq!(decide(&init, &own), stream);
+    }
+
+    #[test]
+    fn what_the_one_that_goes_on_wrote_itself_gives_way_unless_only_its_memory_held_it() {
+        let init = hello(Stance::Serving, TWO, 20, 20);
+        let mut complete = init.clone();
+        with_last(&mut complete, |e| e.complete = true);
+        let stream = Outcome::Stream { from: Lsn(11) };
+        let fork = Outcome::Forked { common: Lsn(10) };
+        for (ack, after_a_crash) in [
+            (AckMode::Sync, &stream),
+            (AckMode::Async, &stream),
+            (AckMode::Memsync, &fork),
+        ] {
+            let mut acc = accepting(Stance::Mirror, ONE, 12, 10);
+            with_last(&mut acc, |e| (e.ack, e.alone) = (ack, true));
+            assert_eq!(decide(&init, &acc), *after_a_crash, "{ack:?}");
+            assert_eq!(decide(&complete, &acc), stream, "{ack:?}");
+        }
     }
 
     #[test]

@@ -387,8 +387,8 @@ pub struct Core {
     unrecorded_from: Option<Lsn>,
     save_seq: u64,
     upstream: Option<mirror::Upstream>,
-    /// A mirror's: what its primary can have acknowledged before their last stream began, as its greeting told.
-    /// `None` if there was no stream since this process started.
+    /// Who has this knows of all that can have been acknowledged by now: a mirror, what its primary's greeting told before
+    /// their last stream began; a primary, where its own epoch began. `None` if neither was since this process started.
     promised: Option<Lsn>,
     /// A copy that was proposed and waits until what it discards is kept.
     keeping: Option<mirror::Keeping>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Action, Alone, Core, Left, Link, Mode, PeerPhase, Question, Severity, Then, View};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{Epoch, Hindrance, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
+use crate::base::{AckMode, Epoch, Hindrance, Lineage, Lsn, Message, OnPeerLoss, Role, Start};
 
 impl Core {
     /// Primary by record: ask the peers first, whatever the record says.
@@ -130,9 +130,13 @@ impl Core {
             if self.facts.ever_in_sync && !matches!(peer.phase, PeerPhase::Agreed { .. }) {
                 let why = peer.hindrance().unwrap_or(Hindrance::Unreachable);
                 let text = format!(
-                    "{}, and when this site stopped the two were in sync: {name} may be primary by now. It goes on by itself \
+                    "{}, and when this site stopped the two were in sync: {name} may be primary by now{}. It goes on by itself \
                      when {name} answers; {} makes this site serve without it",
                     why.clause(&name),
+                    match self.facts.ack {
+                        AckMode::Memsync => ", or alone have what was acknowledged last",
+                        AckMode::Sync | AckMode::Async => "",
+                    },
                     super::Overrides::default()
                         .without_asking()
                         .command(&self.config.group)
@@ -322,6 +326,8 @@ impl Core {
             return;
         }
         self.tail = epoch.first_lsn;
+        // Whatever is acknowledged from here on passes through this memory, and only what never was is dropped again.
+        self.promised = Some(epoch.first_lsn);
         self.peers.iter_mut().for_each(|p| p.left = None);
         let alone: String = self
             .facts
@@ -567,7 +573,7 @@ impl Core {
             let name = peer.name.clone();
             self.facts.ever_in_sync = true;
             self.facts.alone.retain(|a| a.peer != name);
-            if self.facts.alone.is_empty() && self.facts.ack != crate::base::AckMode::Async {
+            if self.facts.alone.is_empty() && self.facts.ack != AckMode::Async {
                 self.facts.wrote_alone = false;
             }
             if self.peers.iter().all(|p| p.in_sync || p.name == name) {

@@ -368,13 +368,23 @@ impl<'a> Reader<'a> {
         let epochs = self.count("number of epochs", record.epochs, MAX_EPOCHS)?;
         let volumes = self.count("number of volumes", record.volumes, MAX_VOLUMES)?;
         let inconsistent = record.flags & HELLO_INCONSISTENT != 0;
-        let mut hello = Hello {
+        let group = self.name("name of the group", record.group_len)?;
+        let site = self.name("name of the site", record.site_len)?;
+        let to_site = self.name("name of the addressed site", record.to_site_len)?;
+        let lineage = self.lineage(epochs)?;
+        let volumes = self.volumes(volumes)?;
+        let tail: HelloTail = self.record("the end")?;
+        self.zero("reserved bytes of the end", &tail.reserved)?;
+        self.flags(tail.flags, HELLO_WRITTEN)?;
+        let written = self.below_2_63("last written", tail.written)?;
+        let known = tail.flags & HELLO_WRITTEN != 0;
+        Ok(Hello {
             group_id: Uuid::from_bytes(record.group_id),
-            group: self.name("name of the group", record.group_len)?,
-            site: self.name("name of the site", record.site_len)?,
-            to_site: self.name("name of the addressed site", record.to_site_len)?,
+            group,
+            site,
+            to_site,
             stance: self.code("stance", &STANCES, record.stance)?,
-            lineage: self.lineage(epochs)?,
+            lineage,
             tail: Lsn(self.below_2_63("tail", record.tail)?),
             commit: Lsn(self.below_2_63("commit", record.commit)?),
             chain: record.chain.get(),
@@ -383,20 +393,12 @@ impl<'a> Reader<'a> {
             inconsistent_until: self.until(inconsistent, record.inconsistent_until)?,
             alone: record.flags & HELLO_ALONE != 0,
             ack: self.code("ack mode", &ACK_MODES, record.ack)?,
-            volumes: self.volumes(volumes)?,
+            volumes,
             journal_first: Lsn(self.below_2_63("journal first", record.journal_first)?),
             given_up: Uuid::from_bytes(record.given_up),
-            mixture: Uuid::nil(),
-            written: None,
-        };
-        let tail: HelloTail = self.record("the end")?;
-        self.zero("reserved bytes of the end", &tail.reserved)?;
-        self.flags(tail.flags, HELLO_WRITTEN)?;
-        let known = tail.flags & HELLO_WRITTEN != 0;
-        let written = self.below_2_63("last written", tail.written)?;
-        hello.written = self.present("last written", known, written)?.map(Lsn);
-        hello.mixture = Uuid::from_bytes(tail.mixture);
-        Ok(hello)
+            mixture: Uuid::from_bytes(tail.mixture),
+            written: self.present("last written", known, written)?.map(Lsn),
+        })
     }
 
     fn copy(&mut self) -> Result<Start, LinkError> {

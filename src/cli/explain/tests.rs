@@ -1,5 +1,5 @@
 use super::*;
-use crate::base::Lsn;
+use crate::base::{AckMode, Lsn};
 use crate::cli::table::tests::in_sync;
 use crate::status::{TouchedRange, UndoStatus, VerifyState};
 
@@ -389,6 +389,21 @@ fn what_would_be_refused_is_not_offered() {
     let text = explain("clichy", &group, NOW);
     let command = "\n  doublure promote registry --force behind,peer-unreachable\n";
     assert!(text.contains(command), "{text}");
+}
+
+#[test]
+fn only_the_memory_of_a_site_that_stopped_is_gone_and_only_memsync_counted_on_it() {
+    let mut group = in_state(GroupState::WaitingForPeer);
+    for (ack, told) in [
+        (AckMode::Sync, false),
+        (AckMode::Memsync, true),
+        (AckMode::Async, false),
+    ] {
+        group.ack = ack;
+        let text = explain("clichy", &group, NOW);
+        let part = "alone holds what was acknowledged last before clichy stopped";
+        assert_eq!(text.contains(part), told, "{ack:?}: {text}");
+    }
 }
 
 #[test]

@@ -10,7 +10,9 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 11] = [
+const FOUND: [u64; 12] = [
+    // A primary that lost its memory and was promoted past its mirror cut off what it had acknowledged in `memsync`.
+    6_000_000_007_461,
     // Who went back to before a copy took more of that history from a third site. The check did not know that.
     1_201,
     // In the place of a lost frame lay a longer one of another time: who read the journal waited for the rest of it.
