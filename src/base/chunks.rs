@@ -61,10 +61,7 @@ impl ChunkSet {
             *self = ChunkSet::everything();
             return;
         };
-        self.volumes
-            .entry(volume)
-            .or_default()
-            .insert_range(chunks);
+        self.volumes.entry(volume).or_default().insert_range(chunks);
     }
 
     /// Whether the chunk is in the set that begins at `offset`, or in which it lies.

@@ -622,7 +622,9 @@ fn waiting(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Cho
         // Its memory is gone, and held what was acknowledged last.
         let last = match group.ack {
             AckMode::Memsync => {
-                format!(", or alone holds what was acknowledged last before {site} stopped (memsync)")
+                format!(
+                    ", or alone holds what was acknowledged last before {site} stopped (memsync)"
+                )
             }
             AckMode::Sync | AckMode::Async => String::new(),
         };

@@ -105,7 +105,7 @@ impl Group {
             ),
             Next::CaughtUp | Next::Recycled => {
                 let file = keeping.file;
-                self.submit(Pending::Keep(id, KeepStep::Sync), DiskOp::Sync { file });
+                self.submit(Pending::Keep(id, KeepStep::Sync), DiskOp::sync(file));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::stats::Stage;
+use super::streams::Stream;
 use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
@@ -19,7 +20,7 @@ const IN_FLIGHT: usize = 2;
 /// A frame takes no more once it holds this many payload bytes.
 const FULL_BYTES: usize = 1 << 20;
 
-/// Frames kept in memory for mirrors, in bytes. Older ones are read back from the journal.
+/// Frames kept in memory for mirrors that they were not sent to yet, in bytes. Older ones are read back from the journal.
 const CACHE_BYTES: u64 = 8 << 20;
 
 /// Frames on their way.
@@ -123,15 +124,21 @@ impl Frames {
         self.cache.get(at).filter(|f| f.first_lsn() <= lsn)
     }
 
-    fn trim_cache(&mut self) {
-        while self.cache_bytes > CACHE_BYTES
-            && self
-                .cache
-                .front()
-                .is_some_and(|f| f.last_lsn() <= self.durable)
-        {
-            let frame = self.cache.pop_front().expect("just seen");
+    /// Bytes of frames that are kept for mirrors.
+    #[cfg(test)]
+    pub fn cached_bytes(&self) -> u64 {
+        self.cache_bytes
+    }
+
+    /// Drops what is on stable storage and was sent to whoever follows; `unsent` is the first that was not.
+    fn trim_cache(&mut self, unsent: Lsn) {
+        while let Some(frame) = self.cache.front() {
+            let needed = frame.last_lsn() >= unsent && self.cache_bytes <= CACHE_BYTES;
+            if needed || frame.last_lsn() > self.durable {
+                break;
+            }
             self.cache_bytes -= frame.len() as u64;
+            self.cache.pop_front();
         }
     }
 }
@@ -333,7 +340,9 @@ impl Group {
         }
         if let Some(lsn) = durable {
             self.frames.durable = lsn;
-            self.frames.trim_cache();
+            let next = self.streams.values().map(Stream::next).min();
+            self.frames
+                .trim_cache(next.unwrap_or(self.frames.sealed.next()));
             self.event(Event::Durable(lsn));
         }
     }

@@ -635,6 +635,11 @@ impl Group {
         // What a copy brought counts only once its chunks are in, and its last LSN applied.
         let ends_copy =
             self.core.copy_end().is_some_and(|until| until <= target) && self.receive.chunks_done();
+        let within = if homes.wanted || self.frames.full {
+            Duration::ZERO
+        } else {
+            self.time_for_checkpoint(since)
+        };
         self.homes.wanted = false;
         let dirty = std::mem::take(&mut self.homes.dirty);
         let running = Running {
@@ -656,12 +661,21 @@ impl Group {
                 Pending::HomeSync,
                 DiskOp::Sync {
                     file: File::Home(volume),
+                    within,
                 },
             );
         }
         if nothing_to_sync {
             self.homes_durable();
         }
+    }
+
+    /// Half the time that the journal takes to fill, at the rate since the last checkpoint began; not longer than to the next.
+    fn time_for_checkpoint(&self, since: u64) -> Duration {
+        let room = self.log.capacity().saturating_sub(self.log.used_bytes());
+        let took = self.now.mono.saturating_sub(self.homes.last_checkpoint);
+        let times = room as f64 / since.max(1) as f64;
+        took.mul_f64((times / 2.0).min(1e6)).min(CHECKPOINT_AGE)
     }
 
     pub(super) fn home_synced(&mut self) {

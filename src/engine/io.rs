@@ -74,6 +74,8 @@ pub enum DiskOp {
     Sync {
         /// Which.
         file: File,
+        /// What it may take, so that it need not be in the way of others: a wish. Zero: the sooner the better.
+        within: Duration,
     },
     /// The range reads as zeroes afterwards; deallocated where the home can, unless `keep` (then allocated).
     Zero {
@@ -132,6 +134,14 @@ pub enum DiskOp {
         /// The volume.
         volume: VolumeSpec,
     },
+}
+
+impl DiskOp {
+    /// A sync that somebody waits for.
+    pub fn sync(file: File) -> DiskOp {
+        let within = Duration::ZERO;
+        DiskOp::Sync { file, within }
+    }
 }
 
 /// What came of a disk request.

@@ -514,6 +514,7 @@ impl Group {
         let id = DiskId(self.disk.insert(pending) as u64);
         if let DiskOp::Sync {
             file: File::Home(volume),
+            ..
         } = op
         {
             let turn = self.syncs.entry(volume).or_default();
@@ -540,8 +541,7 @@ impl Group {
         let failed = matches!(result, DiskResult::Failed { .. });
         match turn.front() {
             Some(&id) if !failed => {
-                let file = File::Home(volume);
-                let op = DiskOp::Sync { file };
+                let op = DiskOp::sync(File::Home(volume));
                 self.outputs.push(Output::Disk { id, op });
                 VecDeque::new()
             }

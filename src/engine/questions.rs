@@ -115,7 +115,7 @@ impl Group {
                     hold: held.hold,
                 };
                 let file = File::Home(question.volume);
-                self.submit(pending, DiskOp::Sync { file });
+                self.submit(pending, DiskOp::sync(file));
                 continue;
             }
             self.read_for_answer(question, held.overlay, held.hold);

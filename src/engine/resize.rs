@@ -275,7 +275,7 @@ impl Group {
     /// The record may hold the new size before the next checkpoint, and a recovery would not clear it again.
     pub(super) fn sync_grown(&mut self, lsn: Lsn, volume: VolumeSpec) {
         let file = File::Home(volume.id);
-        self.submit(Pending::SyncGrown { lsn, volume }, DiskOp::Sync { file });
+        self.submit(Pending::SyncGrown { lsn, volume }, DiskOp::sync(file));
     }
 
     /// This site serves no more: what comes of the operation is decided by whoever does.

@@ -605,9 +605,7 @@ impl Group {
                     left: self.volumes.len(),
                 });
                 for volume in self.volumes.clone() {
-                    self.undo_submit(DiskOp::Sync {
-                        file: File::Home(volume.id),
-                    });
+                    self.undo_submit(DiskOp::sync(File::Home(volume.id)));
                 }
                 if self.volumes.is_empty() {
                     self.remove_old_undo();
@@ -912,7 +910,7 @@ impl Group {
                 back.steps.pop_front();
                 for volume in back.volumes.iter().rev() {
                     let file = File::Home(volume.id);
-                    back.steps.push_front(Step::Do(DiskOp::Sync { file }));
+                    back.steps.push_front(Step::Do(DiskOp::sync(file)));
                 }
                 self.go_a_step();
                 return;

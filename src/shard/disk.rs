@@ -26,6 +26,7 @@ use smallvec::{SmallVec, smallvec};
 use uuid::Uuid;
 
 use super::GroupPaths;
+use super::sync::{self, Unsynced};
 use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec};
 use crate::engine::{Disk, File};
 
@@ -66,6 +67,7 @@ pub struct Handle {
     /// The file system said that it cannot.
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
+    unsynced: Unsynced,
 }
 
 /// A part of zeroing a range.
@@ -230,7 +232,9 @@ impl Files {
         Ok(Box::new(move || {
             let path = clone_path(home.path());
             let clone = open_file(&path, OFlags::empty()).map_err(|e| fail(&path, "open", e))?;
-            rustix::fs::ioctl_ficlone(&home.fd, &clone).map_err(|e| fail(&path, "clone back", e))
+            let cloned = rustix::fs::ioctl_ficlone(&home.fd, &clone);
+            home.note_other_change();
+            cloned.map_err(|e| fail(&path, "clone back", e))
         }))
     }
 
@@ -562,9 +566,7 @@ impl Disk for Files {
     }
 
     fn sync(&mut self, file: File) -> io::Result<()> {
-        let handle = self.handle(file)?;
-        rustix::fs::fdatasync(&handle.fd).map_err(|e| fail(&handle.path, "sync", e))?;
-        Ok(())
+        Ok(self.handle(file)?.sync(Duration::ZERO)?)
     }
 
     fn has_clone(&mut self, volume: &VolumeSpec) -> io::Result<bool> {
@@ -678,6 +680,7 @@ impl Handle {
             device_block,
             no_punch: AtomicBool::new(false),
             no_zero_range: AtomicBool::new(false),
+            unsynced: Unsynced::new(),
         })
     }
 
@@ -819,13 +822,34 @@ impl Handle {
                 Ok(count) => done += count,
                 Err(Errno::INTR) => {}
                 Err(error) => {
+                    self.note_other_change();
                     let (len, at) = (data.len() - done, offset + done as u64);
                     let what = format!("write {len} bytes at {at} of");
                     return Err(fail(&self.path, &what, error));
                 }
             }
         }
+        if durable {
+            self.unsynced.note_other();
+        } else if !data.is_empty() {
+            self.unsynced.note(offset, data.len());
+        }
         Ok(())
+    }
+
+    /// It is changed in another way than by [`Handle::write`]: the next sync is one of all there is.
+    pub fn note_other_change(&self) {
+        self.unsynced.note_other();
+    }
+
+    /// Puts all completed writes on stable storage, blocking; as gently as can be to be done within this time.
+    pub fn sync(&self, within: Duration) -> Result<()> {
+        let result = if self.direct {
+            rustix::fs::fdatasync(&self.fd).map_err(io::Error::from)
+        } else {
+            sync::sync(&self.fd, &self.unsynced, within)
+        };
+        result.map_err(|e| fail(&self.path, "sync", e))
     }
 
     fn zero(&self, range: ByteRange, keep: bool) -> Result<()> {
@@ -834,7 +858,10 @@ impl Handle {
                 Step::Fill(_) => step,
                 Step::Allocate(flags, range) => {
                     match rustix::fs::fallocate(&self.fd, flags, range.offset, range.len) {
-                        Ok(()) => continue,
+                        Ok(()) => {
+                            self.note_other_change();
+                            continue;
+                        }
                         Err(error) => self
                             .instead_of(step, error.raw_os_error())
                             .ok_or_else(|| fail(&self.path, "zero a range of", error))?,

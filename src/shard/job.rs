@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::disk::{Failure, Files, Handle, Slow, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
+use super::writer::HomeOp;
 use crate::base::{AlignedBuf, ByteRange};
 use crate::engine::{DiskOp, DiskResult, File};
 
@@ -51,8 +52,8 @@ pub enum Begun {
     Answer(DiskResult),
     /// A job and its first operation on the ring.
     Job(Job, Op),
-    /// A write for the thread that writes to the homes: where, and what.
-    Home(Arc<Handle>, u64, Bytes),
+    /// Something for the threads of the homes.
+    Home(Arc<Handle>, HomeOp),
     /// Neither quick nor for the ring.
     Slow(Slow),
 }
@@ -68,7 +69,7 @@ pub fn begin(files: &mut Files, op: DiskOp) -> Begun {
                 Next::Done(result) => Begun::Answer(result),
             }
         }
-        Ok(Plan::Home(file, offset, data)) => Begun::Home(file, offset, data),
+        Ok(Plan::Home(file, what)) => Begun::Home(file, what),
         Ok(Plan::Slow(work)) => Begun::Slow(work),
         Err(failure) => Begun::Answer(failed(failure)),
     }
@@ -85,7 +86,7 @@ pub fn do_slowly(work: Slow) -> DiskResult {
 enum Plan {
     Answer(DiskResult),
     Work(Arc<Handle>, Work),
-    Home(Arc<Handle>, u64, Bytes),
+    Home(Arc<Handle>, HomeOp),
     Slow(Slow),
 }
 
@@ -96,7 +97,10 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             offset,
             data,
             durable: false,
-        } if !data.is_empty() => return Ok(Plan::Home(files.handle(file)?.clone(), offset, data)),
+        } if !data.is_empty() => {
+            let home = files.handle(file)?.clone();
+            return Ok(Plan::Home(home, HomeOp::Write(offset, data)));
+        }
         DiskOp::Write {
             file,
             offset,
@@ -123,7 +127,16 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             }
             (file, work)
         }
-        DiskOp::Sync { file } => (file, Work::Sync),
+        DiskOp::Sync {
+            file: file @ File::Home(_),
+            within,
+        } => {
+            return Ok(Plan::Home(
+                files.handle(file)?.clone(),
+                HomeOp::Sync(within),
+            ));
+        }
+        DiskOp::Sync { file, .. } => (file, Work::Sync),
         DiskOp::Zero { file, range, keep } => {
             let steps = files.handle(file)?.zero_steps(range, keep);
             (file, Work::Zero { steps })
@@ -180,15 +193,18 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
 }
 
 impl Job {
-    /// A write of something.
+    /// What the threads of the homes would do.
     ///
     /// # Panics
-    /// If it is nothing.
-    pub fn write(file: Arc<Handle>, offset: u64, data: Bytes) -> (Job, Op) {
-        let work = Work::Write {
-            offset,
-            data,
-            durable: false,
+    /// If it is a write of nothing.
+    pub fn at_home(file: Arc<Handle>, what: HomeOp) -> (Job, Op) {
+        let work = match what {
+            HomeOp::Write(offset, data) => Work::Write {
+                offset,
+                data,
+                durable: false,
+            },
+            HomeOp::Sync(_) => Work::Sync,
         };
         let mut job = Job { file, work };
         let Next::Submit(op) = job.next(None) else {
@@ -199,6 +215,9 @@ impl Job {
 
     /// Goes on after an operation, with its buffer and what came of it.
     pub fn advance(&mut self, op: Op, result: io::Result<usize>) -> Next {
+        if matches!(self.work, Work::Write { .. } | Work::Zero { .. }) {
+            self.file.note_other_change();
+        }
         let count = match result {
             Ok(count) => count,
             Err(error) if error.raw_os_error() == Some(libc::EINTR) => return Next::Submit(op),

@@ -6,12 +6,13 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `ring` | owned operations on the `io_uring`; all `unsafe` of the shard |
+//! | `ring` | owned operations on the `io_uring`; all `unsafe` of the shard but one call |
 //! | `reactor` | the loop, and what belongs together in it |
 //! | `group` | a group with its files and its clock |
 //! | `disk`, `job` | a group's files: creation and blocking access; requests on the ring |
 //! | `spin` | whether to look again before sleeping |
-//! | `writer` | writes to homes, by threads of their own |
+//! | `writer` | writes to homes and their syncs, by threads of their own |
+//! | `sync` | a sync in small portions |
 //! | `stream` | a socket's queue and its operations |
 //! | `client`, `link` | a stream with NBD's codec, a stream with the link's |
 //! | `budget` | memory that clients may make the shard hold |
@@ -30,6 +31,7 @@ mod ring;
 mod spin;
 mod stats;
 mod stream;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod writer;

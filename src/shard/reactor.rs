@@ -28,7 +28,7 @@ use super::ring::{Done, Op, ReadBuf, Ring};
 use super::spin::Spin;
 use super::stats::Counters;
 use super::stream::Stream;
-use super::writer::{HomeWrite, HomeWriter, HomeWritten};
+use super::writer::{HomeOp, HomeWork, HomeWriter, HomeWritten};
 use super::{FromShard, ToShard};
 use crate::engine::{ClientId, Command, DiskId, DiskOp, DiskResult, Input, LinkId, Now, Output};
 
@@ -133,6 +133,7 @@ pub struct Reactor<M> {
     /// Groups with inputs since their last batch.
     touched: Vec<usize>,
     homes: HomeWriter,
+    syncs: HomeWriter,
     spin: Spin,
     /// Connections to look after before the turn ends.
     clients_due: Vec<usize>,
@@ -173,7 +174,8 @@ impl<M: Machine> Reactor<M> {
         counters: Arc<Counters>,
     ) -> io::Result<Reactor<M>> {
         let clock = Clock::start();
-        let homes = HomeWriter::new(postbox.bell.clone());
+        let homes = HomeWriter::for_writes(postbox.bell.clone());
+        let syncs = HomeWriter::for_syncs(postbox.bell.clone());
         Ok(Reactor {
             limits,
             ring: Ring::new()?,
@@ -191,6 +193,7 @@ impl<M: Machine> Reactor<M> {
             serial: 0,
             touched: Vec::new(),
             homes,
+            syncs,
             spin: Spin::default(),
             clients_due: Vec::new(),
             links_due: Vec::new(),
@@ -223,10 +226,10 @@ impl<M: Machine> Reactor<M> {
             }
             let moved = self.counters.bytes() - moved;
             self.spin.waited(self.now.mono - before, moved);
-            self.collect_home_writes();
+            self.collect_home_work();
             self.tick();
             self.settle();
-            self.hand_over_home_writes();
+            self.hand_over_home_work();
             self.counters.note_ring(self.ring.counts());
         }
         Ok(())
@@ -251,7 +254,7 @@ impl<M: Machine> Reactor<M> {
 
     /// How long nothing has to be done unless something happens.
     fn time_left(&self) -> Option<Duration> {
-        let groups = self.groups.iter().filter_map(|(_, group)| group.deadline());
+        let groups = self.groups.iter().filter_map(|(_, group)| group.deadline);
         let closing = self.closing.front().map(|(at, _)| *at);
         // Patience that has run out without anybody to blame is asked again now and then.
         let again = self.now.mono + self.limits.patience / 10;
@@ -319,7 +322,7 @@ impl<M: Machine> Reactor<M> {
         let groups: Vec<usize> = self
             .groups
             .iter()
-            .filter(|(_, g)| due(g.deadline()))
+            .filter(|(_, g)| due(g.deadline))
             .map(|(key, _)| key)
             .collect();
         for group in groups {
@@ -363,6 +366,7 @@ impl<M: Machine> Reactor<M> {
             return;
         };
         machine.finish_batch(self.now);
+        slot.deadline = machine.deadline();
         let mut outputs = mem::take(&mut self.outputs);
         outputs.extend(machine.drain());
         let stopped = outputs.contains(&Output::Stopped);
@@ -432,14 +436,17 @@ impl<M: Machine> Reactor<M> {
         match job::begin(files, op) {
             Begun::Answer(result) => self.input(group, Input::Disk { id, result }),
             Begun::Job(job, op) => self.run_job(group, id, job, op),
-            Begun::Home(file, offset, data) => {
+            Begun::Home(file, what) => {
                 self.groups[group].jobs += 1;
-                self.homes.push(HomeWrite {
+                let threads = match what {
+                    HomeOp::Write(..) => &mut self.homes,
+                    HomeOp::Sync(_) => &mut self.syncs,
+                };
+                threads.push(HomeWork {
                     group,
                     id,
                     file,
-                    offset,
-                    data,
+                    what,
                 });
             }
             Begun::Slow(work) => self.do_slowly(group, id, work),
@@ -452,24 +459,25 @@ impl<M: Machine> Reactor<M> {
         self.ring.push(Token::Disk(key), op);
     }
 
-    /// The batch of this turn goes to the threads; without any, to the ring: slower, but it is written.
-    fn hand_over_home_writes(&mut self) {
-        for write in self.homes.hand_over() {
-            let HomeWrite {
+    /// The batch of this turn goes to the threads; without any, to the ring: slower, but it is done.
+    fn hand_over_home_work(&mut self) {
+        let left = [self.homes.hand_over(), self.syncs.hand_over()];
+        for work in left.into_iter().flatten() {
+            let HomeWork {
                 group,
                 id,
                 file,
-                offset,
-                data,
-            } = write;
-            let (job, op) = Job::write(file, offset, data);
+                what,
+            } = work;
+            let (job, op) = Job::at_home(file, what);
             self.groups[group].jobs -= 1;
             self.run_job(group, id, job, op);
         }
     }
 
-    fn collect_home_writes(&mut self) {
-        for written in self.homes.take_done() {
+    fn collect_home_work(&mut self) {
+        let done = [self.homes.take_done(), self.syncs.take_done()];
+        for written in done.into_iter().flatten() {
             let HomeWritten {
                 group,
                 id,

@@ -1,6 +1,6 @@
 //! The ring: owned operations in, completions with their buffers out.
 //!
-//! The only module of the shard with `unsafe`. What makes it sound:
+//! All `unsafe` of the shard but one call (in `sync`). What makes it sound:
 //!
 //! - An [`Op`] owns everything the kernel touches on its behalf: the buffer and the file. Both rest in the ring's table
 //!   from submission until the kernel's completion was reaped, so that no buffer is freed and no descriptor closed

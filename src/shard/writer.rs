@@ -1,4 +1,4 @@
-//! Writes to the homes, by threads of their own.
+//! Writes to the homes and their syncs, by threads of their own.
 //!
 //! A write to the page cache is a few microseconds of work that may block all the same, so that the ring hands each one to a
 //! thread of the kernel and wakes the shard for each that is done. Nobody waits for them as long as there is room for more. So
@@ -6,7 +6,7 @@
 //! for a while.
 //!
 //! One thread does it as long as it gets on. Where a home hangs, another one is started for the others. What overlaps is never
-//! under way at once, so that the order is free.
+//! under way at once, so that the order is free. Syncs take long and wait for nobody: they have threads besides.
 
 use std::collections::VecDeque;
 use std::io;
@@ -30,30 +30,53 @@ const REPORT_BYTES: usize = 1 << 20;
 /// ... or when there was nothing to write for so long after the last one.
 const LINGER: Duration = Duration::from_millis(1);
 
-/// A thread takes so many writes at once.
-const TAKE: usize = 16;
+/// What the threads of one kind do.
+struct Kind {
+    name: &'static str,
+    /// A thread takes so much at once.
+    take: usize,
+    /// When no thread has come back for more for so long, another one is started.
+    stuck: Duration,
+}
 
-/// When no thread has come back for more for so long, another one is started.
-const STUCK: Duration = Duration::from_millis(20);
+/// Each is a few microseconds.
+const WRITES: Kind = Kind {
+    name: "homes",
+    take: 16,
+    stuck: Duration::from_millis(20),
+};
+
+/// Each takes as long as its home has much to write.
+const SYNCS: Kind = Kind {
+    name: "syncs",
+    take: 1,
+    stuck: Duration::ZERO,
+};
 
 /// Most threads of a shard.
 const THREADS: usize = 16;
 
-/// A write to a home.
-pub struct HomeWrite {
+/// Something to be done to a home.
+pub struct HomeWork {
     /// Key of the group.
     pub group: usize,
     /// The request.
     pub id: DiskId,
     /// The home.
     pub file: Arc<Handle>,
-    /// Where, bytes.
-    pub offset: u64,
-    /// What.
-    pub data: Bytes,
+    /// What it is.
+    pub what: HomeOp,
 }
 
-/// A write that is over.
+/// What is done to a home.
+pub enum HomeOp {
+    /// A write at this offset, in bytes.
+    Write(u64, Bytes),
+    /// All completed writes are put on stable storage, within this time if that can be.
+    Sync(Duration),
+}
+
+/// Something that is over.
 pub struct HomeWritten {
     /// Key of the group.
     pub group: usize,
@@ -67,7 +90,7 @@ pub struct HomeWritten {
 
 /// The shard's side of it. When it is dropped the threads end after the last write.
 pub struct HomeWriter {
-    batch: Vec<HomeWrite>,
+    batch: Vec<HomeWork>,
     shared: Arc<Shared>,
 }
 
@@ -79,8 +102,9 @@ struct Shared {
     /// How many those are.
     count: AtomicUsize,
     bell: Arc<OwnedFd>,
-    /// What a write is; tests have their own.
-    carry_out: fn(&HomeWrite) -> Result<(), Failure>,
+    kind: Kind,
+    /// How it is done; tests have their own way.
+    carry_out: fn(&HomeWork) -> Result<(), Failure>,
 }
 
 #[derive(Default)]
@@ -90,7 +114,7 @@ struct Written {
 }
 
 struct Work {
-    queue: VecDeque<HomeWrite>,
+    queue: VecDeque<HomeWork>,
     threads: usize,
     idle: usize,
     /// When a thread last took something.
@@ -104,14 +128,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl HomeWriter {
-    /// For the shard that `bell` wakes.
-    pub fn new(bell: Arc<OwnedFd>) -> HomeWriter {
-        HomeWriter::with(bell, |write| {
-            write.file.write(write.offset, &write.data, false)
-        })
+    /// For the writes of the shard that `bell` wakes.
+    pub fn for_writes(bell: Arc<OwnedFd>) -> HomeWriter {
+        HomeWriter::with(bell, WRITES, carry_out)
     }
 
-    fn with(bell: Arc<OwnedFd>, carry_out: fn(&HomeWrite) -> Result<(), Failure>) -> HomeWriter {
+    /// The same for syncs.
+    pub fn for_syncs(bell: Arc<OwnedFd>) -> HomeWriter {
+        HomeWriter::with(bell, SYNCS, carry_out)
+    }
+
+    fn with(
+        bell: Arc<OwnedFd>,
+        kind: Kind,
+        carry_out: fn(&HomeWork) -> Result<(), Failure>,
+    ) -> HomeWriter {
         HomeWriter {
             batch: Vec::new(),
             shared: Arc::new(Shared {
@@ -126,28 +157,29 @@ impl HomeWriter {
                 done: Mutex::new(Written::default()),
                 count: AtomicUsize::new(0),
                 bell,
+                kind,
                 carry_out,
             }),
         }
     }
 
-    /// Adds a write to the batch of this turn.
-    pub fn push(&mut self, write: HomeWrite) {
-        self.batch.push(write);
+    /// Adds to the batch of this turn.
+    pub fn push(&mut self, work: HomeWork) {
+        self.batch.push(work);
     }
 
     /// Hands the batch over. What cannot be, because there is no thread, comes back.
-    pub fn hand_over(&mut self) -> Vec<HomeWrite> {
+    pub fn hand_over(&mut self) -> Vec<HomeWork> {
         if self.batch.is_empty() {
             return Vec::new();
         }
         let mut work = locked(&self.shared.work);
-        let stuck = work.taken.elapsed() > STUCK && work.threads < THREADS;
+        let stuck = work.taken.elapsed() > self.shared.kind.stuck && work.threads < THREADS;
         if work.idle == 0 && (work.threads == 0 || stuck) {
             match self.start_thread() {
                 Ok(()) => work.threads += 1,
                 Err(error) if work.threads == 0 => {
-                    tracing::warn!("no thread to write to the homes: {error}");
+                    tracing::warn!("no thread for the homes: {error}");
                     return mem::take(&mut self.batch);
                 }
                 Err(_) => {} // the others will get to it
@@ -176,10 +208,17 @@ impl HomeWriter {
     fn start_thread(&self) -> io::Result<()> {
         let shared = self.shared.clone();
         std::thread::Builder::new()
-            .name("homes".into())
+            .name(self.shared.kind.name.into())
             .stack_size(256 << 10)
-            .spawn(move || shared.write_all())
+            .spawn(move || shared.work())
             .map(drop)
+    }
+}
+
+fn carry_out(work: &HomeWork) -> Result<(), Failure> {
+    match &work.what {
+        HomeOp::Write(offset, data) => work.file.write(*offset, data, false),
+        HomeOp::Sync(within) => work.file.sync(*within),
     }
 }
 
@@ -192,7 +231,7 @@ impl Drop for HomeWriter {
 
 impl Shared {
     /// A thread's life.
-    fn write_all(&self) {
+    fn work(&self) {
         // It has done something that was perhaps not told yet.
         let mut owes = false;
         loop {
@@ -219,19 +258,19 @@ impl Shared {
                     }
                 }
             }
-            let take = work.queue.len().min(TAKE);
-            let taken: Vec<HomeWrite> = work.queue.drain(..take).collect();
+            let take = work.queue.len().min(self.kind.take);
+            let taken: Vec<HomeWork> = work.queue.drain(..take).collect();
             work.taken = Instant::now();
             drop(work);
-            for write in taken {
-                self.write(write);
+            for work in taken {
+                self.finish(work);
             }
             owes = true;
         }
     }
 
-    fn write(&self, write: HomeWrite) {
-        let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&write))) {
+    fn finish(&self, work: HomeWork) {
+        let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&work))) {
             Ok(Ok(())) => DiskResult::Done,
             Ok(Err(failure)) => DiskResult::Failed {
                 errno: failure.errno,
@@ -239,12 +278,16 @@ impl Shared {
             },
             Err(_) => DiskResult::Failed {
                 errno: libc::EIO,
-                message: "a thread that writes to the homes panicked; see the log".into(),
+                message: "a thread of the homes panicked; see the log".into(),
             },
         };
-        let HomeWrite {
-            group, id, data, ..
-        } = write;
+        let HomeWork {
+            group, id, what, ..
+        } = work;
+        let data = match what {
+            HomeOp::Write(_, data) => data,
+            HomeOp::Sync(_) => Bytes::new(),
+        };
         let len = data.len();
         let mut done = locked(&self.done);
         let before = (done.writes.len(), done.bytes);
@@ -296,13 +339,13 @@ mod tests {
         files.handle(File::Home(volume.id)).unwrap().clone()
     }
 
-    fn write(home: &Arc<Handle>, number: u64) -> HomeWrite {
-        HomeWrite {
+    fn write(home: &Arc<Handle>, number: u64) -> HomeWork {
+        let data = vec![number as u8; BLOCK as usize];
+        HomeWork {
             group: 0,
             id: DiskId(number),
             file: home.clone(),
-            offset: number * BLOCK,
-            data: vec![number as u8; BLOCK as usize].into(),
+            what: HomeOp::Write(number * BLOCK, data.into()),
         }
     }
 
@@ -337,7 +380,7 @@ mod tests {
     fn what_was_written_is_told_whether_it_was_much_or_little() {
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeWriter::new(bell());
+        let mut writer = HomeWriter::for_writes(bell());
         for (from, to) in [(0, 1), (1, 3), (3, 200)] {
             for number in from..to {
                 writer.push(write(&home, number));
@@ -363,8 +406,8 @@ mod tests {
         GATE.get_or_init(|| Mutex::new((open.clone(), gate)));
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeWriter::with(bell(), |write| {
-            if write.id.0 == 0 {
+        let mut writer = HomeWriter::with(bell(), WRITES, |work| {
+            if work.id.0 == 0 {
                 let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
             }
             Ok(())
@@ -372,7 +415,7 @@ mod tests {
         writer.push(write(&home, 0));
         writer.hand_over();
         let since = Instant::now();
-        while since.elapsed() <= 2 * STUCK {
+        while since.elapsed() <= 2 * WRITES.stuck {
             std::thread::yield_now();
         }
         writer.push(write(&home, 1));

@@ -306,7 +306,7 @@ impl SimDisk {
 
     fn may_complete(&self, at: usize) -> bool {
         let home = match &self.in_flight[at].1 {
-            DiskOp::Write { file, .. } | DiskOp::Sync { file } | DiskOp::Zero { file, .. } => {
+            DiskOp::Write { file, .. } | DiskOp::Sync { file, .. } | DiskOp::Zero { file, .. } => {
                 matches!(file, File::Home(_))
             }
             _ => false,
@@ -346,6 +346,7 @@ impl SimDisk {
             } if self.homes_full => return Err(io::Error::from_raw_os_error(28)),
             DiskOp::Sync {
                 file: File::Home(volume),
+                ..
             } if std::mem::take(&mut self.fail_next_home_sync) => {
                 // As Linux does it: the pages count as clean, and what they held may never reach the medium.
                 let f = self.file(File::Home(volume))?;
@@ -388,7 +389,7 @@ impl SimDisk {
                 Disk::read(self, file, offset, &mut buf)?;
                 DiskResult::Data(Bytes::from(buf))
             }
-            DiskOp::Sync { file } => {
+            DiskOp::Sync { file, .. } => {
                 self.sync(file)?;
                 DiskResult::Done
             }

@@ -21,6 +21,32 @@ fn pair(ack: AckMode, policy: OnPeerLoss) -> Sim {
     sim
 }
 
+#[test]
+fn frames_are_kept_in_memory_until_they_are_durable_and_sent_to_whoever_follows() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    let kept = |sim: &Sim, at: usize| {
+        let group = sim.sites[at].group.as_ref().expect("alive");
+        group.frames.cached_bytes()
+    };
+    sim.hold_journal(0, true);
+    sim.write(0, ByteRange::new(0, 8 * SECTOR), false);
+    sim.settle();
+    assert!(kept(&sim, 0) > 0, "not durable yet");
+    assert_eq!(kept(&sim, 1), 0, "nobody follows the mirror");
+    sim.hold_journal(0, false);
+    sim.settle();
+    assert_eq!(kept(&sim, 0), 0);
+    // Who comes back is sent what it lacks from the journal.
+    sim.kill(1);
+    sim.pass(Duration::from_secs(1));
+    sim.write(0, ByteRange::new(0, 8 * SECTOR), false);
+    sim.settle();
+    assert_eq!(kept(&sim, 0), 0);
+    sim.start(1).expect("a restart");
+    sim.heal();
+    assert!(sim.in_sync() && sim.all_homes_are_equal());
+}
+
 /// How the group is when a request comes.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Situation {
@@ -859,7 +885,7 @@ fn syncs_of_a_home_take_turns_and_fail_together() {
     };
     for _ in 0..3 {
         let file = File::Home(VolumeId(0));
-        group.submit(Pending::Forgotten, DiskOp::Sync { file });
+        group.submit(Pending::Forgotten, DiskOp::sync(file));
     }
     for (result, left) in [(DiskResult::Done, 2), (failed(), 0)] {
         let [id] = submitted(group)[..] else {

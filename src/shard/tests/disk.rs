@@ -22,7 +22,7 @@ fn run(files: &mut Files, op: DiskOp) -> DiskResult {
         Begun::Answer(result) => return result,
         Begun::Slow(work) => return do_slowly(work),
         // As without the threads for that.
-        Begun::Home(file, offset, data) => Job::write(file, offset, data),
+        Begun::Home(file, what) => Job::at_home(file, what),
     };
     ring.push((), op);
     loop {
@@ -287,7 +287,7 @@ fn zeroes_give_space_back_or_keep_it_and_extents_tell() {
         durable: false,
     };
     assert_eq!(run(&mut files, write), DiskResult::Done);
-    assert_eq!(run(&mut files, DiskOp::Sync { file }), DiskResult::Done);
+    assert_eq!(run(&mut files, DiskOp::sync(file)), DiskResult::Done);
     let full = blocks();
     let all = ByteRange::new(0, SIZE);
     let extents = |files: &mut Files| {
@@ -439,7 +439,7 @@ fn what_fails_says_which_file_and_what_was_tried() {
         "{message}"
     );
     let other = File::Home(VolumeId(99));
-    let DiskResult::Failed { message, .. } = run(&mut files, DiskOp::Sync { file: other }) else {
+    let DiskResult::Failed { message, .. } = run(&mut files, DiskOp::sync(other)) else {
         panic!()
     };
     assert!(message.contains("volume 99"), "{message}");

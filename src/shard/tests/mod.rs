@@ -92,7 +92,7 @@ impl Fake {
                 len: range.len,
                 medium: false,
             },
-            nbd::Command::Flush => DiskOp::Sync { file },
+            nbd::Command::Flush => DiskOp::sync(file),
             nbd::Command::Trim { range, .. } => DiskOp::Zero {
                 file,
                 range,
