@@ -318,6 +318,20 @@ pub fn all() -> Vec<Bar> {
         .at(0.5, 0.8)
         .after(Scenario::Resync),
         Bar::new(
+            "resync-without-undo",
+            "the same with resync_undo = false: the mirror keeps nothing of what is replaced",
+            AtLeast,
+            Value::Noted(
+                "resync_without_undo_ratio",
+                &[
+                    "resync_without_undo_seconds",
+                    "resync_without_undo_copy_seconds",
+                ],
+            ),
+        )
+        .at(0.5, 0.8)
+        .after(Scenario::Resync),
+        Bar::new(
             "recovery",
             "from exec to the first acknowledged write after a kill, cold",
             AtMost,

@@ -118,6 +118,7 @@ impl Lineup {
             size: self.options.size(),
             groups: 1,
             compress: "off",
+            undo: true,
             tcp: self.options.tcp,
         }
     }

@@ -131,10 +131,8 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             file: file @ File::Home(_),
             within,
         } => {
-            return Ok(Plan::Home(
-                files.handle(file)?.clone(),
-                HomeOp::Sync(within),
-            ));
+            let home = files.handle(file)?.clone();
+            return Ok(Plan::Home(home, HomeOp::Sync(within)));
         }
         DiskOp::Sync { file, .. } => (file, Work::Sync),
         DiskOp::Zero { file, range, keep } => {

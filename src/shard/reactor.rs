@@ -28,7 +28,7 @@ use super::ring::{Done, Op, ReadBuf, Ring};
 use super::spin::Spin;
 use super::stats::Counters;
 use super::stream::Stream;
-use super::writer::{HomeOp, HomeWork, HomeWriter, HomeWritten};
+use super::writer::{HomeDone, HomeOp, HomeThreads, HomeWork};
 use super::{FromShard, ToShard};
 use crate::engine::{ClientId, Command, DiskId, DiskOp, DiskResult, Input, LinkId, Now, Output};
 
@@ -132,8 +132,8 @@ pub struct Reactor<M> {
     serial: u64,
     /// Groups with inputs since their last batch.
     touched: Vec<usize>,
-    homes: HomeWriter,
-    syncs: HomeWriter,
+    homes: HomeThreads,
+    syncs: HomeThreads,
     spin: Spin,
     /// Connections to look after before the turn ends.
     clients_due: Vec<usize>,
@@ -174,8 +174,8 @@ impl<M: Machine> Reactor<M> {
         counters: Arc<Counters>,
     ) -> io::Result<Reactor<M>> {
         let clock = Clock::start();
-        let homes = HomeWriter::for_writes(postbox.bell.clone());
-        let syncs = HomeWriter::for_syncs(postbox.bell.clone());
+        let homes = HomeThreads::for_writes(postbox.bell.clone());
+        let syncs = HomeThreads::for_syncs(postbox.bell.clone());
         Ok(Reactor {
             limits,
             ring: Ring::new()?,
@@ -478,7 +478,7 @@ impl<M: Machine> Reactor<M> {
     fn collect_home_work(&mut self) {
         let done = [self.homes.take_done(), self.syncs.take_done()];
         for written in done.into_iter().flatten() {
-            let HomeWritten {
+            let HomeDone {
                 group,
                 id,
                 result,

@@ -77,7 +77,7 @@ pub enum HomeOp {
 }
 
 /// Something that is over.
-pub struct HomeWritten {
+pub struct HomeDone {
     /// Key of the group.
     pub group: usize,
     /// The request.
@@ -89,7 +89,7 @@ pub struct HomeWritten {
 }
 
 /// The shard's side of it. When it is dropped the threads end after the last write.
-pub struct HomeWriter {
+pub struct HomeThreads {
     batch: Vec<HomeWork>,
     shared: Arc<Shared>,
 }
@@ -109,7 +109,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Written {
-    writes: Vec<HomeWritten>,
+    writes: Vec<HomeDone>,
     bytes: usize,
 }
 
@@ -127,23 +127,23 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl HomeWriter {
+impl HomeThreads {
     /// For the writes of the shard that `bell` wakes.
-    pub fn for_writes(bell: Arc<OwnedFd>) -> HomeWriter {
-        HomeWriter::with(bell, WRITES, carry_out)
+    pub fn for_writes(bell: Arc<OwnedFd>) -> HomeThreads {
+        HomeThreads::with(bell, WRITES, carry_out)
     }
 
     /// The same for syncs.
-    pub fn for_syncs(bell: Arc<OwnedFd>) -> HomeWriter {
-        HomeWriter::with(bell, SYNCS, carry_out)
+    pub fn for_syncs(bell: Arc<OwnedFd>) -> HomeThreads {
+        HomeThreads::with(bell, SYNCS, carry_out)
     }
 
     fn with(
         bell: Arc<OwnedFd>,
         kind: Kind,
         carry_out: fn(&HomeWork) -> Result<(), Failure>,
-    ) -> HomeWriter {
-        HomeWriter {
+    ) -> HomeThreads {
+        HomeThreads {
             batch: Vec::new(),
             shared: Arc::new(Shared {
                 work: Mutex::new(Work {
@@ -196,7 +196,7 @@ impl HomeWriter {
     }
 
     /// What was done since the last time.
-    pub fn take_done(&self) -> Vec<HomeWritten> {
+    pub fn take_done(&self) -> Vec<HomeDone> {
         if self.shared.count.load(Relaxed) == 0 {
             return Vec::new();
         }
@@ -222,7 +222,7 @@ fn carry_out(work: &HomeWork) -> Result<(), Failure> {
     }
 }
 
-impl Drop for HomeWriter {
+impl Drop for HomeThreads {
     fn drop(&mut self) {
         locked(&self.shared.work).closed = true;
         self.shared.wake.notify_all();
@@ -292,7 +292,7 @@ impl Shared {
         let mut done = locked(&self.done);
         let before = (done.writes.len(), done.bytes);
         done.bytes += len;
-        done.writes.push(HomeWritten {
+        done.writes.push(HomeDone {
             group,
             id,
             result,
@@ -350,7 +350,7 @@ mod tests {
     }
 
     /// Waits for the bell until so many are done.
-    fn until_done(writer: &HomeWriter, count: usize) -> Vec<u64> {
+    fn until_done(writer: &HomeThreads, count: usize) -> Vec<u64> {
         let mut done = Vec::new();
         while done.len() < count {
             let mut bell = [PollFd::new(&*writer.shared.bell, PollFlags::IN)];
@@ -363,7 +363,7 @@ mod tests {
                 "the bell does not ring"
             );
             rustix::io::read(&*writer.shared.bell, &mut [0; 8]).unwrap();
-            for HomeWritten { id, result, .. } in writer.take_done() {
+            for HomeDone { id, result, .. } in writer.take_done() {
                 assert_eq!(result, DiskResult::Done);
                 done.push(id.0);
             }
@@ -380,7 +380,7 @@ mod tests {
     fn what_was_written_is_told_whether_it_was_much_or_little() {
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeWriter::for_writes(bell());
+        let mut writer = HomeThreads::for_writes(bell());
         for (from, to) in [(0, 1), (1, 3), (3, 200)] {
             for number in from..to {
                 writer.push(write(&home, number));
@@ -406,7 +406,7 @@ mod tests {
         GATE.get_or_init(|| Mutex::new((open.clone(), gate)));
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeWriter::with(bell(), WRITES, |work| {
+        let mut writer = HomeThreads::with(bell(), WRITES, |work| {
             if work.id.0 == 0 {
                 let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
             }

@@ -29,6 +29,8 @@ pub struct Setup {
     /// Groups of one volume each.
     pub groups: usize,
     pub compress: &'static str,
+    /// A copy keeps what it replaces (`resync_undo`), as it does unless configured otherwise.
+    pub undo: bool,
     /// Clients connect over TCP.
     pub tcp: bool,
 }
@@ -188,8 +190,8 @@ impl Site {
                 text,
                 "\n[[group]]\nname = \"g{group}\"\nrole = \"{role}\"\nack = \"{}\"\ncompress = \"{}\"\njournal = {journal}\n\
                  peers = [{{ site = \"{}\", link = \"127.0.0.1:{peer_port}\" }}]\non_peer_loss = \"continue\"\n\
-                 timeout = \"2s\"\nscrub = \"off\"\n[[group.volume]]\nname = \"v{group}\"\nsize = {size}\n",
-                setup.ack, setup.compress, peer.part
+                 timeout = \"2s\"\nscrub = \"off\"\nresync_undo = {}\n[[group.volume]]\nname = \"v{group}\"\nsize = {size}\n",
+                setup.ack, setup.compress, peer.part, setup.undo
             )?;
         }
         Ok(std::fs::write(self.dir.join("site.toml"), text)?)

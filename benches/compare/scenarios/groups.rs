@@ -31,6 +31,7 @@ pub fn side_by_side(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<
                 size: (options.size() / groups as u64).next_multiple_of(1 << 20),
                 groups,
                 compress: "off",
+                undo: true,
                 tcp: options.tcp,
             },
         )?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use doublure::status::{GroupState, PeerState};
 
-use crate::candidates::doublure::{Pair, in_sync};
+use crate::candidates::doublure::{Pair, Setup, in_sync};
 use crate::candidates::{STEP, check_copies, forget, settle};
 use crate::cases::Case;
 use crate::figures::Record;
@@ -125,12 +125,18 @@ pub fn from_the_journal(lineup: &mut Lineup, record: &mut Record) -> anyhow::Res
 /// The link is cut, the whole volume is written anew, more than the journal holds, the link comes back.
 pub fn by_ranges(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<()> {
     let bytes = lineup.options.size();
-    let setup = lineup.setup("resync", "sync", 32 << 20);
-    let mut pair = Pair::filled(lineup.place.path(), setup)?;
-    cut(&pair)?;
-    pair.fill(Pattern::Sequential, 1 << 20, bytes, 7)?;
-    let took = come_back(&mut pair)?;
-    against_a_copy(lineup, record, "resync", &mut pair, bytes, took)
+    for (name, undo) in [("resync", true), ("resync_without_undo", false)] {
+        let setup = Setup {
+            undo,
+            ..lineup.setup("resync", "sync", 32 << 20)
+        };
+        let mut pair = Pair::filled(lineup.place.path(), setup)?;
+        cut(&pair)?;
+        pair.fill(Pattern::Sequential, 1 << 20, bytes, 7)?;
+        let took = come_back(&mut pair)?;
+        against_a_copy(lineup, record, name, &mut pair, bytes, took)?;
+    }
+    Ok(())
 }
 
 fn cut(pair: &Pair) -> anyhow::Result<()> {

@@ -424,10 +424,10 @@ impl SimDisk {
                 let clone = self.clones.get(&volume).cloned();
                 let clone = clone.ok_or_else(|| io::Error::from_raw_os_error(2))?;
                 let home = self.file(File::Home(volume))?;
-                let mut block = vec![0; BLOCK];
-                for at in (0..home.len / BLOCK as u64).map(|n| n * BLOCK as u64) {
+                for (at, len) in runs(0, home.len as usize) {
+                    let mut block = vec![0; len];
                     clone.read(at, &mut block);
-                    home.unsynced.push((at, block.clone()));
+                    home.unsynced.push((at, block));
                 }
                 home.current = clone;
                 DiskResult::Done

@@ -55,6 +55,8 @@ impl World {
                 self.promote_later(*site, *after);
                 None
             }
+            // Of who is dead it would last beyond the death that it is for, and into the healed world.
+            Fault::SlowSync { site, .. } if !self.alive(*site) => None,
             Fault::SlowSync { site, crash_after } => {
                 self.sites[*site].slow_sync = 1000;
                 self.hurry();
