@@ -268,6 +268,11 @@ impl SimDisk {
         self.complete(id).map(|(_, result)| (id, result))
     }
 
+    /// Which requests are under way.
+    pub fn under_way(&self) -> Vec<DiskId> {
+        self.in_flight.iter().map(|(id, _)| *id).collect()
+    }
+
     /// Requests under way.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()

@@ -24,6 +24,8 @@ pub struct Client {
     pub size: u64,
     /// Requests that are left to it in this phase.
     pub left: u64,
+    /// When it attached.
+    pub since: Duration,
 }
 
 impl Client {
@@ -35,6 +37,7 @@ impl Client {
             at: None,
             size: 0,
             left: 0,
+            since: Duration::ZERO,
         }
     }
 }
@@ -67,6 +70,7 @@ impl World {
             {
                 self.note(|| format!("client {client} attaches to {}", NAMES[at]));
                 self.clients[client].at = Some(at);
+                self.clients[client].since = self.now;
                 self.clients[client].size = size;
                 self.clients[client].id = id;
                 let (site, life) = (at, self.sites[at].life);
@@ -99,6 +103,8 @@ impl World {
         let chain = &self.sites[at].chain;
         let head = chain.head().0;
         let tail = self.tail(at);
+        let group = self.sites[at].group.as_ref();
+        let waits = group.is_some_and(|group| group.frames.waits());
         let asked: Vec<u64> = self
             .ledger
             .open
@@ -107,8 +113,8 @@ impl World {
             .map(|a| a.number)
             .collect();
         for number in asked {
-            // What is in a frame that is not closed yet cannot be told from what is not admitted.
-            if head == tail && self.ledger.place(number).is_none() {
+            // What is in a frame that is not closed yet, or not written, cannot be told from what is not admitted.
+            if head == tail && !waits && self.ledger.place(number).is_none() {
                 self.ledger.never(number, why);
             }
         }
@@ -116,7 +122,9 @@ impl World {
 
     /// The client goes away by itself.
     pub fn client_leaves(&mut self, client: usize) {
-        let Some(at) = self.clients[client].at else {
+        // In this very moment the site may not have heard yet that it came.
+        let here = self.clients[client].at;
+        let Some(at) = here.filter(|_| self.clients[client].since < self.now) else {
             return;
         };
         let id = self.clients[client].id;

@@ -63,6 +63,12 @@ impl World {
             site.disk.fail_next_journal_write = false;
             site.disk.fail_next_home_sync = false;
             site.disk.fail_next_home_write = false;
+            // What was begun while the disk was slow would take as long as it did then.
+            let (life, under_way) = (site.life, site.disk.under_way());
+            for id in under_way {
+                let done = Happening::DiskDone { site: at, life, id };
+                self.later(Duration::from_millis(5), done);
+            }
             if self.alive(at) {
                 self.command(at, Command::Connect);
             }

@@ -10,7 +10,11 @@ const FIXED: u64 = 300;
 const NEW: u64 = 30;
 
 /// Seeds that found faults which others hardly find.
-const FOUND: [u64; 14] = [
+const FOUND: [u64; 16] = [
+    // What a slow disk had begun went on into the healed world.
+    9_000_000_002_944,
+    // A client left in the moment in which it came, and the site heard of that first.
+    9_000_000_002_274,
     // A home was restored from its clone but for its last part, which is no whole block. The simulated disk forgot that.
     8_000_000_009_284,
     // Syncs of a site that was dead became slow, and stayed so in the healed world.
