@@ -124,12 +124,6 @@ impl Frames {
         self.cache.get(at).filter(|f| f.first_lsn() <= lsn)
     }
 
-    /// Whether a closed frame waits to be written.
-    #[cfg(test)]
-    pub fn waits(&self) -> bool {
-        !self.closed.is_empty()
-    }
-
     /// Bytes of frames that are kept for mirrors.
     #[cfg(test)]
     pub fn cached_bytes(&self) -> u64 {

@@ -103,8 +103,6 @@ impl World {
         let chain = &self.sites[at].chain;
         let head = chain.head().0;
         let tail = self.tail(at);
-        let group = self.sites[at].group.as_ref();
-        let waits = group.is_some_and(|group| group.frames.waits());
         let asked: Vec<u64> = self
             .ledger
             .open
@@ -113,8 +111,8 @@ impl World {
             .map(|a| a.number)
             .collect();
         for number in asked {
-            // What is in a frame that is not closed yet, or not written, cannot be told from what is not admitted.
-            if head == tail && !waits && self.ledger.place(number).is_none() {
+            // What is in a frame that is not closed yet cannot be told from what is not admitted.
+            if head == tail && self.ledger.place(number).is_none() {
                 self.ledger.never(number, why);
             }
         }
