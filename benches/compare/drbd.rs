@@ -1,14 +1,12 @@
 //! DRBD in the kernel of an emulated machine, and doublure beside it over the same kind of ram disks.
 //!
-//! The machine is QEMU without hardware's help, its root the tree of this machine, read-only. `tools/bench-guest` is what runs
-//! in it. Emulation makes user space dear, so that only the ratios of one boot mean something.
+//! The machine is QEMU without hardware's help, its root the tree of this machine, read-only. `tools/emulate` boots it,
+//! `tools/bench-guest` is what runs in it. Emulation makes user space dear, so that only the ratios of one boot mean something.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -22,19 +20,6 @@ use super::place::Place;
 use super::process::{Process, eventually};
 use super::report::table;
 
-/// Modules that reach the host's tree, in the order of loading, below `kernel/` of the modules' directory.
-const MODULES: [&str; 10] = [
-    "drivers/virtio/virtio_ring",
-    "drivers/virtio/virtio",
-    "drivers/virtio/virtio_pci_legacy_dev",
-    "drivers/virtio/virtio_pci_modern_dev",
-    "drivers/virtio/virtio_pci",
-    "fs/netfs/netfs",
-    "fs/fscache/fscache",
-    "net/9p/9pnet",
-    "net/9p/9pnet_virtio",
-    "fs/9p/9p",
-];
 const CANDIDATES: [&str; 5] = ["raw", "drbd", "nbdkit", "memsync", "sync"];
 const CASES: [(&str, &str); 5] = [
     ("write-1", "4 KiB random write, depth 1"),
@@ -49,17 +34,13 @@ const BOOT: Duration = Duration::from_mins(5);
 
 /// Boots, measures, prints and writes `drbd.txt` and `drbd.json`.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let packages = std::env::var_os("BENCH_MACHINE")
-        .map(PathBuf::from)
-        .filter(|path| path.exists())
-        .context("the machine is not there: use tools/bench --drbd")?;
     let place = Place::new(&options.dir.canonicalize()?)?;
     let seconds = if options.quick { 3 } else { 8 };
-    let work = prepare(&place, &packages, options.rounds(), seconds)?;
+    let work = prepare(&place, options.rounds(), seconds)?;
     let points = options.rounds() * CANDIDATES.len() * CASES.len();
     let limit = BOOT + Duration::from_secs((seconds + 4) * points as u64 * 2);
     let mut attempt = 1;
-    while let Err(error) = boot(&place, &packages, &work, limit) {
+    while let Err(error) = boot(&place, &work, limit) {
         ensure!(attempt < ATTEMPTS, "{error:#}");
         eprintln!("the machine failed, once more: {error:#}");
         attempt += 1;
@@ -67,118 +48,27 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     report(options, &work)
 }
 
-/// The folder that the machine sees as `/run/work`, and its first program.
-fn prepare(place: &Place, packages: &Path, rounds: usize, seconds: u64) -> anyhow::Result<PathBuf> {
+/// The folder that the machine sees as `/run/work`, with its first program.
+fn prepare(place: &Place, rounds: usize, seconds: u64) -> anyhow::Result<PathBuf> {
     let work = place.dir("work")?;
     fs::copy(program(), work.join("doublure"))?;
-    fs::copy(
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/bench-guest"),
-        work.join("guest"),
-    )?;
-    fs::write(
-        work.join("settings"),
-        format!(
-            "packages={}\nrounds={rounds}\nseconds={seconds}\n",
-            packages.display()
-        ),
-    )?;
-    let tree = place.dir("initramfs")?;
-    let modules = modules(packages)?;
-    let mut init = "#!/busybox sh\n/busybox mount -t devtmpfs dev /dev\n".to_owned();
-    fs::create_dir_all(tree.join("dev"))?;
-    fs::create_dir_all(tree.join("root"))?;
-    fs::copy(packages.join("bin/busybox"), tree.join("busybox"))?;
-    for module in MODULES {
-        let name = format!("{}.ko", module.rsplit('/').next().expect("a name"));
-        let file = modules.join("kernel").join(format!("{module}.ko"));
-        // What is built into this kernel has no file.
-        if file.exists() {
-            fs::copy(file, tree.join(&name))?;
-            writeln!(init, "/busybox insmod /{name}")?;
-        }
+    for (from, to) in [("bench-guest", "guest"), ("guest-common", "common")] {
+        fs::copy(tools().join(from), work.join(to))?;
     }
-    init += "/busybox mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro root /root || exec /busybox poweroff -f\n\
-             /busybox mount -t tmpfs run /root/run\n/busybox mkdir /root/run/work\n\
-             /busybox mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 work /root/run/work\n\
-             exec /busybox chroot /root /bin/bash /run/work/guest\n";
-    fs::write(tree.join("init"), init)?;
-    archive(packages, &tree, &place.path().join("initramfs.cpio"))?;
+    let settings = format!("rounds={rounds}\nseconds={seconds}\n");
+    fs::write(work.join("settings"), settings)?;
     Ok(work)
 }
 
-fn modules(packages: &Path) -> anyhow::Result<PathBuf> {
-    let dir = fs::read_dir(packages.join("lib/modules"))?
-        .next()
-        .context("a kernel without modules")??;
-    Ok(dir.path())
-}
-
-fn archive(packages: &Path, tree: &Path, into: &Path) -> anyhow::Result<()> {
-    let busybox = packages.join("bin/busybox");
-    Command::new(&busybox)
-        .args(["chmod", "755", "init", "busybox"])
-        .current_dir(tree)
-        .status()?;
-    let mut names = String::new();
-    for entry in fs::read_dir(tree)? {
-        writeln!(names, "{}", entry?.file_name().display())?;
-    }
-    let mut cpio = Command::new(busybox)
-        .args(["cpio", "-o", "-H", "newc"])
-        .current_dir(tree)
-        .stdin(Stdio::piped())
-        .stdout(fs::File::create(into)?)
-        .stderr(Stdio::null())
-        .spawn()?;
-    cpio.stdin
-        .take()
-        .expect("a pipe")
-        .write_all(names.as_bytes())?;
-    ensure!(cpio.wait()?.success(), "the initramfs could not be packed");
-    Ok(())
+fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tools")
 }
 
 /// Runs the machine to its end.
-fn boot(place: &Place, packages: &Path, work: &Path, limit: Duration) -> anyhow::Result<()> {
-    let kernel = fs::read_dir(packages.join("boot"))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.to_string_lossy().contains("vmlinuz"))
-        .context("no kernel")?;
-    let library = packages.join("usr/lib/x86_64-linux-gnu");
-    let share = packages.join("usr/share");
-    let console = place.path().join("console");
-    let _ = fs::remove_file(&console); // of the attempt before
-    let mut qemu = Command::new(packages.join("usr/bin/qemu-system-x86_64"));
-    qemu.env(
-        "LD_LIBRARY_PATH",
-        format!(
-            "{}:{}",
-            library.display(),
-            library.join("pulseaudio").display()
-        ),
-    );
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2"])
-        .args(["-m", "4G", "-nodefaults", "-display", "none", "-no-reboot"])
-        .arg("-L")
-        .arg(share.join("qemu"))
-        .arg("-L")
-        .arg(share.join("seabios"))
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(place.path().join("initramfs.cpio"))
-        .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()));
-    for (id, path, options) in [("root", Path::new("/"), ",readonly=on"), ("work", work, "")] {
-        qemu.arg("-fsdev").arg(format!(
-            "local,id={id},path={},security_model=none,multidevs=remap{options}",
-            path.display()
-        ));
-        qemu.arg("-device")
-            .arg(format!("virtio-9p-pci,fsdev={id},mount_tag={id}"));
-    }
-    let mut machine = Process::start("machine", &qemu, &place.path().join("qemu.log"))?;
+fn boot(place: &Place, work: &Path, limit: Duration) -> anyhow::Result<()> {
+    let mut emulate = Command::new(tools().join("emulate"));
+    emulate.arg(work);
+    let mut machine = Process::start("machine", &emulate, &place.path().join("emulate.log"))?;
     let mut told = 0;
     eventually(
         "the machine ends",
@@ -196,12 +86,12 @@ fn boot(place: &Place, packages: &Path, work: &Path, limit: Duration) -> anyhow:
     eprintln!();
     let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
     if read(work.join("result")).trim() != "passed" {
-        let console = read(console);
+        let console = read(work.join("console"));
         let lines: Vec<_> = console.lines().collect();
         bail!(
             "{}\n{}\n{}",
             lines[lines.len().saturating_sub(20)..].join("\n"),
-            read(place.path().join("qemu.log")),
+            read(place.path().join("emulate.log")),
             read(work.join("log"))
         );
     }
