@@ -173,15 +173,21 @@ pub fn all() -> Vec<Bar> {
     let (one, many) = (Case::write(1), Case::write(32));
     let stream = Case::stream(1 << 20);
     let read = Case::read(32);
-    let fua = one.durable(Durable::Fua);
+    let (fsync, fua) = (one.durable(Durable::Flush), one.durable(Durable::Fua));
     vec![
         Bar::new(
             "write-1-sync",
+            "4 KiB random write, depth 1, sync : qemu mirror with a flush after each write (durable at its primary only)",
+            AtLeast,
+            Value::Rate(one.by(Who::Sync), fsync.by(Who::Qemu)),
+        )
+        .at(1.5, 2.0),
+        Bar::new(
+            "write-1-sync-fua",
             "4 KiB random write, depth 1, sync : qemu mirror with FUA (durable at its primary only)",
             AtLeast,
             Value::Rate(one.by(Who::Sync), fua.by(Who::Qemu)),
-        )
-        .at(1.5, 2.0),
+        ),
         Bar::new(
             "write-1-sync-durable",
             "4 KiB random write, depth 1, sync : qemu mirror, both sites flushing after each write",

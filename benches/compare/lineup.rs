@@ -11,7 +11,7 @@ use super::candidates::qemu::{Durable, Qemu};
 use super::candidates::{Candidate, check_copies, settle};
 use super::cases::{Point, Tool, Who};
 use super::figures::Sample;
-use super::measure;
+use super::measure::{self, Times};
 use super::options::Options;
 use super::place::Place;
 use super::{fio, probe};
@@ -38,8 +38,7 @@ impl Lineup {
     }
 
     /// Measures.
-    pub fn sample(&mut self, point: &Point) -> anyhow::Result<Sample> {
-        let times = self.options.times(&point.case);
+    pub fn sample(&mut self, point: &Point, times: Times) -> anyhow::Result<Sample> {
         self.seed += 1;
         let (seed, size) = (self.seed, self.options.size());
         if point.who.is_bare() {

@@ -61,6 +61,8 @@ pub struct Job {
 #[derive(Clone, Copy)]
 pub enum Until<'a> {
     Elapsed(Duration),
+    /// After this time, as soon as this is set.
+    Both(Duration, &'a AtomicBool),
     /// Soon after this is set.
     Told(&'a AtomicBool),
 }
@@ -211,6 +213,7 @@ impl Load {
                         outcome.operations += finished;
                         stopping = match until {
                             Until::Elapsed(limit) => now - since >= limit,
+                            Until::Both(limit, flag) => now - since >= limit && flag.load(Relaxed),
                             Until::Told(flag) => flag.load(Relaxed),
                         } || self.lanes.iter().any(|lane| lane.visited >= lane.count());
                         if stopping {

@@ -105,7 +105,12 @@ fn measure(lineup: &mut Lineup, plan: &Plan, record: &mut Record) -> anyhow::Res
         for (case, points) in plan.turns(round) {
             eprintln!("  {case}");
             for point in points {
-                let sample = lineup.sample(&point)?;
+                let times = if plan.bars.iter().any(|bar| bar.points.contains(&point)) {
+                    lineup.options.times_of_bar(&case)
+                } else {
+                    lineup.options.times(&case)
+                };
+                let sample = lineup.sample(&point, times)?;
                 eprintln!(
                     "    {:12} {:4} {:>8}/s",
                     point.who.name(),

@@ -1,6 +1,8 @@
 //! One case on one candidate.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -11,14 +13,22 @@ use super::cases::Case;
 use super::figures::Sample;
 use super::fio;
 use super::load::{Load, Moment, Until};
-use super::process::{cpu_time, forget_peak, memory};
+use super::process::{cpu_time, eventually, forget_peak, memory};
 
 /// How long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Times {
     pub warm_up: Duration,
+    /// At least.
     pub interval: Duration,
+    /// A journal is to be written from end to end so often within the interval.
+    pub turnovers: u64,
 }
+
+/// Who has not turned the journal over in this time will not be waited for any longer.
+const TURNOVERS: Duration = Duration::from_mins(2);
+/// How often it is looked at: seldom enough to be no load.
+const METER: Duration = Duration::from_millis(500);
 
 /// Readings of all clocks at one instant.
 struct Reading {
@@ -73,14 +83,31 @@ pub fn own(
     let at_first = candidate.counts()?;
     let mut readings = Vec::new();
     let mut load = Load::connect(&candidate.doors(), case.job, seed)?;
-    let outcome = load.run(
-        times.warm_up,
-        Until::Elapsed(times.interval),
-        |_: Moment| {
-            readings.push(Reading::take(candidate)?);
+    let (begin, begun) = mpsc::channel();
+    let enough = AtomicBool::new(false);
+    let written = times.turnovers * candidate.journal().unwrap_or(0);
+    let meter = candidate.meter();
+    let outcome = std::thread::scope(|scope| {
+        let (enough, load) = (&enough, &mut load);
+        let begin = begin; // without it nobody waits for the beginning any more
+        scope.spawn(move || {
+            let first: Option<u64> = begun.recv().ok();
+            if let (Some(meter), Some(first)) = (meter, first) {
+                // Whether it was in time, the count at the end tells.
+                let _ = eventually("the journal turns over", METER, TURNOVERS, || {
+                    Ok((meter()? - first >= written).then_some(()))
+                });
+            }
+            enough.store(true, Relaxed);
+        });
+        let until = Until::Both(times.interval, enough);
+        load.run(times.warm_up, until, |_: Moment| {
+            let reading = Reading::take(candidate)?;
+            let _ = begin.send(reading.counts.journal_bytes); // at the end nobody listens any more
+            readings.push(reading);
             Ok(())
-        },
-    )?;
+        })
+    })?;
     let at_last = candidate.counts()?;
     if candidate.journal().is_some() {
         let counted = at_last.writes - at_first.writes;

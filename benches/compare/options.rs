@@ -31,13 +31,14 @@ pub struct Options {
     /// Repetitions of everything, alternating between the candidates [default: 3, with --quick 1]
     #[arg(long, value_name = "N")]
     pub rounds: Option<usize>,
-    /// Size of the journals, MiB [default: 64, with --quick 32]
+    /// Size of the journals, MiB [default: 1024 as for every group, with --quick 32]
     #[arg(long, value_name = "MIB")]
     pub journal: Option<u64>,
     /// Size of the volumes, MiB [default: 1024, with --quick 256]
     #[arg(long, value_name = "MIB")]
     pub size: Option<u64>,
-    /// Seconds of each measurement after its warm-up [default: 5, with --quick 1]
+    /// Seconds of each measurement after its warm-up [default: 5, with --quick 1]; for a bar at least so long, and until the
+    /// journal was written three times from end to end
     #[arg(long, value_name = "S")]
     pub seconds: Option<f64>,
     /// Clients connect over loopback TCP instead of a unix socket
@@ -61,7 +62,7 @@ impl Options {
 
     /// Bytes.
     pub fn journal(&self) -> u64 {
-        self.journal.unwrap_or(if self.quick { 32 } else { 64 }) << 20
+        self.journal.unwrap_or(if self.quick { 32 } else { 1024 }) << 20
     }
 
     /// Bytes.
@@ -79,7 +80,15 @@ impl Options {
         Duration::from_secs(if self.quick { 10 } else { 60 })
     }
 
-    /// Writes at depth 1 take longer to fill the journal as often as others.
+    /// Of a point of a bar: checkpoints and the write-back of the homes belong to it.
+    pub fn times_of_bar(&self, case: &Case) -> Times {
+        let turns = case.job.writes_percent == 100 && !self.quick;
+        Times {
+            turnovers: if turns { 3 } else { 0 },
+            ..self.times(case)
+        }
+    }
+
     pub fn times(&self, case: &Case) -> Times {
         let seconds = self.seconds.unwrap_or(if self.quick { 1.0 } else { 5.0 });
         let slow = case.job.writes_percent == 100 && case.job.depth == 1;
@@ -91,6 +100,7 @@ impl Options {
                 (false, false) => 1.0,
             }),
             interval: Duration::from_secs_f64(seconds * factor),
+            turnovers: 0,
         }
     }
 }

@@ -406,7 +406,15 @@ pub struct Core {
     actions: Vec<Action>,
     now: Duration,
     now_ns: u64,
-    exported: Option<Result<(), String>>,
+    exported: Option<Exported>,
+}
+
+/// Who may attach, as it was told last, and what of: that is asked after every event, and seldom another one.
+#[derive(Debug)]
+struct Exported {
+    mode: Mode,
+    primary: String,
+    open: Result<(), String>,
 }
 
 impl Core {
@@ -560,7 +568,8 @@ impl Core {
 
     /// Opening a further epoch while clients stay attached (going alone).
     fn reopening(&self) -> bool {
-        self.mode == Mode::Opening && self.exported == Some(Ok(()))
+        let exported = self.exported.as_ref();
+        self.mode == Mode::Opening && exported.is_some_and(|e| e.open.is_ok())
     }
 
     /// What this site can still promise for allocating writes, bytes: acknowledgements carry it to the primary.
@@ -751,11 +760,19 @@ impl Core {
 
     /// Tells the caller who may attach, when that changed.
     fn announce_exports(&mut self) {
-        let open = self.open_to_clients();
-        if self.exported.as_ref() != Some(&open) {
-            self.exported = Some(open.clone());
-            self.actions.push(Action::Exports(open));
+        let told = self.exported.as_ref();
+        if told.is_some_and(|e| e.mode == self.mode && e.primary == self.primary()) {
+            return;
         }
+        let open = self.open_to_clients();
+        if told.is_none_or(|e| e.open != open) {
+            self.actions.push(Action::Exports(open.clone()));
+        }
+        self.exported = Some(Exported {
+            mode: self.mode.clone(),
+            primary: self.primary().to_owned(),
+            open,
+        });
     }
 
     /// Whether this site is about to serve, as far as it knows.
@@ -771,7 +788,7 @@ impl Core {
         let group = &self.config.group;
         match &self.mode {
             Mode::Serving => Ok(()),
-            Mode::Opening if self.exported == Some(Ok(())) => Ok(()),
+            Mode::Opening if self.reopening() => Ok(()),
             Mode::Opening | Mode::Returning | Mode::Fetching(_) => Err(format!(
                 "group {group} is starting on {}; try again",
                 self.config.site
@@ -800,20 +817,19 @@ impl Core {
 
     /// The best guess at who is primary, for messages.
     pub fn primary_name(&self) -> String {
+        self.primary().to_owned()
+    }
+
+    fn primary(&self) -> &str {
         if let Some(handed) = &self.facts.handed {
-            return handed.to.clone();
+            return &handed.to;
         }
         if let Some(upstream) = &self.upstream {
-            return upstream.site.clone();
+            return &upstream.site;
         }
         match self.facts.lineage.last() {
-            Some(epoch) if epoch.site != self.config.site => epoch.site.clone(),
-            _ => self
-                .config
-                .peers
-                .first()
-                .cloned()
-                .unwrap_or_else(|| "not known".into()),
+            Some(epoch) if epoch.site != self.config.site => &epoch.site,
+            _ => self.config.peers.first().map_or("not known", |p| p),
         }
     }
 

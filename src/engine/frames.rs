@@ -3,12 +3,15 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use bytes::Bytes;
+use smallvec::SmallVec;
+
 use super::stats::Stage;
 use super::streams::Stream;
 use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, Compress, Epoch, Lsn, Op, OpKind, VolumeId};
+use crate::base::{AlignedBuf, ByteRange, Compress, Epoch, Lsn, Op, OpKind, VolumeId};
 use crate::core::Event;
 use crate::journal::{self, Compressor, Encoding, Frame, FrameBuilder};
 use crate::store::Content;
@@ -20,6 +23,10 @@ const IN_FLIGHT: usize = 2;
 /// A frame takes no more once it holds this many payload bytes.
 const FULL_BYTES: usize = 1 << 20;
 
+/// Frames that wait go to the journal together, up to so many bytes. At a mirror they wait whenever its journal is slower than the
+/// link: then each write would take as long as one of a hundred times the size.
+const TOGETHER_BYTES: usize = 1 << 20;
+
 /// Frames kept in memory for mirrors that they were not sent to yet, in bytes. Older ones are read back from the journal.
 const CACHE_BYTES: u64 = 8 << 20;
 
@@ -29,11 +36,11 @@ pub(super) struct Frames {
     open: Option<Open>,
     /// Closed, waiting for a write slot or space, oldest first. Control frames may use the reserve.
     closed: VecDeque<Frame>,
-    /// Being written: last LSN, and whether it is done.
-    writing: VecDeque<(Lsn, bool)>,
-    /// Handed to the journal, newest last.
+    /// Handed to the journal, oldest first.
+    writing: VecDeque<Writing>,
     /// Writes of frames that were truncated meanwhile: their place is not written again before they are done.
     stale: usize,
+    /// Handed to the journal, newest last.
     cache: VecDeque<Frame>,
     cache_bytes: u64,
     compressor: Compressor,
@@ -45,6 +52,23 @@ pub(super) struct Frames {
     time_ns: u64,
     /// The journal had no room for the open frame.
     pub full: bool,
+}
+
+/// A write to the journal, of one frame or several.
+struct Writing {
+    /// First and last LSN in it.
+    begin: Lsn,
+    end: Lsn,
+    /// Last LSN in it that counts: what follows was truncated meanwhile.
+    last: Lsn,
+    done: bool,
+}
+
+impl Writing {
+    /// Its place is not written again before it is done.
+    fn is_in_the_way(&self) -> bool {
+        self.last < self.end && !self.done
+    }
 }
 
 struct Open {
@@ -105,7 +129,7 @@ impl Frames {
 
     /// Closes and starts over after `base`: what is being written is forgotten.
     fn restart(&mut self, base: Lsn, chain: u32) {
-        self.stale += self.writing.iter().filter(|(_, done)| !done).count();
+        self.stale += self.writing.iter().filter(|w| !w.done).count();
         let stale = self.stale;
         *self = Frames {
             stale,
@@ -153,7 +177,7 @@ impl Group {
     }
 
     /// Enters an operation with its LSN into the open frame and the overlay.
-    pub(super) fn enter(&mut self, lsn: Lsn, op: &Op, payload: &bytes::Bytes) {
+    pub(super) fn enter(&mut self, lsn: Lsn, op: &Op, payload: &Bytes) {
         if self.frames.open.is_none() {
             let epoch = self
                 .core
@@ -279,7 +303,8 @@ impl Group {
     /// Hands closed frames to the journal, oldest first, as slots and space allow.
     pub(super) fn write_closed_frames(&mut self, control: bool) {
         while let Some(frame) = self.frames.closed.front() {
-            if self.frames.stale > 0 {
+            let mut writing = self.frames.writing.iter();
+            if self.frames.stale > 0 || writing.any(Writing::is_in_the_way) {
                 return;
             }
             // What must go out before an epoch can be opened may use what is held back for that.
@@ -291,19 +316,20 @@ impl Group {
                 self.frames.full = true;
                 return;
             }
-            let frame = self.frames.closed.pop_front().expect("just seen");
-            self.log.set_group(self.core.facts().group_id);
-            let write = self.log.append(&frame);
-            let last = frame.last_lsn();
-            self.frames.cache_bytes += frame.len() as u64;
-            self.frames.cache.push_back(frame);
-            self.frames.writing.push_back((last, false));
-            self.stats.totals.frames += 1;
-            self.stats.totals.journal_bytes += write.bytes.len() as u64;
+            let begin = frame.first_lsn();
+            let (offset, data) = self.append_together();
+            let last = self.log.tail();
+            self.frames.writing.push_back(Writing {
+                begin,
+                end: last,
+                last,
+                done: false,
+            });
+            self.stats.totals.journal_bytes += data.len() as u64;
             let op = DiskOp::Write {
                 file: File::Journal,
-                offset: write.offset,
-                data: write.bytes,
+                offset,
+                data,
                 durable: true,
             };
             #[cfg(test)]
@@ -318,7 +344,36 @@ impl Group {
         }
     }
 
-    /// A frame is on stable storage. Frames count in order.
+    /// Gives the oldest closed frame its place in the journal, and those that wait behind it and follow it there. Returns where
+    /// they begin, and their bytes.
+    fn append_together(&mut self) -> (u64, Bytes) {
+        self.log.set_group(self.core.facts().group_id);
+        let mut writes: SmallVec<[journal::Write; 1]> = SmallVec::new();
+        let mut bytes = 0;
+        while let Some(frame) = self.frames.closed.pop_front() {
+            let write = self.log.append(&frame);
+            bytes += write.bytes.len();
+            writes.push(write);
+            self.frames.cache_bytes += frame.len() as u64;
+            self.frames.cache.push_back(frame);
+            self.stats.totals.frames += 1;
+            let next = self.frames.closed.front().map(Frame::len);
+            if !next.is_some_and(|len| bytes + len <= TOGETHER_BYTES && self.log.continues(len)) {
+                break;
+            }
+        }
+        let offset = writes[0].offset;
+        if writes.len() == 1 {
+            return (offset, writes.remove(0).bytes);
+        }
+        let mut together = AlignedBuf::with_capacity(bytes);
+        for write in writes {
+            together.extend_from_slice(&write.bytes);
+        }
+        (offset, Bytes::from_owner(together))
+    }
+
+    /// Frames are on stable storage. They count in order.
     pub(super) fn frame_written(&mut self, last: Lsn, since: Duration) {
         self.stats
             .record(Stage::Journal, self.now.mono.saturating_sub(since));
@@ -326,17 +381,16 @@ impl Group {
             .frames
             .writing
             .iter_mut()
-            .find(|(lsn, done)| *lsn == last && !done);
+            .find(|w| w.end == last && !w.done);
         let Some(entry) = found else {
             self.frames.stale -= 1;
             self.write_closed_frames(false);
             return;
         };
-        entry.1 = true;
+        entry.done = true;
         let mut durable = None;
-        while let Some(&(lsn, true)) = self.frames.writing.front() {
-            self.frames.writing.pop_front();
-            durable = Some(lsn);
+        while let Some(written) = self.frames.writing.pop_front_if(|w| w.done) {
+            durable = Some(written.last);
         }
         if let Some(lsn) = durable {
             self.frames.durable = lsn;
@@ -373,9 +427,12 @@ impl Group {
         frames.stale += frames
             .writing
             .iter()
-            .filter(|(last, done)| *last > lsn && !done)
+            .filter(|w| w.begin > lsn && !w.done)
             .count();
-        frames.writing.retain(|(last, _)| *last <= lsn);
+        frames.writing.retain(|w| w.begin <= lsn);
+        for writing in &mut frames.writing {
+            writing.last = writing.last.min(lsn);
+        }
         while frames.cache.back().is_some_and(|f| f.last_lsn() > lsn) {
             let frame = frames.cache.pop_back().expect("just seen");
             frames.cache_bytes -= frame.len() as u64;

@@ -224,15 +224,17 @@ impl Log {
 
     /// Whether a frame of this length can be appended. `control`: it may use what is held back.
     pub fn can_append(&self, len: usize, control: bool) -> bool {
-        if self
-            .segments
-            .back()
-            .is_some_and(|s| self.fits_segment(s, len))
-        {
+        if self.continues(len) {
             return true;
         }
         let free = self.slots() - self.segments.len() + self.released_segments();
         free > if control { 0 } else { RESERVE }
+    }
+
+    /// Whether a frame of this length would lie right behind the last one.
+    pub fn continues(&self, len: usize) -> bool {
+        let last = self.segments.back();
+        last.is_some_and(|s| self.fits_segment(s, len))
     }
 
     /// Gives the next frame its place.
@@ -257,11 +259,7 @@ impl Log {
         };
         self.tail = frame.last_lsn();
         self.chain = frame.checksum();
-        let fits = self
-            .segments
-            .back()
-            .is_some_and(|s| self.fits_segment(s, frame.len()));
-        if fits {
+        if self.continues(frame.len()) {
             let segment = self.segments.back_mut().expect("just seen");
             let at = segment.end;
             segment.places.push(place(at));

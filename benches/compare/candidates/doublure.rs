@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use doublure::status::{GroupState, GroupStatus, PeerState, SiteStatus};
 
-use super::{Candidate, Counts, STEP};
+use super::{Candidate, Counts, Meter, STEP};
 use crate::load::{Durable, Job, Load, Pattern, Until};
 use crate::nbd::{Address, Door};
 use crate::payload::Data;
@@ -259,7 +259,11 @@ impl Site {
 
     /// What it says about itself, if it answers.
     pub fn status(&self) -> Option<SiteStatus> {
-        let mut stream = UnixStream::connect(self.dir.join("control")).ok()?;
+        Site::status_of(&self.dir)
+    }
+
+    fn status_of(dir: &Path) -> Option<SiteStatus> {
+        let mut stream = UnixStream::connect(dir.join("control")).ok()?;
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .ok()?;
@@ -379,5 +383,13 @@ impl Candidate for Pair {
 
     fn journal(&self) -> Option<u64> {
         Some(self.setup.journal)
+    }
+
+    fn meter(&self) -> Option<Meter> {
+        let dir = self.primary.dir.clone();
+        Some(Box::new(move || {
+            let status = Site::status_of(&dir).context("the primary tells no status")?;
+            Ok(status.groups.iter().map(|g| g.totals.journal_bytes).sum())
+        }))
     }
 }

@@ -31,6 +31,9 @@ pub struct Counts {
     pub ring_enters: u64,
 }
 
+/// Fails if the site tells nothing.
+pub type Meter = Box<dyn Fn() -> anyhow::Result<u64> + Send>;
+
 /// A server of an NBD export.
 pub trait Candidate {
     /// Its exports.
@@ -49,6 +52,10 @@ pub trait Candidate {
     }
     /// Size of its journal, bytes, if it has one.
     fn journal(&self) -> Option<u64> {
+        None
+    }
+    /// Tells from another thread how many bytes were ever written to the journal.
+    fn meter(&self) -> Option<Meter> {
         None
     }
 }

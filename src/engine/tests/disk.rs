@@ -261,6 +261,12 @@ impl SimDisk {
         Some((op, result))
     }
 
+    /// Writes to a file that are under way.
+    pub fn writes_under_way(&self, wanted: File) -> usize {
+        let of = |op: &DiskOp| matches!(op, DiskOp::Write { file, .. } if *file == wanted);
+        self.in_flight.iter().filter(|(_, op)| of(op)).count()
+    }
+
     /// Completes a write to this file, if one is under way.
     pub fn complete_of(&mut self, wanted: File) -> Option<(DiskId, DiskResult)> {
         let of = |op: &DiskOp| matches!(op, DiskOp::Write { file, .. } if *file == wanted);

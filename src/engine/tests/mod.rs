@@ -2,6 +2,7 @@
 
 mod disk;
 mod forks;
+mod frames;
 mod power_cut;
 mod resync;
 mod rules;

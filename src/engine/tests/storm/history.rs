@@ -54,10 +54,18 @@ pub struct History {
     writers: BTreeMap<Uuid, usize>,
 }
 
-/// The frame in the bytes of a write to the journal; the first of a segment comes behind the segment's header.
-pub fn frame_of(bytes: &Bytes) -> Option<Frame> {
-    let frame = Frame::parse(bytes.clone()).or_else(|_| Frame::parse(bytes.slice(BLOCK..)));
-    frame.ok()
+/// The frames in the bytes of a write to the journal; the first of a segment comes behind the segment's header.
+pub fn frames_of(bytes: &Bytes) -> Option<Vec<Frame>> {
+    let mut rest = bytes.clone();
+    let mut frames = Vec::new();
+    while !rest.is_empty() {
+        if frames.is_empty() && Frame::peek_len(&rest).is_err() {
+            rest = rest.slice(BLOCK..);
+        }
+        let len = Frame::peek_len(&rest).ok()?;
+        frames.push(Frame::parse(rest.split_to(len)).ok()?);
+    }
+    Some(frames)
 }
 
 pub fn place_of(frame: &Frame) -> Place {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::clients::Client;
-use super::history::{Chain, History, Place, frame_of, place_of};
+use super::history::{Chain, History, Place, frames_of, place_of};
 use super::ledger::Ledger;
 use super::plan::{Fault, Order, Plan};
 use super::rare::Awaited;
@@ -17,6 +17,7 @@ use crate::engine::{
     ClientId, Command, DiskId, DiskOp, DiskResult, Exports, File, Force, Group, GroupConfig, Input,
     LinkId, Now, Output,
 };
+use crate::journal::Frame;
 use crate::status::GroupStatus;
 
 pub const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -57,7 +58,7 @@ pub struct Site {
     /// The peer cannot tell that it is dead.
     pub silent: bool,
     /// Frames on their way to its journal.
-    writing: BTreeMap<DiskId, Place>,
+    writing: BTreeMap<DiskId, Vec<Place>>,
     /// State records on their way: their sequence number, and without whom they say that the site acknowledges.
     recording: BTreeMap<DiskId, (u64, BTreeSet<String>)>,
     /// Sequence number of the record that a slot was given last: the second slot makes it durable.
@@ -687,15 +688,23 @@ impl World {
     }
 
     fn journal_written(&mut self, at: usize, id: DiskId, data: &bytes::Bytes) {
-        let Some(frame) = frame_of(data) else {
+        let Some(frames) = frames_of(data) else {
             self.violate(format!("{} writes no frame to its journal", NAMES[at]));
             return;
         };
-        let place = place_of(&frame);
+        let places = frames.iter().map(place_of).collect();
+        self.sites[at].writing.insert(id, places);
+        for frame in frames {
+            self.frame_written(at, &frame);
+        }
+    }
+
+    fn frame_written(&mut self, at: usize, frame: &Frame) {
+        let place = place_of(frame);
         let ledger = &mut self.ledger;
         let entered = self
             .history
-            .enter(&frame, at, NAMES, |kind, volume, range, content| {
+            .enter(frame, at, NAMES, |kind, volume, range, content| {
                 ledger.find(at, place, kind, volume, range, content)
             });
         match entered {
@@ -703,7 +712,6 @@ impl World {
             Ok(_) => {}
             Err(text) => self.violate(format!("{} writes to its journal: {text}", NAMES[at])),
         }
-        self.sites[at].writing.insert(id, place);
     }
 
     fn disk_done(&mut self, at: usize, life: u64, id: DiskId) {
@@ -714,13 +722,11 @@ impl World {
         let Some((op, result)) = site.disk.complete(id) else {
             return;
         };
-        let (frame, record) = (site.writing.remove(&id), site.recording.remove(&id));
+        let (frames, record) = (site.writing.remove(&id), site.recording.remove(&id));
         if let DiskOp::Write { durable: true, .. } = op
             && result == DiskResult::Done
         {
-            if let Some(place) = frame {
-                site.durable.insert(place);
-            }
+            site.durable.extend(frames.unwrap_or_default());
             if let Some((sequence, alone)) = record
                 && std::mem::replace(&mut site.recorded, sequence) == sequence
             {
@@ -807,12 +813,12 @@ impl World {
             match arrival {
                 Arrival::Message(message) => {
                     let frame = match &message {
-                        Message::Frame(bytes) => frame_of(bytes).map(|f| place_of(&f)),
+                        Message::Frame(bytes) => Frame::parse(bytes.clone()).ok(),
                         _ => None,
                     };
                     self.input(to, Input::Link { link, message });
-                    if let Some(place) = frame {
-                        self.received(to, place);
+                    if let Some(frame) = frame {
+                        self.received(to, place_of(&frame));
                     }
                 }
                 Arrival::End => {
