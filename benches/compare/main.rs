@@ -154,7 +154,7 @@ fn main() -> anyhow::Result<()> {
         .map(|bar| Verdict::of(bar, &record, rounds))
         .collect();
     let mut text = format!(
-        "{} round(s) of {} s; volumes of {} MiB, journals of {} MiB\n\n",
+        "{} round(s) of {} s or more; volumes of {} MiB, journals of {} MiB\n\n",
         rounds,
         options.times(&Case::write(32)).interval.as_secs_f64(),
         options.size() >> 20,

@@ -83,15 +83,15 @@ pub fn own(
     let at_first = candidate.counts()?;
     let mut readings = Vec::new();
     let mut load = Load::connect(&candidate.doors(), case.job, seed)?;
-    let (begin, begun) = mpsc::channel();
+    let (tell, told) = mpsc::channel();
     let enough = AtomicBool::new(false);
     let written = times.turnovers * candidate.journal().unwrap_or(0);
     let meter = candidate.meter();
     let outcome = std::thread::scope(|scope| {
         let (enough, load) = (&enough, &mut load);
-        let begin = begin; // without it nobody waits for the beginning any more
+        let tell = tell; // without it nobody waits for the beginning any more
         scope.spawn(move || {
-            let first: Option<u64> = begun.recv().ok();
+            let first: Option<u64> = told.recv().ok();
             if let (Some(meter), Some(first)) = (meter, first) {
                 // Whether it was in time, the count at the end tells.
                 let _ = eventually("the journal turns over", METER, TURNOVERS, || {
@@ -103,7 +103,7 @@ pub fn own(
         let until = Until::Both(times.interval, enough);
         load.run(times.warm_up, until, |_: Moment| {
             let reading = Reading::take(candidate)?;
-            let _ = begin.send(reading.counts.journal_bytes); // at the end nobody listens any more
+            let _ = tell.send(reading.counts.journal_bytes); // at the end nobody listens any more
             readings.push(reading);
             Ok(())
         })

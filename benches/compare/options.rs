@@ -89,6 +89,7 @@ impl Options {
         }
     }
 
+    /// Writes at depth 1 take longer to fill the journal as often as others.
     pub fn times(&self, case: &Case) -> Times {
         let seconds = self.seconds.unwrap_or(if self.quick { 1.0 } else { 5.0 });
         let slow = case.job.writes_percent == 100 && case.job.depth == 1;
