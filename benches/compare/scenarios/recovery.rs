@@ -20,8 +20,8 @@ const BLOCK: u64 = 4096;
 /// from its start, with nothing in memory, to the first write that it acknowledges?
 pub fn after_a_kill(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<()> {
     let bytes = lineup.options.replay();
-    // Checkpoints come when half of the journal was written, or ten seconds after the last.
-    let setup = lineup.setup("recovery", "memsync", 3 * bytes);
+    // Checkpoints come when a quarter of the journal was written, or ten seconds after the last.
+    let setup = lineup.setup("recovery", "memsync", 5 * bytes);
     let mut pair = Pair::filled(lineup.place.path(), setup)?;
     let case = Case::write(128);
     let over = AtomicBool::new(false);
