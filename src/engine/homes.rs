@@ -39,9 +39,15 @@ const SPACE_SHARE: u64 = 8;
 const SHORT_BYTES: u64 = 1 << 30;
 const SHORT_RETRY: Duration = Duration::from_secs(1);
 
-/// A checkpoint is made when this share of the journal was written since the last, and after this time at the latest.
-const CHECKPOINT_SHARE: u64 = 4;
+/// A checkpoint is begun when this share of the journal was written since the last one was, and after this time at the latest. As
+/// much is written while the homes are synced, which may take all of that: so under steady writes one follows the other, the
+/// homes are written at an even pace, and a block that is written again within two fifths of a journal goes out only once.
+const CHECKPOINT_SHARE: f64 = 0.45;
 const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
+
+/// Share of the room that is left for the journal when a checkpoint is begun, by which its syncs are to be through. The rest is for
+/// disks that get slower meanwhile.
+const SYNC_SHARE: f64 = 0.8;
 
 /// What a copy has brought is made durable, and taken off the record of what is missing, after so many bytes or so long. The
 /// volumes of tests are small.
@@ -135,7 +141,10 @@ impl Space {
 struct Running {
     target: Lsn,
     syncs: usize,
+    /// Journal bytes ever written when it began.
     bytes: u64,
+    /// Journal bytes that may be written until it is through.
+    room: f64,
     /// Chunks of a copy that are as they should be with this.
     confirmed: ChunkSet,
     /// Ends a full copy.
@@ -625,7 +634,7 @@ impl Group {
         }
         let since = bytes - homes.bytes_at_checkpoint;
         let due = homes.wanted
-            || since >= self.log.capacity() / CHECKPOINT_SHARE
+            || since as f64 >= self.log.usable_bytes() as f64 * CHECKPOINT_SHARE
             || self.frames.full
             || (target > homes.checkpoint
                 && self.now.mono >= homes.last_checkpoint + CHECKPOINT_AGE);
@@ -635,17 +644,19 @@ impl Group {
         // What a copy brought counts only once its chunks are in, and its last LSN applied.
         let ends_copy =
             self.core.copy_end().is_some_and(|until| until <= target) && self.receive.chunks_done();
-        let within = if homes.wanted || self.frames.full {
+        let within = if homes.wanted {
             Duration::ZERO
         } else {
-            self.time_for_checkpoint(since)
+            CHECKPOINT_AGE
         };
+        let room = self.log.room_beyond(homes.checkpoint.next());
         self.homes.wanted = false;
         let dirty = std::mem::take(&mut self.homes.dirty);
         let running = Running {
             target,
             syncs: dirty.len(),
             bytes,
+            room: room as f64 * SYNC_SHARE,
             confirmed: self.receive.take_confirmed(),
             ends_copy,
         };
@@ -670,12 +681,17 @@ impl Group {
         }
     }
 
-    /// Half the time that the journal takes to fill, at the rate since the last checkpoint began; not longer than to the next.
-    fn time_for_checkpoint(&self, since: u64) -> Duration {
-        let room = self.log.capacity().saturating_sub(self.log.used_bytes());
-        let took = self.now.mono.saturating_sub(self.homes.last_checkpoint);
-        let times = room as f64 / since.max(1) as f64;
-        took.mul_f64((times / 2.0).min(1e6)).min(CHECKPOINT_AGE)
+    /// How much of what a checkpoint syncs should be done by now, for the journal to have room when it is through: 0 to 1. More is
+    /// no fault.
+    pub fn sync_due(&self) -> f64 {
+        let Some(running) = &self.homes.running else {
+            return 1.0;
+        };
+        if self.homes.wanted || self.frames.full {
+            return 1.0;
+        }
+        let written = self.stats.totals.journal_bytes - running.bytes;
+        (written as f64 / running.room).min(1.0) // without any room: all of it
     }
 
     pub(super) fn home_synced(&mut self) {
@@ -726,21 +742,25 @@ impl Group {
         self.release_journal();
     }
 
-    /// Gives back what neither recovery nor a peer needs. A peer that is away keeps its part of the journal until half
-    /// of the journal is in use; then what it lacks is noted chunk by chunk.
+    /// Gives back what neither recovery nor a peer needs. A peer that is away keeps its part of the journal until that is half of
+    /// it; then what it lacks is noted chunk by chunk.
     pub(super) fn release_journal(&mut self) {
         let mut keep = self.homes.checkpoint.next();
         #[cfg(test)]
         if sabotaged(Sabotage::ReleaseBeforeCheckpoint) {
             keep = self.store.applied_lsn().next();
         }
-        // Large frames leave gaps at the ends of segments: the journal can be full with less than half of it in use.
-        let crowded = self.frames.full || self.log.used_bytes() > self.log.capacity() / 2;
+        // Large frames leave gaps at the ends of segments: the journal can be full with less than half of it in use. But giving up
+        // what the checkpoint holds besides makes no room.
+        let crowded = |lsn: Lsn| {
+            self.frames.full && lsn < self.homes.checkpoint.next()
+                || self.log.bytes_from(lsn) > self.log.capacity() / 2
+        };
         // A mirror keeps nothing for its primary, which has all of it.
         let primary = self.core.facts().role == Role::Primary;
         for peer in self.core.peers().iter().filter(|_| primary) {
-            let needed = peer.streaming_link().is_some() || !crowded;
-            if let Some(lsn) = peer.holds_from().filter(|_| needed) {
+            let streams = peer.streaming_link().is_some();
+            if let Some(lsn) = peer.holds_from().filter(|lsn| streams || !crowded(*lsn)) {
                 keep = keep.min(lsn);
             }
         }

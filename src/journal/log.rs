@@ -401,11 +401,27 @@ impl Log {
 
     /// Bytes of segments that somebody may still need.
     pub fn used_bytes(&self) -> u64 {
-        self.segments
-            .iter()
-            .filter(|s| s.last >= self.keep_from)
-            .map(|s| u64::from(s.end))
-            .sum()
+        self.bytes_from(self.keep_from)
+    }
+
+    /// Bytes of the segments that hold anything from this LSN on.
+    pub fn bytes_from(&self, lsn: Lsn) -> u64 {
+        let held = self.segments.iter().filter(|s| s.last >= lsn);
+        held.map(|s| u64::from(s.end)).sum()
+    }
+
+    /// Bytes for what is written, if all of it were still needed: without the segments that are held back, and the one in which
+    /// the oldest begins anywhere.
+    pub fn usable_bytes(&self) -> u64 {
+        let segments = self.slots().saturating_sub(RESERVE + 1).max(1);
+        segments as u64 * self.segment_bytes
+    }
+
+    /// Bytes of whole segments that are left for what is written next, if nothing but what is from this LSN on is kept.
+    pub fn room_beyond(&self, lsn: Lsn) -> u64 {
+        let held = self.segments.iter().filter(|s| s.last >= lsn).count();
+        let left = self.slots().saturating_sub(RESERVE + held);
+        left as u64 * self.segment_bytes
     }
 
     /// Oldest LSN that can still be read, released or not; the one after the tail if there is none.

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use super::GroupPaths;
 use super::sync::{self, Unsynced};
+use super::writer::SyncDue;
 use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec};
 use crate::engine::{Disk, File};
 
@@ -96,6 +97,8 @@ pub struct Files {
     undo: Option<Arc<Handle>>,
     /// The same file, past the page cache.
     undo_direct: Option<Arc<Handle>>,
+    /// How far the syncs of the homes should be.
+    pub(super) sync_due: Arc<SyncDue>,
 }
 
 /// An open home.
@@ -131,6 +134,7 @@ impl Files {
             discarded: BTreeMap::new(),
             undo: None,
             undo_direct: None,
+            sync_due: Arc::default(),
         };
         files.journal = open_direct(&files.path_of(File::Journal))?;
         files.state = open_direct(&files.path_of(File::State))?;
@@ -566,7 +570,7 @@ impl Disk for Files {
     }
 
     fn sync(&mut self, file: File) -> io::Result<()> {
-        Ok(self.handle(file)?.sync(Duration::ZERO)?)
+        Ok(self.handle(file)?.sync(&|| 1.0)?)
     }
 
     fn has_clone(&mut self, volume: &VolumeSpec) -> io::Result<bool> {
@@ -842,12 +846,13 @@ impl Handle {
         self.unsynced.note_other();
     }
 
-    /// Puts all completed writes on stable storage, blocking; as gently as can be to be done within this time.
-    pub fn sync(&self, within: Duration) -> Result<()> {
+    /// Puts all completed writes on stable storage, blocking; as gently as can be with always as large a share of it done as is
+    /// due (0 to 1).
+    pub fn sync(&self, due: &dyn Fn() -> f64) -> Result<()> {
         let result = if self.direct {
             rustix::fs::fdatasync(&self.fd).map_err(io::Error::from)
         } else {
-            sync::sync(&self.fd, &self.unsynced, within)
+            sync::sync(&self.fd, &self.unsynced, due)
         };
         result.map_err(|e| fail(&self.path, "sync", e))
     }

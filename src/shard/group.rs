@@ -25,6 +25,8 @@ pub trait Machine: Sized + Send + 'static {
     fn drain(&mut self) -> std::vec::Drain<'_, Output>;
     /// As [`Group::deadline`].
     fn deadline(&self) -> Option<Duration>;
+    /// As [`Group::sync_due`].
+    fn sync_due(&self) -> f64;
     /// As [`Group::status`].
     fn status(&mut self, now: Now) -> GroupStatus;
 }
@@ -53,6 +55,10 @@ impl Machine for Group {
 
     fn deadline(&self) -> Option<Duration> {
         Group::deadline(self)
+    }
+
+    fn sync_due(&self) -> f64 {
+        Group::sync_due(self)
     }
 
     fn status(&mut self, now: Now) -> GroupStatus {
@@ -153,6 +159,9 @@ impl<M: Machine> Slot<M> {
     pub fn stop(&mut self) {
         self.machine = None;
         self.deadline = None;
+        if let Some(files) = &self.files {
+            files.sync_due.set(1.0);
+        }
         self.commands.clear();
     }
 }

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use super::disk::{Failure, Files, Handle, Slow, Step, fail, first_piece, zeroes};
 use super::ring::{Op, ReadBuf};
-use super::writer::HomeOp;
+use super::writer::{HomeOp, Schedule};
 use crate::base::{AlignedBuf, ByteRange};
 use crate::engine::{DiskOp, DiskResult, File};
 
@@ -132,7 +132,8 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
             within,
         } => {
             let home = files.handle(file)?.clone();
-            return Ok(Plan::Home(home, HomeOp::Sync(within)));
+            let schedule = Schedule::from_now(within, files.sync_due.clone());
+            return Ok(Plan::Home(home, HomeOp::Sync(schedule)));
         }
         DiskOp::Sync { file, .. } => (file, Work::Sync),
         DiskOp::Zero { file, range, keep } => {

@@ -367,6 +367,9 @@ impl<M: Machine> Reactor<M> {
         };
         machine.finish_batch(self.now);
         slot.deadline = machine.deadline();
+        if let Some(files) = &slot.files {
+            files.sync_due.set(machine.sync_due());
+        }
         let mut outputs = mem::take(&mut self.outputs);
         outputs.extend(machine.drain());
         let stopped = outputs.contains(&Output::Stopped);

@@ -13,7 +13,7 @@ use std::io;
 use std::mem;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,22 +35,22 @@ struct Kind {
     name: &'static str,
     /// A thread takes so much at once.
     take: usize,
-    /// When no thread has come back for more for so long, another one is started.
-    stuck: Duration,
+    /// When no thread has come back for more for so long, another one is started. Without it each work has a thread at once.
+    stuck: Option<Duration>,
 }
 
 /// Each is a few microseconds.
 const WRITES: Kind = Kind {
     name: "homes",
     take: 16,
-    stuck: Duration::from_millis(20),
+    stuck: Some(Duration::from_millis(20)),
 };
 
 /// Each takes as long as its home has much to write.
 const SYNCS: Kind = Kind {
     name: "syncs",
     take: 1,
-    stuck: Duration::ZERO,
+    stuck: None,
 };
 
 /// Most threads of a shard.
@@ -72,8 +72,49 @@ pub struct HomeWork {
 pub enum HomeOp {
     /// A write at this offset, in bytes.
     Write(u64, Bytes),
-    /// All completed writes are put on stable storage, within this time if that can be.
-    Sync(Duration),
+    /// All completed writes are put on stable storage.
+    Sync(Schedule),
+}
+
+/// How much of a group's syncs should be done by now, 0 to 1: the shard says so, and the threads look. At first all of it.
+#[derive(Default)]
+pub struct SyncDue {
+    /// What need not be done yet, as the bits of an `f64`.
+    later: AtomicU64,
+}
+
+impl SyncDue {
+    /// From now on.
+    pub fn set(&self, share: f64) {
+        self.later.store((1.0 - share).to_bits(), Relaxed);
+    }
+
+    fn get(&self) -> f64 {
+        1.0 - f64::from_bits(self.later.load(Relaxed))
+    }
+}
+
+/// When how much of a sync should be done.
+pub struct Schedule {
+    begun: Instant,
+    within: Duration,
+    due: Arc<SyncDue>,
+}
+
+impl Schedule {
+    /// All within this time, and as much as is due sooner than that.
+    pub fn from_now(within: Duration, due: Arc<SyncDue>) -> Schedule {
+        let begun = Instant::now();
+        Schedule { begun, within, due }
+    }
+
+    fn due(&self) -> f64 {
+        if self.within.is_zero() {
+            return 1.0;
+        }
+        let passed = self.begun.elapsed().as_secs_f64() / self.within.as_secs_f64();
+        passed.max(self.due.get())
+    }
 }
 
 /// Something that is over.
@@ -101,11 +142,16 @@ struct Shared {
     done: Mutex<Written>,
     /// How many those are.
     count: AtomicUsize,
+    /// How many wait for a thread.
+    waiting: AtomicUsize,
     bell: Arc<OwnedFd>,
     kind: Kind,
     /// How it is done; tests have their own way.
-    carry_out: fn(&HomeWork) -> Result<(), Failure>,
+    carry_out: CarryOut,
 }
+
+/// Does it. The counter says how many wait for a thread.
+type CarryOut = fn(&HomeWork, &AtomicUsize) -> Result<(), Failure>;
 
 #[derive(Default)]
 struct Written {
@@ -116,6 +162,7 @@ struct Written {
 struct Work {
     queue: VecDeque<HomeWork>,
     threads: usize,
+    /// Of these, how many wait for work or were only just started.
     idle: usize,
     /// When a thread last took something.
     taken: Instant,
@@ -138,11 +185,7 @@ impl HomeThreads {
         HomeThreads::with(bell, SYNCS, carry_out)
     }
 
-    fn with(
-        bell: Arc<OwnedFd>,
-        kind: Kind,
-        carry_out: fn(&HomeWork) -> Result<(), Failure>,
-    ) -> HomeThreads {
+    fn with(bell: Arc<OwnedFd>, kind: Kind, carry_out: CarryOut) -> HomeThreads {
         HomeThreads {
             batch: Vec::new(),
             shared: Arc::new(Shared {
@@ -156,6 +199,7 @@ impl HomeThreads {
                 wake: Condvar::new(),
                 done: Mutex::new(Written::default()),
                 count: AtomicUsize::new(0),
+                waiting: AtomicUsize::new(0),
                 bell,
                 kind,
                 carry_out,
@@ -174,25 +218,37 @@ impl HomeThreads {
             return Vec::new();
         }
         let mut work = locked(&self.shared.work);
-        let stuck = work.taken.elapsed() > self.shared.kind.stuck && work.threads < THREADS;
-        if work.idle == 0 && (work.threads == 0 || stuck) {
+        while self.lacks_thread(&work) {
             match self.start_thread() {
-                Ok(()) => work.threads += 1,
+                Ok(()) => (work.threads, work.idle) = (work.threads + 1, work.idle + 1),
                 Err(error) if work.threads == 0 => {
                     tracing::warn!("no thread for the homes: {error}");
                     return mem::take(&mut self.batch);
                 }
-                Err(_) => {} // the others will get to it
+                Err(_) => break, // the others will get to it
             }
             work.taken = Instant::now();
         }
         work.queue.extend(self.batch.drain(..));
+        self.shared.waiting.store(work.queue.len(), Relaxed);
         let idle = work.idle > 0;
         drop(work);
-        if idle {
+        if idle && self.shared.kind.stuck.is_some() {
             self.shared.wake.notify_one();
+        } else if idle {
+            self.shared.wake.notify_all();
         }
         Vec::new()
+    }
+
+    /// Whether the batch needs one more than there are.
+    fn lacks_thread(&self, work: &Work) -> bool {
+        let lacks = match self.shared.kind.stuck {
+            Some(_) if work.threads == 0 => true,
+            Some(stuck) => work.idle == 0 && work.taken.elapsed() > stuck,
+            None => work.idle < work.queue.len() + self.batch.len(),
+        };
+        lacks && work.threads < THREADS
     }
 
     /// What was done since the last time.
@@ -215,10 +271,14 @@ impl HomeThreads {
     }
 }
 
-fn carry_out(work: &HomeWork) -> Result<(), Failure> {
+fn carry_out(work: &HomeWork, waiting: &AtomicUsize) -> Result<(), Failure> {
     match &work.what {
         HomeOp::Write(offset, data) => work.file.write(*offset, data, false),
-        HomeOp::Sync(within) => work.file.sync(*within),
+        // A thread that takes its time is one that others do not have.
+        HomeOp::Sync(schedule) => work.file.sync(&|| match waiting.load(Relaxed) {
+            0 => schedule.due(),
+            _ => 1.0,
+        }),
     }
 }
 
@@ -234,6 +294,7 @@ impl Shared {
     fn work(&self) {
         // It has done something that was perhaps not told yet.
         let mut owes = false;
+        locked(&self.work).idle -= 1;
         loop {
             let mut work = locked(&self.work);
             while work.queue.is_empty() {
@@ -260,6 +321,7 @@ impl Shared {
             }
             let take = work.queue.len().min(self.kind.take);
             let taken: Vec<HomeWork> = work.queue.drain(..take).collect();
+            self.waiting.store(work.queue.len(), Relaxed);
             work.taken = Instant::now();
             drop(work);
             for work in taken {
@@ -270,7 +332,8 @@ impl Shared {
     }
 
     fn finish(&self, work: HomeWork) {
-        let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&work))) {
+        let result = match catch_unwind(AssertUnwindSafe(|| (self.carry_out)(&work, &self.waiting)))
+        {
             Ok(Ok(())) => DiskResult::Done,
             Ok(Err(failure)) => DiskResult::Failed {
                 errno: failure.errno,
@@ -310,8 +373,8 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::OnceLock;
     use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::sync::{Barrier, OnceLock};
 
     use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
@@ -406,7 +469,7 @@ mod tests {
         GATE.get_or_init(|| Mutex::new((open.clone(), gate)));
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeThreads::with(bell(), WRITES, |work| {
+        let mut writer = HomeThreads::with(bell(), WRITES, |work, _| {
             if work.id.0 == 0 {
                 let _ = GATE.get().expect("made before").lock().unwrap().1.recv();
             }
@@ -415,7 +478,7 @@ mod tests {
         writer.push(write(&home, 0));
         writer.hand_over();
         let since = Instant::now();
-        while since.elapsed() <= 2 * WRITES.stuck {
+        while since.elapsed() <= 2 * WRITES.stuck.expect("they share a thread") {
             std::thread::yield_now();
         }
         writer.push(write(&home, 1));
@@ -423,5 +486,39 @@ mod tests {
         assert_eq!(until_done(&writer, 1), [1]);
         open.send(()).unwrap();
         assert_eq!(until_done(&writer, 1), [0]);
+    }
+
+    #[test]
+    fn each_sync_has_a_thread_at_once() {
+        static BOTH: Barrier = Barrier::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(&dir);
+        // Each waits until the other has begun.
+        let mut threads = HomeThreads::with(bell(), SYNCS, |_, _| {
+            BOTH.wait();
+            Ok(())
+        });
+        for batch in 0..3 {
+            for number in 0..2 {
+                threads.push(write(&home, batch * 2 + number));
+            }
+            assert!(threads.hand_over().is_empty());
+            assert_eq!(until_done(&threads, 2), [batch * 2, batch * 2 + 1]);
+        }
+    }
+
+    #[test]
+    fn a_sync_is_due_when_its_time_is_up_or_when_the_shard_says_so() {
+        let (hour, due) = (Duration::from_secs(3600), Arc::new(SyncDue::default()));
+        let never = Schedule::from_now(hour, due.clone());
+        let soon = Schedule::from_now(Duration::from_nanos(1), due.clone());
+        let now = Schedule::from_now(Duration::ZERO, due.clone());
+        assert!(never.due() >= 1.0, "nobody has said anything yet");
+        due.set(0.25);
+        assert!((0.24..0.26).contains(&never.due()));
+        assert!(soon.due() >= 1.0);
+        assert!(now.due() >= 1.0);
+        due.set(0.0);
+        assert!((0.0..0.01).contains(&never.due()));
     }
 }

@@ -123,6 +123,8 @@ pub struct SimDisk {
     pub homes_held: bool,
     /// Reads of them.
     pub home_reads_held: bool,
+    /// Syncs of them.
+    pub home_syncs_held: bool,
     /// The next write to the journal fails.
     pub fail_next_journal_write: bool,
     /// The next sync of a home fails.
@@ -189,6 +191,7 @@ impl Default for SimDisk {
             held: false,
             homes_held: false,
             home_reads_held: false,
+            home_syncs_held: false,
             journal_held: false,
             fail_next_journal_write: false,
             fail_next_home_sync: false,
@@ -331,8 +334,10 @@ impl SimDisk {
                 ..
             }
         );
+        let sync = matches!(&self.in_flight[at].1, DiskOp::Sync { .. });
         !(self.held
             || home && self.homes_held
+            || home && sync && self.home_syncs_held
             || read && self.home_reads_held
             || journal && self.journal_held)
     }

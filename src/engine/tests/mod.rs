@@ -1,5 +1,6 @@
 //! The engine under a simulated disk that loses power, a simulated network and virtual time.
 
+mod checkpoints;
 mod disk;
 mod forks;
 mod frames;

@@ -828,6 +828,11 @@ impl Sim {
         self.sites[at].disk.home_reads_held = held;
     }
 
+    /// The same for syncs of its homes only.
+    pub fn hold_home_syncs(&mut self, at: usize, held: bool) {
+        self.sites[at].disk.home_syncs_held = held;
+    }
+
     /// The same for writes to its journal only.
     pub fn hold_journal(&mut self, at: usize, held: bool) {
         self.sites[at].disk.journal_held = held;

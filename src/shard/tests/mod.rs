@@ -334,6 +334,10 @@ impl Machine for Fake {
         self.outputs.drain(..)
     }
 
+    fn sync_due(&self) -> f64 {
+        1.0
+    }
+
     fn deadline(&self) -> Option<Duration> {
         Some(self.ticked + self.config.timeout)
     }

@@ -58,7 +58,7 @@ const TABLE: [(Sabotage, u64); 41] = [
     (CopyEndsEarly, 133),
     (IgnoreFloor, 82),
     (ConfirmBeforeSync, 940_000_002_591),
-    (RememberOnlyTheOwn, 930_000_001_350),
+    (RememberOnlyTheOwn, 931_000_000_176),
 ];
 
 /// The first seed that notices, and what it says.

@@ -1,0 +1,99 @@
+//! When checkpoints are made, how fast the homes are to be synced for them, and what the journal keeps meanwhile.
+
+use std::time::Duration;
+
+use super::resync::{assert_same, pair};
+use super::sim::{Sim, VOLUME};
+use crate::base::{ByteRange, ChunkSet};
+use crate::engine::Command;
+
+/// Writes to the primary and says what share of a sync is due then.
+fn write(sim: &mut Sim, n: u64) -> f64 {
+    sim.write(0, ByteRange::new(n % 8 * (VOLUME / 8), VOLUME / 8), false);
+    sim.settle();
+    due(sim)
+}
+
+fn due(sim: &Sim) -> f64 {
+    sim.sites[0].group.as_ref().expect("alive").sync_due()
+}
+
+/// Writes until a checkpoint has begun, whose syncs are held. How many writes that took.
+fn begin_checkpoint(sim: &mut Sim) -> u64 {
+    sim.hold_home_syncs(0, true);
+    let most = (0..400).find(|&n| write(sim, n) < 1.0);
+    most.expect("a checkpoint begins sooner or later") + 1
+}
+
+#[test]
+fn homes_are_to_be_synced_as_fast_as_the_journal_fills() {
+    let mut sim = pair(11);
+    assert!(due(&sim) >= 1.0, "nothing is under way");
+    let before = sim.status(0);
+    let until_begun = begin_checkpoint(&mut sim);
+    let begun = due(&sim);
+    assert!(begun < 0.05, "{begun}");
+    let mut last = begun;
+    let mut until_due = 0;
+    while last < 1.0 {
+        until_due += 1;
+        let now = write(&mut sim, until_due);
+        assert!(now > last, "{now} after {last}");
+        last = now;
+    }
+    // One checkpoint takes as much of the journal as lies between two, and some is left for a disk that got slower.
+    let shares = until_due as f64 / until_begun as f64;
+    assert!((0.6..1.2).contains(&shares), "{until_due}, {until_begun}");
+    assert_eq!(sim.outstanding(), 0, "nobody waits for room yet");
+    assert_eq!(sim.status(0).checkpoint_lsn, before.checkpoint_lsn);
+    sim.hold_home_syncs(0, false);
+    sim.settle();
+    assert!(sim.status(0).checkpoint_lsn > before.checkpoint_lsn);
+    assert_same(&mut sim);
+}
+
+#[test]
+fn who_stops_does_not_wait_for_a_checkpoint_that_takes_its_time() {
+    let mut sim = pair(12);
+    begin_checkpoint(&mut sim);
+    assert!(due(&sim) < 1.0);
+    sim.command(0, Command::Shutdown);
+    sim.settle();
+    assert!(due(&sim) >= 1.0);
+    sim.hold_home_syncs(0, false);
+    sim.pass(Duration::from_secs(6));
+    assert!(sim.sites[0].stopped, "{}", sim.logs());
+}
+
+/// What a checkpoint keeps is not held against a mirror that needs less.
+#[test]
+fn what_a_mirror_lacks_is_kept_for_it_as_long_as_it_is_less_than_half_of_the_journal() {
+    let mut sim = pair(13);
+    begin_checkpoint(&mut sim);
+    sim.hold_home_syncs(0, false);
+    sim.settle();
+    for n in 0..40 {
+        write(&mut sim, n);
+    }
+    sim.kill(1);
+    sim.pass(Duration::from_secs(8));
+    // The next one is beyond what the mirror has, and takes so long that half of the journal is in use.
+    begin_checkpoint(&mut sim);
+    let mut n = 0;
+    let half = |sim: &mut Sim| {
+        let journal = sim.status(0).journal;
+        journal.used_bytes > journal.capacity_bytes / 2
+    };
+    while !half(&mut sim) {
+        write(&mut sim, n);
+        n += 1;
+    }
+    sim.hold_home_syncs(0, false);
+    sim.pass(Duration::from_secs(15));
+    let group = sim.sites[0].group.as_ref().expect("alive");
+    let given_up = group.changes.set_of("b").map(|dirty| &dirty.chunks);
+    assert!(given_up.is_none_or(ChunkSet::is_empty), "{given_up:?}");
+    sim.start(1).unwrap();
+    assert_same(&mut sim);
+    assert!(!sim.logs().contains("copying to b"), "{}", sim.logs());
+}
