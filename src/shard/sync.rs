@@ -33,9 +33,10 @@ const BLOCK: u64 = 4096;
 /// Bytes that the kernel writes with one request, about.
 const REQUEST: u64 = 256 << 10;
 
-/// Who is ahead looks again after so long, and goes on all the same after so many times: little is done soon whatever is due.
+/// Who is ahead looks again after so long, and after twice as long each time, but goes on all the same after so many times: little is
+/// done soon whatever is due.
 const NAP: Duration = Duration::from_micros(500);
-const MOST_NAPS: u32 = 8;
+const MOST_NAPS: u32 = 5;
 
 /// Who is behind by more than this share of all hurries.
 const LATE: f64 = 1.0 / 64.0;
@@ -126,9 +127,9 @@ pub fn sync(fd: &OwnedFd, unsynced: &Unsynced, due: &dyn Fn() -> f64) -> io::Res
         if next.is_some() {
             naps = 0;
         } else {
-            naps += 1;
             pace.has_time();
-            std::thread::sleep(NAP);
+            std::thread::sleep(NAP * (1 << naps));
+            naps += 1;
         }
     }
     if let Some((last, _)) = under_way {

@@ -35,6 +35,8 @@ struct Kind {
     name: &'static str,
     /// A thread takes so much at once.
     take: usize,
+    /// Most threads of a shard.
+    most: usize,
     /// When no thread has come back for more for so long, another one is started. Without it each work has a thread at once.
     stuck: Option<Duration>,
 }
@@ -43,6 +45,7 @@ struct Kind {
 const WRITES: Kind = Kind {
     name: "homes",
     take: 16,
+    most: 16,
     stuck: Some(Duration::from_millis(20)),
 };
 
@@ -50,11 +53,9 @@ const WRITES: Kind = Kind {
 const SYNCS: Kind = Kind {
     name: "syncs",
     take: 1,
+    most: 128,
     stuck: None,
 };
-
-/// Most threads of a shard.
-const THREADS: usize = 16;
 
 /// Something to be done to a home.
 pub struct HomeWork {
@@ -248,7 +249,7 @@ impl HomeThreads {
             Some(stuck) => work.idle == 0 && work.taken.elapsed() > stuck,
             None => work.idle < work.queue.len() + self.batch.len(),
         };
-        lacks && work.threads < THREADS
+        lacks && work.threads < self.shared.kind.most
     }
 
     /// What was done since the last time.

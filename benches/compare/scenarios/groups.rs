@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::candidates::Candidate;
 use crate::candidates::doublure::{Pair, Setup};
+use crate::candidates::{Candidate, forget};
 use crate::cases::Case;
 use crate::figures::Record;
 use crate::lineup::Lineup;
+use crate::load::Pattern;
 use crate::measure;
 use crate::process::{forget_peak, memory};
 
@@ -38,6 +39,9 @@ pub fn side_by_side(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<
         // What the start itself took is given back, or is not, by now.
         std::thread::sleep(Duration::from_millis(500));
         record.note(&format!("memory_idle_{groups}"), resident(&pair)?);
+        // As in every other comparison: what is measured is not how the file system finds room for what was a hole.
+        pair.fill(Pattern::Sequential, 256 << 10, pair.setup.size, 0)?;
+        forget(&mut pair)?;
         let mut case = Case::write(DEPTH);
         let sample = measure::own(&mut pair, &case, options.times(&case), 21)?;
         record.note(&format!("groups_{groups}"), sample.per_second);
