@@ -74,7 +74,7 @@ pub enum DiskOp {
     Sync {
         /// Which.
         file: File,
-        /// What it may take, so that it need not be in the way of others: a wish, as long as [`Group::sync_due`] does not ask for
+        /// What it may take, so that it need not be in the way of others: a wish, as long as [`super::Group::sync_due`] does not ask for
         /// more. Zero: the sooner the better.
         within: Duration,
     },
