@@ -74,8 +74,8 @@ pub enum DiskOp {
     Sync {
         /// Which.
         file: File,
-        /// What it may take, so that it need not be in the way of others: a wish, as long as [`super::Group::sync_due`] does not ask for
-        /// more. Zero: the sooner the better.
+        /// What it may take, so that it need not be in the way of others: a wish, as long as [`super::Group::sync_due`] does not
+        /// ask for more. Zero: the sooner the better.
         within: Duration,
     },
     /// The range reads as zeroes afterwards; deallocated where the home can, unless `keep` (then allocated).
