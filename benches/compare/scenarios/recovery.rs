@@ -20,9 +20,14 @@ const BLOCK: u64 = 4096;
 /// from its start, with nothing in memory, to the first write that it acknowledges?
 pub fn after_a_kill(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<()> {
     let bytes = lineup.options.replay();
-    // Checkpoints come when a quarter of the journal was written, or ten seconds after the last.
+    // Checkpoints begin when 45 % of the journal was written, or ten seconds after the last.
     let setup = lineup.setup("recovery", "memsync", 5 * bytes);
     let mut pair = Pair::filled(lineup.place.path(), setup)?;
+    // What filled the volume is not to be replayed.
+    eventually("the homes hold everything", STEP, PATIENCE, || {
+        let group = pair.primary.group()?;
+        Ok((group.checkpoint_lsn == group.durable_lsn).then_some(()))
+    })?;
     let case = Case::write(128);
     let over = AtomicBool::new(false);
     let door = pair.primary.door(0);
