@@ -234,9 +234,16 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
             alarms.push((Tone::Busy, text));
         }
     }
-    if group.fork.is_some() {
+    if let Some(fork) = &group.fork {
+        let serving = fork.sides.iter().filter(|side| side.serving);
+        let serving: Vec<&str> = serving.map(|side| side.site.as_str()).collect();
+        let who = match serving[..] {
+            [] => "none of them serves clients".to_owned(),
+            [site] => format!("{site} serves clients"),
+            _ => format!("{} serve clients", serving.join(" and ")),
+        };
         let text = format!(
-            "FORK: each site wrote what the other does not have. `doublure explain {}` tells what, and what to do.",
+            "FORK: each site wrote what the other does not have; {who}. `doublure explain {}` tells what, and what to do.",
             group.name
         );
         alarms.push((Tone::Bad, text));

@@ -103,6 +103,11 @@ impl Clients {
         !self.stalled.is_empty()
     }
 
+    /// The site stops: what is not admitted yet will not be, and nobody waits for it.
+    pub fn stop(&mut self) {
+        self.stalled.clear();
+    }
+
     /// Nothing is owed to anybody.
     pub fn idle(&self) -> bool {
         self.in_flight() == 0
@@ -154,6 +159,10 @@ impl Group {
         let Some(&volume) = self.clients.attached.get(&client) else {
             return;
         };
+        if self.stopping.is_some() {
+            // It would keep the site from stopping. Its connection is about to end, and the client asks again elsewhere.
+            return;
+        }
         let since = self.now.mono;
         match request.command {
             Command::Read { .. } | Command::BlockStatus { .. } | Command::Cache { .. } => {

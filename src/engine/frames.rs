@@ -309,7 +309,7 @@ impl Group {
             }
             // What must go out before an epoch can be opened may use what is held back for that.
             let control = control || frame.opens_epoch();
-            if !control && self.frames.writing.len() >= IN_FLIGHT {
+            if !control && (self.frames.writing.len() >= IN_FLIGHT || self.homes_lag()) {
                 return;
             }
             if !self.log.can_append(frame.len(), control) {

@@ -260,6 +260,16 @@ impl Group {
         self.store.unapplied_bytes() < most
     }
 
+    /// A mirror's homes are behind with what they may have, and it holds as much as it may for them. Then its journal waits, too:
+    /// what is not durable here is no longer sent (`WINDOW_BYTES`), and its primary's writers wait. Nothing else is waited for
+    /// than this site's own disk, so that it comes to an end.
+    pub(super) fn homes_lag(&self) -> bool {
+        let ready = self.core.commit().min(self.frames.durable());
+        self.core.upstream().is_some()
+            && self.store.applied_lsn() < ready
+            && !self.homes_have_budget()
+    }
+
     /// Whether a write to this range may be promised space, here and at the mirrors.
     ///
     /// With little space left every write counts as allocating: telling which are not would take a look at the home's
@@ -682,12 +692,13 @@ impl Group {
     }
 
     /// How much of what a checkpoint syncs should be done by now, for the journal to have room when it is through: 0 to 1. More is
-    /// no fault.
+    /// no fault. All of it where somebody waits for it: the whole group, or who wants a sync of his own of the same home.
     pub fn sync_due(&self) -> f64 {
         let Some(running) = &self.homes.running else {
             return 1.0;
         };
-        if self.homes.wanted || self.frames.full {
+        let queued = self.syncs.values().any(|turn| turn.len() > 1);
+        if self.homes.wanted || self.frames.full || queued {
             return 1.0;
         }
         let written = self.stats.totals.journal_bytes - running.bytes;

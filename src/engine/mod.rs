@@ -304,6 +304,8 @@ impl Group {
         self.carry_out();
         self.retry_full_homes();
         self.apply();
+        // Some may count as applied already, and frames of a mirror wait for that.
+        self.write_closed_frames(false);
         self.write_chunks();
         self.continue_reset();
         self.continue_undo();
@@ -478,6 +480,7 @@ impl Group {
             }
             Action::Log(severity, text) => self.log_line(severity, text),
             Action::Stop => {
+                self.clients.stop();
                 self.stopping.get_or_insert(Stopping {
                     give_up_at: self.now.mono + STOP_GRACE,
                     said_goodbye: false,

@@ -391,10 +391,15 @@ impl Group {
         }
         let alone = facts.alone.iter().min_by_key(|a| a.from_lsn)?;
         let before = facts.alone.iter().map(|a| self.confirmed_by(a)).min()?;
-        let commit = self.core.commit();
         // Nobody waits for the operations that open epochs. There is an epoch for every start since.
         let epochs = facts.lineage.epochs();
         let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);
+        // Who is alone acknowledges what is durable. After a restart the commit LSN is what the last frame told, until the site
+        // serves again.
+        let commit = match epochs.last() {
+            Some(epoch) if epoch.alone => self.core.commit().max(self.core.durable()),
+            _ => self.core.commit(),
+        };
         let openings = epochs
             .iter()
             .filter(|e| e.first_lsn > before && e.first_lsn <= commit)

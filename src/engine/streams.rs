@@ -15,7 +15,7 @@ use crate::journal::{Cursor, Frame, Next};
 /// Bytes handed to a link's socket and not sent yet, at most.
 const QUEUE_BYTES: u64 = 8 << 20;
 
-/// Frame bytes sent and not yet durable at the mirror, at most: this bounds the mirror's memory.
+/// Content sent and not yet durable at the mirror, bytes at most: this bounds the mirror's memory, which holds it decompressed.
 const WINDOW_BYTES: u64 = 32 << 20;
 
 /// Bytes of chunks sent and not yet in the mirror's homes, at most: the same, where old content is to be kept before.
@@ -83,7 +83,8 @@ impl Reads {
 
 struct Sent {
     last: Lsn,
-    len: u64,
+    /// What the mirror holds of it, bytes.
+    held: u64,
     at: Duration,
 }
 
@@ -243,7 +244,7 @@ impl Group {
         };
         while stream.unacked.front().is_some_and(|s| s.last <= durable) {
             let sent = stream.unacked.pop_front().expect("just seen");
-            stream.unacked_bytes -= sent.len;
+            stream.unacked_bytes -= sent.held;
             self.stats.record(Stage::Link, now.saturating_sub(sent.at));
         }
     }
@@ -303,10 +304,11 @@ impl Group {
         let len = frame.len() as u64;
         stream.next = frame.last_lsn().next();
         stream.queued_bytes += len;
-        stream.unacked_bytes += len;
+        let held = frame.content_len().max(len);
+        stream.unacked_bytes += held;
         stream.unacked.push_back(Sent {
             last: frame.last_lsn(),
-            len,
+            held,
             at: now,
         });
         self.stats.totals.link_bytes += len;

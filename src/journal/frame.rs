@@ -303,6 +303,21 @@ impl Frame {
         })
     }
 
+    /// Bytes of its payloads as they were before they were compressed.
+    pub fn content_len(&self) -> u64 {
+        let mut at = HEADER;
+        let lens = (0..self.header.count.get()).map(|_| {
+            let (d, _) =
+                Descriptor::ref_from_prefix(&self.bytes[at..]).expect("checked when parsed");
+            at += d.len.get() as usize;
+            match d.encoding {
+                1 => d.range_len.get(),
+                _ => u64::from(d.stored_len.get()),
+            }
+        });
+        lens.sum()
+    }
+
     /// The frame, as it is stored and sent.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -710,6 +725,7 @@ mod tests {
         assert_eq!(ops[1], (Lsn(11), OpKind::Trim, Bytes::new()));
         assert_eq!(ops[2], (Lsn(12), OpKind::Write, Bytes::from(vec![7; 8192])));
         assert_eq!(parsed.len(), BLOCK, "a small frame takes one block");
+        assert_eq!(parsed.content_len(), 5 + 8192);
     }
 
     #[test]

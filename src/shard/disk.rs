@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::GroupPaths;
 use super::sync::{self, Unsynced};
 use super::writer::SyncDue;
-use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec};
+use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec, counted_bytes};
 use crate::engine::{Disk, File};
 
 /// Zeroes are written in pieces of this many bytes.
@@ -461,10 +461,39 @@ impl Files {
             });
         }
         if only_check {
-            return Ok(());
+            let path = path.canonicalize().map_err(|e| fail(path, "find", e))?;
+            return takes_size(path.parent().unwrap_or(&self.paths.dir), volume.size);
         }
         rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(path, "set size of", e))?;
         rustix::fs::fsync(&home.fd).map_err(|e| fail(path, "sync", e))
+    }
+
+    /// Whether the homes that are still to be made can be: those of these volumes (name, bytes), and those that have a place of
+    /// their own. Once a volume is in the history every site must have it.
+    pub fn can_make(&self, volumes: &[(String, u64)]) -> Result<()> {
+        let places = self.paths.homes.iter();
+        let places = places.map(|(name, path)| (name, path.clone(), 0));
+        let volumes = volumes.iter();
+        let volumes = volumes.map(|(name, size)| (name, self.home_path(name), *size));
+        for (name, path, size) in places.chain(volumes) {
+            if path.exists() {
+                continue; // what it holds is looked at when it is taken
+            }
+            let parent = path.parent().unwrap_or(&self.paths.dir);
+            let result = if path.starts_with("/dev") || !parent.is_dir() {
+                Err(fail(&path, "create", Errno::NOENT))
+            } else {
+                takes_size(parent, size)
+            };
+            result.map_err(|failure| Failure {
+                message: format!(
+                    "volume {name} cannot be: {}. Make its home possible, or change the configuration",
+                    failure.message
+                ),
+                ..failure
+            })?;
+        }
+        Ok(())
     }
 
     /// Free bytes of the fullest file system that holds a home; `u64::MAX` if all homes are block devices.
@@ -1008,6 +1037,18 @@ fn create_sparse(path: &Path) -> Result<Handle> {
     let fd = open_file(path, OFlags::CREATE | OFlags::EXCL).map_err(|e| fail(path, "create", e))?;
     lock(&fd, path, Duration::ZERO)?;
     Handle::new(fd, path, false)
+}
+
+/// Whether the file system of this directory takes a file of `len` bytes: ext4, for one, takes 16 TiB at most. It is tried with a
+/// file without a name; where there is no such thing it is not known, and nobody is refused for that.
+fn takes_size(dir: &Path, len: u64) -> Result<()> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) {
+        Ok(fd) => rustix::fs::ftruncate(&fd, len)
+            .map_err(|e| fail(dir, &format!("make a file of {} in", counted_bytes(len)), e)),
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(()),
+        Err(error) => Err(fail(dir, "create a file in", error)),
+    }
 }
 
 /// Creates a file of `len` written zeroes. A file of unwritten blocks would read the same, but every durable write to

@@ -1023,7 +1023,11 @@ fn open_group<M: Machine>(
 ) -> Result<Box<(M, Files)>, String> {
     let mut files = Files::open(paths).map_err(|failure| failure.message)?;
     let seed = uuid::Uuid::new_v4().as_u128();
+    let volumes = config.volumes.clone();
     let machine = M::open(config, &mut files, seed, clock.now())?;
+    files
+        .can_make(&volumes)
+        .map_err(|failure| failure.message)?;
     Ok(Box::new((machine, files)))
 }
 

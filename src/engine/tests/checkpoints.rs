@@ -21,8 +21,8 @@ fn due(sim: &Sim) -> f64 {
 /// Writes until a checkpoint has begun, whose syncs are held. How many writes that took.
 fn begin_checkpoint(sim: &mut Sim) -> u64 {
     sim.hold_home_syncs(0, true);
-    let most = (0..400).find(|&n| write(sim, n) < 1.0);
-    most.expect("a checkpoint begins sooner or later") + 1
+    let first = (0..400).find(|&n| write(sim, n) < 1.0);
+    first.expect("a checkpoint begins sooner or later") + 1
 }
 
 #[test]
@@ -63,6 +63,68 @@ fn who_stops_does_not_wait_for_a_checkpoint_that_takes_its_time() {
     sim.hold_home_syncs(0, false);
     sim.pass(Duration::from_secs(6));
     assert!(sim.sites[0].stopped, "{}", sim.logs());
+}
+
+#[test]
+fn who_wants_a_sync_of_his_own_does_not_wait_for_a_checkpoint_that_takes_its_time() {
+    let mut sim = pair(14);
+    begin_checkpoint(&mut sim);
+    assert!(due(&sim) < 1.0);
+    let (volume, size) = ("v".into(), 2 * VOLUME);
+    let resize = sim.command(0, Command::Resize { volume, size });
+    sim.settle();
+    assert!(due(&sim) >= 1.0, "{}", sim.logs());
+    sim.hold_home_syncs(0, false);
+    sim.settle();
+    assert!(sim.answers[&resize].is_ok());
+}
+
+/// Whoever goes on asking is answered elsewhere.
+#[test]
+fn who_stops_waits_for_nothing_that_was_not_admitted() {
+    let mut sim = pair(15);
+    let before = sim.status(1).durable_lsn.0;
+    sim.hold_journal(0, true);
+    for n in 0..40 {
+        sim.write(0, ByteRange::new(n % 8 * (VOLUME / 8), VOLUME / 8), false);
+    }
+    sim.settle();
+    sim.command(0, Command::Shutdown);
+    sim.write(0, ByteRange::new(0, VOLUME / 8), false);
+    sim.read(0, ByteRange::new(0, VOLUME / 8));
+    let since = sim.now;
+    sim.hold_journal(0, false);
+    sim.settle();
+    let admitted = sim.status(1).durable_lsn.0 - before;
+    assert!(admitted < 40, "all were admitted");
+    assert!(sim.sites[0].stopped, "{}", sim.logs());
+    assert!(sim.now < since + Duration::from_secs(1));
+}
+
+/// Its memory is bounded, however much its journal could take.
+#[test]
+fn a_mirror_whose_homes_stand_still_lets_its_journal_wait() {
+    let mut sim = pair(16);
+    let before = sim.status(1).durable_lsn.0;
+    sim.hold_homes(1, true);
+    let most = sim.status(1).journal.capacity_bytes / 4;
+    let each = VOLUME / 8;
+    let mut n = 0;
+    while sim.outstanding() == 0 {
+        write(&mut sim, n);
+        n += 1;
+        assert!(n < 200, "the primary's writers wait for nothing");
+    }
+    let journaled = (sim.status(1).durable_lsn.0 - before) * each;
+    assert!(
+        (most / 2..most + 4 * each).contains(&journaled),
+        "{journaled} of {most}"
+    );
+    // Nobody waits longer than for a mirror that is dead.
+    sim.pass(Duration::from_secs(8));
+    assert_eq!(sim.outstanding(), 0);
+    sim.hold_homes(1, false);
+    assert_same(&mut sim);
 }
 
 /// What a checkpoint keeps is not held against a mirror that needs less.

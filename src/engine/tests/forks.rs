@@ -93,6 +93,33 @@ fn a_side_of_a_fork_does_not_serve_after_a_restart_while_the_other_one_is_silent
 }
 
 #[test]
+fn a_side_of_a_fork_says_after_a_restart_too_what_it_acknowledged_alone() {
+    let mut sim = pair(6);
+    sim.cut();
+    sim.pass(Duration::from_secs(20));
+    for n in 0..2 {
+        sim.write(0, ByteRange::new(n * CHUNK_BYTES, 4096), false);
+        sim.settle();
+    }
+    let alone = |sim: &mut Sim| {
+        let alone = sim.status(0).alone.expect("it is alone");
+        (alone.operations, alone.from_lsn)
+    };
+    let before = alone(&mut sim);
+    assert_eq!(before.0, 2);
+    sim.kill(0);
+    sim.break_links();
+    sim.promote(1).expect("its peer cannot be asked");
+    assert!(sim.attach(1), "{}", sim.logs());
+    sim.write(1, ByteRange::new(0, 4096), false);
+    sim.connected = true;
+    sim.start(0).unwrap();
+    sim.pass(Duration::from_secs(10));
+    assert_eq!(sim.status(0).state, GroupState::Forked, "{}", sim.logs());
+    assert_eq!(alone(&mut sim), before);
+}
+
+#[test]
 fn an_order_to_discard_its_own_side_is_taken_back_by_a_promotion_past_a_silent_peer() {
     let mut sim = forked(5);
     sim.kill(1);

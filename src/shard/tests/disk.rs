@@ -236,6 +236,62 @@ fn what_is_left_of_a_volume_that_never_came_on_record_does_not_stand_in_the_way(
 }
 
 #[test]
+fn a_size_that_a_file_system_does_not_take_is_refused_before_anything_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut files = files(&dir);
+    home(&mut files);
+    // There is no file system that would.
+    let mut grown = volume(7, "v", u64::MAX);
+    let refused = files.grow_home(&grown, true).unwrap_err().message;
+    assert!(
+        refused.contains("make a file of 16.0 EiB in"),
+        "{refused:?}"
+    );
+    grown.size = 2 * SIZE;
+    files.grow_home(&grown, true).unwrap();
+    let path = dir.path().join("g/v.home");
+    assert_eq!(path.metadata().unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_group_whose_homes_cannot_be_made_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let with = |name: &str, home: &Path| GroupPaths {
+        homes: [(name.to_owned(), home.to_owned())].into(),
+        ..paths(dir.path())
+    };
+    let told = |paths, volumes: &[(&str, u64)]| {
+        let volumes = volumes.iter();
+        let volumes: Vec<_> = volumes
+            .map(|(name, size)| ((*name).to_owned(), *size))
+            .collect();
+        let files = Files::open(paths).unwrap();
+        files.can_make(&volumes).map_err(|failure| failure.message)
+    };
+    assert_eq!(told(paths(dir.path()), &[("v", SIZE)]), Ok(()));
+    let large = told(paths(dir.path()), &[("v", SIZE), ("w", u64::MAX)]).unwrap_err();
+    assert!(
+        large.starts_with("volume w cannot be: cannot make a file of 16.0 EiB in "),
+        "{large}"
+    );
+    // Whether this site is to make it, or gets it from its primary.
+    let nowhere = dir.path().join("nowhere/v");
+    let missing = told(with("v", &nowhere), &[]).unwrap_err();
+    assert!(
+        missing.starts_with("volume v cannot be: cannot create "),
+        "{missing}"
+    );
+    assert!(missing.contains("nowhere/v: No such file"), "{missing}");
+    let device = told(with("v", Path::new("/dev/no-such-disk")), &[]).unwrap_err();
+    assert!(
+        device.contains("/dev/no-such-disk: No such file"),
+        "{device}"
+    );
+    // What exists is looked at when it is taken.
+    assert_eq!(told(with("v", dir.path()), &[("v", u64::MAX)]), Ok(()));
+}
+
+#[test]
 fn a_missing_device_does_not_become_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut paths = paths(dir.path());
