@@ -25,7 +25,7 @@ use super::group::{Clock, Machine, Slot};
 use super::job::{self, Begun, Job, Next};
 use super::link::Link;
 use super::ring::{Done, Op, ReadBuf, Ring};
-use super::spin::Spin;
+use super::spin::{Sender, Spin};
 use super::stats::Counters;
 use super::stream::Stream;
 use super::writer::{HomeDone, HomeOp, HomeThreads, HomeWork};
@@ -281,6 +281,7 @@ impl<M: Machine> Reactor<M> {
                 let client = &mut self.clients[key];
                 self.rooms -= client.extra_room();
                 self.counters.received.add(*result.as_ref().unwrap_or(&0));
+                self.spin.heard(Sender::Client(key));
                 client.received(into, result);
                 self.read_client(key);
             }
@@ -293,6 +294,7 @@ impl<M: Machine> Reactor<M> {
                 self.counters
                     .link_received
                     .add(*result.as_ref().unwrap_or(&0));
+                self.spin.heard(Sender::Link(key));
                 self.links[key].received(into, result);
                 self.read_link(key);
             }

@@ -39,6 +39,8 @@ struct Kind {
     most: usize,
     /// When no thread has come back for more for so long, another one is started. Without it each work has a thread at once.
     stuck: Option<Duration>,
+    /// A thread that has just done something is woken for so many, or so many bytes; for less it is left to rest for [`LINGER`].
+    plenty: (usize, usize),
 }
 
 /// Each is a few microseconds.
@@ -47,6 +49,7 @@ const WRITES: Kind = Kind {
     take: 16,
     most: 16,
     stuck: Some(Duration::from_millis(20)),
+    plenty: (64, 256 << 10),
 };
 
 /// Each takes as long as its home has much to write.
@@ -55,6 +58,7 @@ const SYNCS: Kind = Kind {
     take: 1,
     most: 128,
     stuck: None,
+    plenty: (0, 0),
 };
 
 /// Something to be done to a home.
@@ -75,6 +79,16 @@ pub enum HomeOp {
     Write(u64, Bytes),
     /// All completed writes are put on stable storage.
     Sync(Schedule),
+}
+
+impl HomeOp {
+    /// What it writes, bytes.
+    fn len(&self) -> usize {
+        match self {
+            HomeOp::Write(_, data) => data.len(),
+            HomeOp::Sync(_) => 0,
+        }
+    }
 }
 
 /// How much of a group's syncs should be done by now, 0 to 1: the shard says so, and the threads look. At first all of it.
@@ -162,9 +176,13 @@ struct Written {
 
 struct Work {
     queue: VecDeque<HomeWork>,
+    /// What the queue writes.
+    bytes: usize,
     threads: usize,
     /// Of these, how many wait for work or were only just started.
     idle: usize,
+    /// Of these, how many rest.
+    resting: usize,
     /// When a thread last took something.
     taken: Instant,
     closed: bool,
@@ -192,8 +210,10 @@ impl HomeThreads {
             shared: Arc::new(Shared {
                 work: Mutex::new(Work {
                     queue: VecDeque::new(),
+                    bytes: 0,
                     threads: 0,
                     idle: 0,
+                    resting: 0,
                     taken: Instant::now(),
                     closed: false,
                 }),
@@ -230,13 +250,16 @@ impl HomeThreads {
             }
             work.taken = Instant::now();
         }
+        work.bytes += self.batch.iter().map(|work| work.what.len()).sum::<usize>();
         work.queue.extend(self.batch.drain(..));
         self.shared.waiting.store(work.queue.len(), Relaxed);
-        let idle = work.idle > 0;
+        let (number, bytes) = self.shared.kind.plenty;
+        let plenty = work.queue.len() >= number || work.bytes >= bytes;
+        let wake = work.idle > 0 && (plenty || work.resting == 0);
         drop(work);
-        if idle && self.shared.kind.stuck.is_some() {
+        if wake && self.shared.kind.stuck.is_some() {
             self.shared.wake.notify_one();
-        } else if idle {
+        } else if wake {
             self.shared.wake.notify_all();
         }
         Vec::new()
@@ -304,8 +327,10 @@ impl Shared {
                 }
                 work.idle += 1;
                 let (woken, in_time) = if owes {
+                    work.resting += 1;
                     let waited = self.wake.wait_timeout(work, LINGER);
-                    let (work, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                    let (mut work, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                    work.resting -= 1;
                     (work, !waited.timed_out())
                 } else {
                     let woken = self.wake.wait(work);
@@ -322,6 +347,7 @@ impl Shared {
             }
             let take = work.queue.len().min(self.kind.take);
             let taken: Vec<HomeWork> = work.queue.drain(..take).collect();
+            work.bytes -= taken.iter().map(|work| work.what.len()).sum::<usize>();
             self.waiting.store(work.queue.len(), Relaxed);
             work.taken = Instant::now();
             drop(work);
