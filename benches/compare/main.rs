@@ -63,7 +63,8 @@ impl Plan {
             bars.clear();
         }
         let mut points: BTreeSet<Point> = bars.iter().flat_map(|bar| bar.points.clone()).collect();
-        let all_cases = options.case.is_some() || options.only.is_empty() && !options.quick;
+        let bars_only = options.bars || options.quick || !options.only.is_empty();
+        let all_cases = options.case.is_some() || !bars_only;
         if all_cases || options.only.iter().any(|name| name == "cases") {
             points.extend(cases::points(&cases, &Who::ALL));
         }

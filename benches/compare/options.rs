@@ -16,11 +16,14 @@ pub struct Options {
     /// The bars only, briefly: less than two minutes, and less than it takes to be sure
     #[arg(long)]
     pub quick: bool,
+    /// The bars only, as thoroughly as with everything else: half an hour
+    #[arg(long)]
+    pub bars: bool,
     /// Only these bars (--list names them), or `cases` for the comparison without bars
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     pub only: Vec<String>,
     /// Of the comparison only the cases whose title contains this, without the bars: "depth 1", "cold", "1 MiB"
-    #[arg(long, value_name = "TEXT", conflicts_with = "only")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["only", "bars"])]
     pub case: Option<String>,
     /// Names the bars
     #[arg(long)]
