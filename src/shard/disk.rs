@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::{
-    CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
+    Access, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
 };
 use rustix::io::{Errno, IoSlice, ReadWriteFlags};
 use smallvec::{SmallVec, smallvec};
@@ -480,11 +480,12 @@ impl Files {
                 continue; // what it holds is looked at when it is taken
             }
             let parent = path.parent().unwrap_or(&self.paths.dir);
-            let result = if path.starts_with("/dev") || !parent.is_dir() {
-                Err(fail(&path, "create", Errno::NOENT))
-            } else {
-                takes_size(parent, size)
+            let may = match rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+                _ if path.starts_with("/dev") => Err(Errno::NOENT),
+                other => other,
             };
+            let result = may.map_err(|e| fail(&path, "create", e));
+            let result = result.and_then(|()| takes_size(parent, size));
             result.map_err(|failure| Failure {
                 message: format!(
                     "volume {name} cannot be: {}. Make its home possible, or change the configuration",
@@ -1040,15 +1041,14 @@ fn create_sparse(path: &Path) -> Result<Handle> {
 }
 
 /// Whether the file system of this directory takes a file of `len` bytes: ext4, for one, takes 16 TiB at most. It is tried with a
-/// file without a name; where there is no such thing it is not known, and nobody is refused for that.
+/// file without a name; where there can be none it is not known, and nobody is refused for that.
 fn takes_size(dir: &Path, len: u64) -> Result<()> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    match rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) {
-        Ok(fd) => rustix::fs::ftruncate(&fd, len)
-            .map_err(|e| fail(dir, &format!("make a file of {} in", counted_bytes(len)), e)),
-        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Ok(()),
-        Err(error) => Err(fail(dir, "create a file in", error)),
-    }
+    let Ok(fd) = rustix::fs::open(dir, flags, Mode::from_raw_mode(0o600)) else {
+        return Ok(());
+    };
+    let what = format!("make a file of {} in", counted_bytes(len));
+    rustix::fs::ftruncate(&fd, len).map_err(|e| fail(dir, &what, e))
 }
 
 /// Creates a file of `len` written zeroes. A file of unwritten blocks would read the same, but every durable write to
