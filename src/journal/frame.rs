@@ -279,12 +279,8 @@ impl Frame {
 
     /// The operations, with their LSNs and payloads.
     pub fn ops(&self) -> impl Iterator<Item = (Lsn, Op, Payload)> {
-        let mut at = HEADER;
-        let first = self.first_lsn();
-        (0..u64::from(self.header.count.get())).map(move |n| {
-            let (d, _) =
-                Descriptor::ref_from_prefix(&self.bytes[at..]).expect("checked when parsed");
-            at += d.len.get() as usize;
+        let lsns = (0..).map(|n| self.first_lsn().plus(n));
+        lsns.zip(self.descriptors()).map(|(lsn, d)| {
             let op = op_of(d).expect("checked when parsed");
             let from = d.payload_at.get() as usize;
             let stored = self.bytes.slice(from..from + d.stored_len.get() as usize);
@@ -299,21 +295,25 @@ impl Frame {
                 len: op.range.len as usize,
                 crc: d.crc.get(),
             };
-            (first.plus(n), op, payload)
+            (lsn, op, payload)
+        })
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = &Descriptor> {
+        let mut at = HEADER;
+        (0..self.header.count.get()).map(move |_| {
+            let (d, _) =
+                Descriptor::ref_from_prefix(&self.bytes[at..]).expect("checked when parsed");
+            at += d.len.get() as usize;
+            d
         })
     }
 
     /// Bytes of its payloads as they were before they were compressed.
     pub fn content_len(&self) -> u64 {
-        let mut at = HEADER;
-        let lens = (0..self.header.count.get()).map(|_| {
-            let (d, _) =
-                Descriptor::ref_from_prefix(&self.bytes[at..]).expect("checked when parsed");
-            at += d.len.get() as usize;
-            match d.encoding {
-                1 => d.range_len.get(),
-                _ => u64::from(d.stored_len.get()),
-            }
+        let lens = self.descriptors().map(|d| match d.encoding {
+            1 => d.range_len.get(),
+            _ => u64::from(d.stored_len.get()),
         });
         lens.sum()
     }
