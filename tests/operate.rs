@@ -560,6 +560,11 @@ fn check_accepts_a_good_configuration_and_names_key_line_and_what_is_allowed_in_
     let good = fs::read_to_string(pair.clichy.config()).unwrap();
     let (code, text) = check(&good);
     assert_eq!(code, Some(0), "{text}");
+    assert!(!text.contains("note:"), "{text}");
+    let peers = good.lines().find(|line| line.starts_with("peers")).unwrap();
+    let (code, text) = check(&good.replace(peers, ""));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("has no peer"), "{text}");
     let line_of =
         |text: &str, what: &str| text.lines().position(|line| line.contains(what)).unwrap() + 1;
     for (old, new, words) in [

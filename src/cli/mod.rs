@@ -252,6 +252,12 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                 units::counted(config.volume_count() as u64, "volume"),
             );
             terminal::print(&line)?;
+            for group in config.groups.iter().filter(|g| g.peers.is_empty()) {
+                terminal::print(&format!(
+                    "note: group {} has no peer: what is written to it is on {} only\n",
+                    group.name, config.site.name
+                ))?;
+            }
             Ok(ExitCode::SUCCESS)
         }
         Command::Try { dir } => terminal::runtime()?.block_on(tryout::run(&dir)),

@@ -457,14 +457,22 @@ fn positions(group: &GroupStatus, layout: &Layout) -> String {
         Cell::new(group.checkpoint_lsn),
         Cell::new(group.journal.first_lsn),
     ]);
+    // A peer that was heard of and has told nothing of these yet.
+    let told = |lsn: Lsn| {
+        if lsn == Lsn::ZERO {
+            Cell::new("-")
+        } else {
+            Cell::new(lsn)
+        }
+    };
     for peer in &group.peers {
         if group.role == Role::Primary && peer.last_heard_seconds.is_some() {
             table.row(vec![
                 Cell::new(&peer.site),
-                Cell::new(peer.received_lsn),
-                Cell::new(peer.durable_lsn),
+                told(peer.received_lsn),
+                told(peer.durable_lsn),
                 Cell::new("-"),
-                Cell::new(peer.applied_lsn),
+                told(peer.applied_lsn),
                 Cell::new("-"),
                 Cell::new("-"),
             ]);

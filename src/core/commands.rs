@@ -145,7 +145,9 @@ impl Core {
                 self.done(id, Err("another promotion is under way".into()));
             }
             Mode::Fenced(why) => {
-                let text = format!("{group} is fenced on {me}: {why}");
+                let text = format!(
+                    "{group} is fenced on {me}: {why}. `doublure explain {group}` tells what can be done"
+                );
                 self.done(id, Err(text));
             }
             Mode::Stopped => self.done(id, Err("stopping".into())),
@@ -953,7 +955,10 @@ impl Core {
                 self.continue_drain();
             }
             other => {
-                let text = format!("not while the group is {}", state_word(other));
+                let (state, group) = (state_word(other), &self.config.group);
+                let text = format!(
+                    "not while the group is {state}; `doublure explain {group}` tells what can be done"
+                );
                 self.done(id, Err(text));
             }
         }
@@ -973,7 +978,7 @@ impl Core {
                 }
                 Mode::Waiting(why) => why.clone(),
                 other => format!(
-                    "not while the group is {}; `doublure status {group}` shows when it is in sync again",
+                    "not while the group is {}; `doublure explain {group}` tells what can be done",
                     state_word(other)
                 ),
             };

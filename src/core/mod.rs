@@ -1,6 +1,6 @@
 //! The replication state machine of one group at one site.
 //!
-//! Events go in through [`Core::handle`], actions come out of [`Core::drain`]; the same events give the same actions.
+//! Events go in through [`Core::handle`], actions come out of [`Core::take_actions`]; the same events give the same actions.
 //! It knows no sockets, files, clocks, threads or random numbers. Every rule about acknowledging, epochs, roles,
 //! going alone, catching up and promotion is here and nowhere else.
 //!
@@ -546,12 +546,13 @@ impl Core {
         self.tail < self.facts.floor
     }
 
-    /// What is to be done, in order.
-    pub fn drain(&mut self) -> std::vec::Drain<'_, Action> {
-        self.actions.drain(..)
+    /// What is to be done, in order. The next are collected in `spare`, which is empty: lists are used again and again.
+    pub fn take_actions(&mut self, spare: Vec<Action>) -> Vec<Action> {
+        debug_assert!(spare.is_empty());
+        std::mem::replace(&mut self.actions, spare)
     }
 
-    /// Whether [`Core::drain`] would yield anything.
+    /// Whether [`Core::take_actions`] would yield anything.
     pub fn has_actions(&self) -> bool {
         !self.actions.is_empty()
     }

@@ -123,6 +123,8 @@ pub struct Group {
     damage: Option<String>,
     stopping: Option<Stopping>,
     events: VecDeque<Event>,
+    /// Empty: the list for the core's next actions.
+    actions: Vec<Action>,
     outputs: Vec<Output>,
     now: Now,
 }
@@ -317,9 +319,10 @@ impl Group {
         }
     }
 
-    /// What is to be done, in order.
-    pub fn drain(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
+    /// What is to be done, in order. The next are collected in `spare`, which is empty: lists are used again and again.
+    pub fn take_outputs(&mut self, spare: Vec<Output>) -> Vec<Output> {
+        debug_assert!(spare.is_empty());
+        std::mem::replace(&mut self.outputs, spare)
     }
 
     /// When `Input::Tick` is due at the latest.
@@ -406,12 +409,14 @@ impl Group {
 
     /// Carries out actions, and feeds the events they cause, until neither is left.
     fn carry_out(&mut self) {
+        let mut actions = std::mem::take(&mut self.actions);
         loop {
-            let actions: Vec<Action> = self.core.drain().collect();
+            actions = self.core.take_actions(actions);
             if actions.is_empty() && self.events.is_empty() {
+                self.actions = actions;
                 return;
             }
-            for action in actions {
+            for action in actions.drain(..) {
                 self.act(action);
             }
             if let Some(event) = self.events.pop_front() {

@@ -138,6 +138,7 @@ impl Group {
             damage,
             stopping: None,
             events: VecDeque::new(),
+            actions: Vec::new(),
             outputs: Vec::new(),
             now,
             config,

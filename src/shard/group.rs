@@ -21,8 +21,8 @@ pub trait Machine: Sized + Send + 'static {
     fn handle(&mut self, now: Now, input: Input);
     /// As [`Group::finish_batch`].
     fn finish_batch(&mut self, now: Now);
-    /// As [`Group::drain`].
-    fn drain(&mut self) -> std::vec::Drain<'_, Output>;
+    /// As [`Group::take_outputs`].
+    fn take_outputs(&mut self, spare: Vec<Output>) -> Vec<Output>;
     /// As [`Group::deadline`].
     fn deadline(&self) -> Option<Duration>;
     /// As [`Group::sync_due`].
@@ -49,8 +49,8 @@ impl Machine for Group {
         Group::finish_batch(self, now);
     }
 
-    fn drain(&mut self) -> std::vec::Drain<'_, Output> {
-        Group::drain(self)
+    fn take_outputs(&mut self, spare: Vec<Output>) -> Vec<Output> {
+        Group::take_outputs(self, spare)
     }
 
     fn deadline(&self) -> Option<Duration> {

@@ -372,8 +372,7 @@ impl<M: Machine> Reactor<M> {
         if let Some(files) = &slot.files {
             files.sync_due.set(machine.sync_due());
         }
-        let mut outputs = mem::take(&mut self.outputs);
-        outputs.extend(machine.drain());
+        let mut outputs = machine.take_outputs(mem::take(&mut self.outputs));
         let stopped = outputs.contains(&Output::Stopped);
         for output in outputs.drain(..) {
             self.carry_out(group, output);

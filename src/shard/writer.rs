@@ -188,6 +188,26 @@ struct Work {
     closed: bool,
 }
 
+impl Work {
+    fn new() -> Work {
+        Work {
+            queue: VecDeque::new(),
+            bytes: 0,
+            threads: 0,
+            idle: 0,
+            resting: 0,
+            taken: Instant::now(),
+            closed: false,
+        }
+    }
+
+    /// Whether a thread is to be woken for what is in the queue.
+    fn wakes(&self, plenty: (usize, usize)) -> bool {
+        let plenty = self.queue.len() >= plenty.0 || self.bytes >= plenty.1;
+        self.idle > 0 && (plenty || self.resting == 0)
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whatever panicked elsewhere, what is behind these locks is whole between any two statements.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -208,15 +228,7 @@ impl HomeThreads {
         HomeThreads {
             batch: Vec::new(),
             shared: Arc::new(Shared {
-                work: Mutex::new(Work {
-                    queue: VecDeque::new(),
-                    bytes: 0,
-                    threads: 0,
-                    idle: 0,
-                    resting: 0,
-                    taken: Instant::now(),
-                    closed: false,
-                }),
+                work: Mutex::new(Work::new()),
                 wake: Condvar::new(),
                 done: Mutex::new(Written::default()),
                 count: AtomicUsize::new(0),
@@ -253,9 +265,7 @@ impl HomeThreads {
         work.bytes += self.batch.iter().map(|work| work.what.len()).sum::<usize>();
         work.queue.extend(self.batch.drain(..));
         self.shared.waiting.store(work.queue.len(), Relaxed);
-        let (number, bytes) = self.shared.kind.plenty;
-        let plenty = work.queue.len() >= number || work.bytes >= bytes;
-        let wake = work.idle > 0 && (plenty || work.resting == 0);
+        let wake = work.wakes(self.shared.kind.plenty);
         drop(work);
         if wake && self.shared.kind.stuck.is_some() {
             self.shared.wake.notify_one();
@@ -513,6 +523,29 @@ mod tests {
         assert_eq!(until_done(&writer, 1), [1]);
         open.send(()).unwrap();
         assert_eq!(until_done(&writer, 1), [0]);
+    }
+
+    #[test]
+    fn who_rests_is_woken_for_plenty_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(&dir);
+        let mut work = Work::new();
+        let (number, bytes) = WRITES.plenty;
+        work.queue.push_back(write(&home, 0));
+        assert!(!work.wakes(WRITES.plenty), "all of them are busy");
+        work.idle = 1;
+        assert!(work.wakes(WRITES.plenty), "it waits for whatever comes");
+        work.resting = 1;
+        assert!(!work.wakes(WRITES.plenty));
+        work.bytes = bytes;
+        assert!(work.wakes(WRITES.plenty));
+        work.bytes = 0;
+        work.queue
+            .extend((1..number as u64).map(|n| write(&home, n)));
+        assert!(work.wakes(WRITES.plenty));
+        work.queue.pop_back();
+        assert!(!work.wakes(WRITES.plenty));
+        assert!(work.wakes(SYNCS.plenty), "a sync has a thread at once");
     }
 
     #[test]

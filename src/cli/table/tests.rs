@@ -1,6 +1,8 @@
 use super::*;
 use crate::base::{AckMode, OnPeerLoss};
-use crate::status::{EpochStatus, JournalStatus, Rates, StageLatencies, Totals, VolumeStatus};
+use crate::status::{
+    EpochStatus, ForkSide, ForkStatus, JournalStatus, Rates, StageLatencies, Totals, VolumeStatus,
+};
 
 const NOW: u64 = 1_795_399_152;
 const MIB: u64 = 1 << 20;
@@ -274,6 +276,53 @@ fn a_fork_names_both_sides_and_the_disagreements_of_the_configuration() {
     let text = group(&status, &layout());
     fits_80_columns(&text);
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_fork_says_who_serves_clients() {
+    let side = |site: &str, serving| ForkSide {
+        site: site.to_owned(),
+        first_lsn: Lsn(1_234_556),
+        last_lsn: Lsn(1_234_560),
+        operations: 5,
+        acknowledged_operations: 5,
+        since_unix_seconds: None,
+        last_write_unix_seconds: None,
+        touched_bytes: None,
+        touched_from_lsn: None,
+        touched: Vec::new(),
+        primary: serving,
+        serving,
+        kept_from_lsn: None,
+        mixture: false,
+    };
+    let said = |here, there| {
+        let mut status = idle(alone());
+        status.state = GroupState::Forked;
+        status.fork = Some(ForkStatus {
+            sides: vec![side("clichy", here), side("chelles", there)],
+            shared_lsn: Lsn(1_234_555),
+            discarding: None,
+        });
+        group(&status, &layout()).replace("\n    ", " ")
+    };
+    assert!(said(false, false).contains("; none of them serves clients."));
+    assert!(said(false, true).contains("; chelles serves clients."));
+    assert!(said(true, true).contains("; clichy and chelles serve clients."));
+}
+
+#[test]
+fn a_peer_that_was_heard_of_and_has_told_nothing_yet_has_no_positions() {
+    let mut status = idle(alone());
+    let peer = &mut status.peers[0];
+    (peer.received_lsn, peer.durable_lsn, peer.applied_lsn) = (Lsn(0), Lsn(0), Lsn(0));
+    assert!(peer.last_heard_seconds.is_some());
+    let text = group(&status, &layout());
+    let row = text
+        .lines()
+        .rfind(|line| line.trim().starts_with("chelles"));
+    let words: Vec<&str> = row.unwrap().split_whitespace().collect();
+    assert_eq!(words, ["chelles", "-", "-", "-", "-", "-", "-"]);
 }
 
 #[test]

@@ -822,6 +822,17 @@ fn a_failed_journal_write_fences_the_group_and_closes_its_clients() {
     assert_eq!(sim.acked, before);
     assert_eq!(sim.status(0).state, GroupState::Fenced);
     assert!(!sim.attach(0));
+    let promote = Command::Promote { force: Vec::new() };
+    for command in [promote, Command::Demote, Command::Switchover] {
+        let id = sim.command(0, command.clone());
+        sim.pass(Duration::from_secs(1));
+        let refused = sim.answers[&id].clone().unwrap_err();
+        assert!(refused.contains("fenced"), "{command:?}: {refused}");
+        assert!(
+            refused.contains("`doublure explain g`"),
+            "{command:?}: {refused}"
+        );
+    }
 }
 
 #[test]
@@ -876,7 +887,7 @@ fn syncs_of_a_home_take_turns_and_fail_together() {
     let idle = group.disk.len();
     let submitted = |group: &mut Group| {
         let mut ids = Vec::new();
-        for output in group.drain() {
+        for output in group.take_outputs(Vec::new()) {
             if let Output::Disk { id, .. } = output {
                 ids.push(id);
             }

@@ -377,7 +377,7 @@ impl Sim {
         let Some(group) = self.sites[at].group.as_mut() else {
             return;
         };
-        let outputs: Vec<Output> = group.drain().collect();
+        let outputs: Vec<Output> = group.take_outputs(Vec::new());
         for output in outputs {
             match output {
                 Output::Disk { id, op } => self.sites[at].disk.submit(id, op),

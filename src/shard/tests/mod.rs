@@ -330,8 +330,8 @@ impl Machine for Fake {
 
     fn finish_batch(&mut self, _: Now) {}
 
-    fn drain(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
+    fn take_outputs(&mut self, spare: Vec<Output>) -> Vec<Output> {
+        std::mem::replace(&mut self.outputs, spare)
     }
 
     fn sync_due(&self) -> f64 {
