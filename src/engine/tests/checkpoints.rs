@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::resync::{assert_same, pair};
 use super::sim::{Sim, VOLUME};
-use crate::base::{ByteRange, ChunkSet};
+use crate::base::{AckMode, ByteRange, ChunkSet, Compress, OnPeerLoss};
 use crate::engine::Command;
 
 /// Writes to the primary and says what share of a sync is due then.
@@ -125,6 +125,34 @@ fn a_mirror_whose_homes_stand_still_lets_its_journal_wait() {
     assert_eq!(sim.outstanding(), 0);
     sim.hold_homes(1, false);
     assert_same(&mut sim);
+}
+
+/// It holds it as it was before it was compressed.
+#[test]
+fn a_mirror_whose_journal_stands_still_is_not_sent_more_than_it_is_to_hold() {
+    let mut sim = Sim::new(17, AckMode::Memsync, OnPeerLoss::Continue);
+    for site in &mut sim.sites {
+        site.config.compress = Compress::Lz4;
+    }
+    for at in [1, 0] {
+        sim.start(at).expect("a first start");
+    }
+    sim.heal();
+    assert!(sim.attach(0));
+    let received = |sim: &mut Sim| sim.status(0).peers[0].received_lsn.0;
+    let (before, link) = (received(&mut sim), sim.status(0).totals.link_bytes);
+    sim.hold_journal(1, true);
+    for n in 0..400 {
+        write(&mut sim, n);
+    }
+    let sent = sim.status(0).totals.link_bytes - link;
+    assert!(sent < 4 << 20, "it was not compressed: {sent} bytes");
+    let held = (received(&mut sim) - before) * (VOLUME / 8);
+    assert!(((28 << 20)..=(34 << 20)).contains(&held), "{held} bytes");
+    sim.hold_journal(1, false);
+    sim.settle();
+    assert_eq!(sim.outstanding(), 0);
+    assert!(sim.all_homes_are_equal());
 }
 
 /// What a checkpoint keeps is not held against a mirror that needs less.
