@@ -27,9 +27,11 @@ pub(super) struct Acks {
     commit: VecDeque<(Lsn, Token)>,
     durable: VecDeque<(Lsn, Token)>,
     reads: BTreeMap<Lsn, Vec<Token>>,
-    /// Commit LSN that mirrors were last told.
+    /// Commit LSN that mirrors were last told by a message of its own.
     told: Lsn,
-    /// Since when there is more to tell them, and no operation under way whose frame would.
+    /// Commit LSN in the last frame.
+    carried: Lsn,
+    /// Since when there is more to tell them.
     news_since: Option<Duration>,
 }
 
@@ -59,7 +61,7 @@ impl Acks {
 
     /// A mirror has connected: it was told nothing yet.
     pub fn forget_told(&mut self) {
-        self.told = Lsn::ZERO;
+        (self.told, self.carried) = (Lsn::ZERO, Lsn::ZERO);
     }
 
     fn release(&mut self, commit: Lsn, durable: Lsn, actions: &mut Vec<Action>) {
@@ -185,13 +187,18 @@ impl Core {
         }
     }
 
+    /// A frame closes, and carries the commit LSN.
+    pub fn frame_tells_commit(&mut self) {
+        (self.acks.carried, self.acks.news_since) = (self.commit, None);
+    }
+
     /// Tells mirrors the commit LSN when no frame has carried it for a while. A client that waits for each answer before it
-    /// writes again would else cost a message more for each, and the next frame tells anyway.
+    /// writes again would else cost a message more for each, and the next frame tells anyway. Also while operations are under
+    /// way: their frames may be closed already, and wait for the room that a mirror can only make once it knows.
     pub(super) fn flush_commit_news(&mut self) {
-        let idle = self.commit > self.acks.told
-            && self.commit >= self.tail
+        let news = self.commit > self.acks.told.max(self.acks.carried)
             && matches!(self.mode, Mode::Serving | Mode::Draining(_));
-        if !idle {
+        if !news {
             self.acks.news_since = None;
         } else if self.now >= *self.acks.news_since.get_or_insert(self.now) + NEWS_DELAY {
             self.send_commit();

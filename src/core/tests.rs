@@ -402,6 +402,7 @@ impl Pair {
             }
             let (epoch, opens) = self.sites[at].journal[next.0 as usize - 1].clone();
             let commit = self.sites[at].core.commit();
+            self.sites[at].core.frame_tells_commit();
             self.sites[at].core.sent(link, next, self.now);
             self.sites[at].streams.insert(link, (next.next(), end));
             if let Some(wires) = self.wires.get_mut(&link) {

@@ -11,7 +11,7 @@ use super::stats::Stage;
 use super::{ClientId, DiskOp, DiskResult, File, Group, Output, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
-use crate::base::{ByteRange, Lsn, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId};
+use crate::base::{ByteRange, MAX_DATALESS_OP, MAX_WRITE_OP, Op, OpKind, VolumeId};
 use crate::core::{Strength, Token};
 use crate::journal::is_zero;
 use crate::nbd::{Command, Errno, Extent, Piece, Reply, ReplyBody, ReplyTo, Request};
@@ -25,8 +25,8 @@ const EXTENTS: usize = 1024;
 pub(super) struct Clients {
     attached: BTreeMap<ClientId, VolumeId>,
     waiting: Slab<Waiting>,
-    /// Requests that cannot be admitted yet, in order of arrival.
-    stalled: VecDeque<(ClientId, Request, Duration)>,
+    /// Mutating requests that cannot be admitted yet, in order of arrival.
+    stalled: VecDeque<Mutation>,
     reads: Slab<Read>,
     /// Reads that touch an operation of the open frame: planned again once it closed.
     unplanned: Vec<(ClientId, Request, Duration)>,
@@ -36,6 +36,16 @@ pub(super) struct Clients {
 
 /// After so long without a write a copy does not give way any more.
 const MOMENT: Duration = Duration::from_millis(100);
+
+/// A mutating request. A large one enters the journal operation by operation, as there is room: what has an LSN must find its
+/// place in the journal whether the mirrors answer or not, for what opens an epoch without them comes behind it.
+struct Mutation {
+    client: ClientId,
+    request: Request,
+    since: Duration,
+    /// So many bytes of it have LSNs.
+    entered: u64,
+}
 
 /// A reply that waits for its LSN.
 struct Waiting {
@@ -121,7 +131,7 @@ impl Clients {
         self.attached.remove(&client);
         // What was not admitted yet is forgotten: it was not acknowledged, and a request of a dead connection must not
         // come after what the client does on its next one.
-        self.stalled.retain(|(c, ..)| *c != client);
+        self.stalled.retain(|m| m.client != client);
         self.unplanned.retain(|(c, ..)| *c != client);
     }
 }
@@ -169,28 +179,38 @@ impl Group {
                 self.plan_read(client, volume, request, since);
             }
             Command::Flush => self.flush(client, request.reply_to, since),
-            _ if self.clients.stalled.is_empty() => {
-                if let Some(request) = self.admit(client, volume, request, since) {
-                    self.clients.stalled.push_back((client, request, since));
-                }
+            _ => {
+                let mutation = Mutation {
+                    client,
+                    request,
+                    since,
+                    entered: 0,
+                };
+                let waits = if self.clients.stalled.is_empty() {
+                    self.admit(volume, mutation)
+                } else {
+                    Some(mutation)
+                };
+                self.clients.stalled.extend(waits);
             }
-            _ => self.clients.stalled.push_back((client, request, since)),
         }
     }
 
     /// Tries again what had to wait.
     pub(super) fn resume_stalled(&mut self) {
-        while let Some((client, request, since)) = self.clients.stalled.pop_front() {
-            let Some(&volume) = self.clients.attached.get(&client) else {
+        while let Some(mutation) = self.clients.stalled.pop_front() {
+            let Some(&volume) = self.clients.attached.get(&mutation.client) else {
                 continue;
             };
-            if let Some(request) = self.admit(client, volume, request, since) {
-                self.clients.stalled.push_front((client, request, since));
+            let Some(waits) = self.admit(volume, mutation) else {
+                continue;
+            };
+            self.clients.stalled.push_front(waits);
+            // A frame that closes makes room for the next.
+            let sealed = self.frames.sealed();
+            self.close_frames();
+            if self.frames.sealed() == sealed {
                 return;
-            }
-            // Each closed frame makes room for the next.
-            if !self.clients.stalled.is_empty() {
-                self.close_frames();
             }
         }
     }
@@ -208,16 +228,10 @@ impl Group {
         self.carry_out();
     }
 
-    /// Gives a mutating request its LSNs, or gives it back if it has to wait.
-    fn admit(
-        &mut self,
-        client: ClientId,
-        volume: VolumeId,
-        request: Request,
-        since: Duration,
-    ) -> Option<Request> {
-        let to = request.reply_to;
-        let (range, fua, data) = match &request.command {
+    /// Gives a mutating request its LSNs, or gives it back if some of it has to wait.
+    fn admit(&mut self, volume: VolumeId, mut mutation: Mutation) -> Option<Mutation> {
+        let (client, to) = (mutation.client, mutation.request.reply_to);
+        let (range, fua, data) = match &mutation.request.command {
             Command::Write { offset, data, fua } => {
                 (ByteRange::new(*offset, data.len() as u64), *fua, Some(data))
             }
@@ -230,15 +244,20 @@ impl Group {
             self.done(client, to);
             return None;
         }
-        if !self.core.admitting()
-            || !self.homes_have_budget()
-            || self.core.throttled() && !self.frames.idle()
-        {
-            return Some(request);
+        if !self.has_budget_for_requests() {
+            return Some(mutation);
         }
-        let allocates = !matches!(request.command, Command::Trim { .. });
-        if allocates && !self.space_for(range) {
-            self.note_no_space(range.len);
+        // What is punched needs no room.
+        let allocates = matches!(
+            mutation.request.command,
+            Command::Write { .. } | Command::WriteZeroes { no_hole: true, .. }
+        );
+        let rest = ByteRange::new(
+            range.offset + mutation.entered,
+            range.len - mutation.entered,
+        );
+        if allocates && !self.space_for(rest) {
+            self.note_no_space(rest.len);
             self.error(
                 client,
                 to,
@@ -250,13 +269,43 @@ impl Group {
             );
             return None;
         }
-        let first_piece = data.map_or(0, |d| d.len().min(MAX_WRITE_OP as usize));
-        if !self.frame_has_room(first_piece) {
-            return Some(request);
+        let step = if data.is_some() {
+            MAX_WRITE_OP
+        } else {
+            MAX_DATALESS_OP
+        };
+        while mutation.entered < range.len {
+            let part = ByteRange::new(
+                range.offset + mutation.entered,
+                step.min(range.len - mutation.entered),
+            );
+            let payload = data.map_or_else(Bytes::new, |d| {
+                let from = mutation.entered as usize;
+                d.slice(from..from + part.len as usize)
+            });
+            let (kind, payload) = match mutation.request.command {
+                Command::Trim { .. } => (OpKind::Trim, Bytes::new()),
+                Command::WriteZeroes { no_hole, .. } => {
+                    (OpKind::WriteZeroes { no_hole }, Bytes::new())
+                }
+                _ if is_zero(&payload) => (OpKind::WriteZeroes { no_hole: false }, Bytes::new()),
+                _ => (OpKind::Write, payload),
+            };
+            if !self.has_budget_for_requests() || !self.frame_has_room(payload.len()) {
+                return Some(mutation);
+            }
+            self.marks.wrote(self.frames.time_after(self.now.wall_ns));
+            self.clients.last_write = Some(self.now.mono);
+            let lsn = self.core.assign(1);
+            let op = Op {
+                kind,
+                volume,
+                range: part,
+                fua,
+            };
+            self.enter(lsn, &op, &payload);
+            mutation.entered += part.len;
         }
-        self.marks.wrote(self.frames.time_after(self.now.wall_ns));
-        self.clients.last_write = Some(self.now.mono);
-        let last = self.enter_request(volume, range, fua, data, &request.command);
         let bytes = data.map_or(0, |d| d.len() as u64);
         let strength = if fua {
             Strength::Durable
@@ -266,62 +315,18 @@ impl Group {
         let token = Token(self.clients.waiting.insert(Waiting {
             client,
             to,
-            since,
+            since: mutation.since,
             kind: Kind::Write { bytes },
         }) as u64);
-        self.core.reply_when(last, strength, token);
+        self.core.reply_when(self.core.tail(), strength, token);
         None
     }
 
-    /// Splits a request into operations and enters them. Frames close in between where they are full.
-    fn enter_request(
-        &mut self,
-        volume: VolumeId,
-        range: ByteRange,
-        fua: bool,
-        data: Option<&Bytes>,
-        command: &Command,
-    ) -> Lsn {
-        let step = if data.is_some() {
-            MAX_WRITE_OP
-        } else {
-            MAX_DATALESS_OP
-        };
-        let mut last = Lsn::ZERO;
-        let mut done = 0;
-        while done < range.len {
-            let part = ByteRange::new(range.offset + done, step.min(range.len - done));
-            let payload = data.map_or_else(Bytes::new, |d| {
-                d.slice(done as usize..(done + part.len) as usize)
-            });
-            let kind = match command {
-                Command::Trim { .. } => OpKind::Trim,
-                Command::WriteZeroes { no_hole, .. } => OpKind::WriteZeroes { no_hole: *no_hole },
-                _ if is_zero(&payload) => OpKind::WriteZeroes { no_hole: false },
-                _ => OpKind::Write,
-            };
-            let payload = if kind == OpKind::Write {
-                payload
-            } else {
-                Bytes::new()
-            };
-            if !self.frame_has_room(payload.len()) {
-                self.seal_for_more();
-            }
-            last = self.core.assign(1);
-            self.enter(
-                last,
-                &Op {
-                    kind,
-                    volume,
-                    range: part,
-                    fua,
-                },
-                &payload,
-            );
-            done += part.len;
-        }
-        last
+    /// Whether an operation of a client may get an LSN now, as far as that does not depend on the operation.
+    fn has_budget_for_requests(&self) -> bool {
+        self.core.admitting()
+            && self.homes_have_budget()
+            && (!self.core.throttled() || self.frames.idle())
     }
 
     /// A reply's LSN has met its rule.
@@ -387,7 +392,7 @@ impl Group {
         let plan = self.store.read_plan(volume, range);
         #[cfg(test)]
         let plan = if sabotaged(Sabotage::ReadWithoutOverlay) {
-            crate::store::Store::new(Lsn::ZERO).read_plan(volume, range)
+            crate::store::Store::new(crate::base::Lsn::ZERO).read_plan(volume, range)
         } else {
             plan
         };

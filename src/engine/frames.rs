@@ -267,6 +267,7 @@ impl Group {
         let frame = open
             .builder
             .seal(self.frames.chain, self.core.commit(), time_ns);
+        self.core.frame_tells_commit();
         self.note_closed(&frame);
         let mut raw = open.raw.into_iter().peekable();
         for (lsn, op, payload) in frame.ops() {

@@ -420,15 +420,7 @@ impl Files {
             || self.is_given_up(&path)?;
         if !free || home.device_block.is_some() {
             self.homes.remove(&volume.id);
-            return Err(Failure {
-                errno: Errno::FBIG.raw_os_error(),
-                message: format!(
-                    "{} has {len} bytes, volume {} needs {}",
-                    path.display(),
-                    volume.name,
-                    volume.size
-                ),
-            });
+            return Err(too_short(&path, len, volume.size));
         }
         rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(&path, "set size of", e))?;
         rustix::fs::fsync(&home.fd).map_err(|e| fail(&path, "sync", e))?;
@@ -441,31 +433,35 @@ impl Files {
         Ok(places.iter().any(|(_, place)| place == home))
     }
 
-    /// Makes the volume's home as long as the volume is now, durably. A device must be that long already.
-    pub fn grow_home(&mut self, volume: &VolumeSpec, only_check: bool) -> Result<()> {
+    /// What makes the volume's home as long as the volume is now, durably, or only finds out whether that can be. A device must be
+    /// that long already.
+    pub fn grow_home(&mut self, volume: VolumeSpec, only_check: bool) -> Result<Slow> {
         let home = self.handle(File::Home(volume.id))?.clone();
-        let len = home.len()?;
-        if len >= volume.size {
-            return Ok(());
-        }
-        let path = home.path();
-        if home.device_block.is_some() {
-            return Err(Failure {
-                errno: Errno::NOSPC.raw_os_error(),
-                message: format!(
-                    "{} has {len} bytes, volume {} would need {}: grow the device first",
-                    path.display(),
-                    volume.name,
-                    volume.size
-                ),
-            });
-        }
-        if only_check {
-            let path = path.canonicalize().map_err(|e| fail(path, "find", e))?;
-            return takes_size(path.parent().unwrap_or(&self.paths.dir), volume.size);
-        }
-        rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(path, "set size of", e))?;
-        rustix::fs::fsync(&home.fd).map_err(|e| fail(path, "sync", e))
+        Ok(Box::new(move || {
+            let (path, len) = (home.path(), home.len()?);
+            if len >= volume.size {
+                return Ok(());
+            }
+            if home.device_block.is_some() {
+                return Err(Failure {
+                    errno: Errno::NOSPC.raw_os_error(),
+                    message: format!(
+                        "{} has {len} bytes, volume {} would need {}: grow the device first",
+                        path.display(),
+                        volume.name,
+                        volume.size
+                    ),
+                });
+            }
+            if only_check {
+                return can_be_as_long(path, volume.size);
+            }
+            rustix::fs::ftruncate(&home.fd, volume.size)
+                .map_err(|e| fail(path, "set size of", e))?;
+            // The block that the file ended in may have changed, too.
+            home.note_other_change();
+            sync::sync_size(&home.fd).map_err(|e| fail(path, "sync", e))
+        }))
     }
 
     /// Whether the homes that are still to be made can be: those of these volumes (name, bytes), and those that have a place of
@@ -476,16 +472,14 @@ impl Files {
         let volumes = volumes.iter();
         let volumes = volumes.map(|(name, size)| (name, self.home_path(name), *size));
         for (name, path, size) in places.chain(volumes) {
-            if path.exists() {
-                continue; // what it holds is looked at when it is taken
+            if self.homes.values().any(|home| home.handle.path() == path) {
+                continue; // made long ago, however long it is
             }
-            let parent = path.parent().unwrap_or(&self.paths.dir);
-            let may = match rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK) {
-                _ if path.starts_with("/dev") => Err(Errno::NOENT),
-                other => other,
+            let result = if path.exists() {
+                self.can_take(&path, size)
+            } else {
+                self.can_create(&path, size)
             };
-            let result = may.map_err(|e| fail(&path, "create", e));
-            let result = result.and_then(|()| takes_size(parent, size));
             result.map_err(|failure| Failure {
                 message: format!(
                     "volume {name} cannot be: {}. Make its home possible, or change the configuration",
@@ -495,6 +489,32 @@ impl Files {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether a new home can be there, where nothing is.
+    fn can_create(&self, path: &Path, size: u64) -> Result<()> {
+        let parent = path.parent().unwrap_or(&self.paths.dir);
+        let may = match rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK) {
+            _ if path.starts_with("/dev") => Err(Errno::NOENT),
+            other => other,
+        };
+        may.map_err(|e| fail(path, "create", e))?;
+        takes_size(parent, size)
+    }
+
+    /// Whether what is there can become the home of a new volume, by its length. By its content that is seen when it is taken.
+    fn can_take(&self, path: &Path, size: u64) -> Result<()> {
+        let fd = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+        let home = Handle::new(fd.map_err(|e| fail(path, "open", e))?, path, false)?;
+        let len = home.len()?;
+        if len >= size {
+            return Ok(());
+        }
+        let free = blank(path).map_err(|e| fail(path, "look at", e))? || self.is_given_up(path)?;
+        if free && home.device_block.is_none() {
+            return can_be_as_long(path, size);
+        }
+        Err(too_short(path, len, size))
     }
 
     /// Free bytes of the fullest file system that holds a home; `u64::MAX` if all homes are block devices.
@@ -644,7 +664,7 @@ impl Disk for Files {
     }
 
     fn grow_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
-        Ok(Files::grow_home(self, volume, false)?)
+        Ok(Files::grow_home(self, volume.clone(), false)?()?)
     }
 
     fn create_home(&mut self, volume: &VolumeSpec) -> io::Result<()> {
@@ -1038,6 +1058,22 @@ fn create_sparse(path: &Path) -> Result<Handle> {
     let fd = open_file(path, OFlags::CREATE | OFlags::EXCL).map_err(|e| fail(path, "create", e))?;
     lock(&fd, path, Duration::ZERO)?;
     Handle::new(fd, path, false)
+}
+
+fn too_short(path: &Path, len: u64, needed: u64) -> Failure {
+    Failure {
+        errno: Errno::FBIG.raw_os_error(),
+        message: format!(
+            "{} has {len} bytes, its volume needs {needed}",
+            path.display()
+        ),
+    }
+}
+
+/// Whether this file's file system takes it if it is so long.
+fn can_be_as_long(path: &Path, len: u64) -> Result<()> {
+    let path = path.canonicalize().map_err(|e| fail(path, "find", e))?;
+    takes_size(path.parent().unwrap_or(Path::new("/")), len)
 }
 
 /// Whether the file system of this directory takes a file of `len` bytes: ext4, for one, takes 16 TiB at most. It is tried with a

@@ -147,8 +147,7 @@ fn plan(files: &mut Files, op: DiskOp) -> Result<Plan, Failure> {
         }
         DiskOp::FreeSpace => return Ok(Plan::Answer(DiskResult::FreeSpace(files.free_space()?))),
         DiskOp::GrowHome { volume, only_check } => {
-            files.grow_home(&volume, only_check)?;
-            return Ok(Plan::Answer(DiskResult::Done));
+            return Ok(Plan::Slow(files.grow_home(volume, only_check)?));
         }
         DiskOp::CloneHome { volume } => {
             return Ok(Plan::Slow(files.clone_home(volume)?));

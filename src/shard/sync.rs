@@ -173,6 +173,18 @@ fn ends_with_write_back(fd: &OwnedFd) -> io::Result<bool> {
     })
 }
 
+/// Puts the length of a file on stable storage, and of its content no more than must be.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_size(fd: &OwnedFd) -> io::Result<()> {
+    if ends_with_write_back(fd)? {
+        sync_page(fd)
+    } else {
+        Ok(rustix::fs::fsync(fd)?)
+    }
+}
+
 /// `fdatasync` as if nothing but the first page were dirty.
 fn sync_page(fd: &OwnedFd) -> io::Result<()> {
     let len = BLOCK as usize;

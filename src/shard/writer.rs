@@ -201,6 +201,14 @@ impl Work {
         }
     }
 
+    /// What a thread does next, so much at most. Of one group only: where its home hangs, the others' is left to other threads.
+    fn take(&mut self, most: usize) -> Vec<HomeWork> {
+        let group = self.queue.front().map(|work| work.group);
+        let same = |work: &&HomeWork| Some(work.group) == group;
+        let count = self.queue.iter().take(most).take_while(same).count();
+        self.queue.drain(..count).collect()
+    }
+
     /// Whether a thread is to be woken for what is in the queue.
     fn wakes(&self, plenty: (usize, usize)) -> bool {
         let plenty = self.queue.len() >= plenty.0 || self.bytes >= plenty.1;
@@ -245,9 +253,10 @@ impl HomeThreads {
         self.batch.push(work);
     }
 
-    /// Hands the batch over. What cannot be, because there is no thread, comes back.
+    /// Hands the batch over, in every turn: threads that hang are noticed here. What cannot be, because there is no thread, comes
+    /// back.
     pub fn hand_over(&mut self) -> Vec<HomeWork> {
-        if self.batch.is_empty() {
+        if self.batch.is_empty() && self.shared.waiting.load(Relaxed) == 0 {
             return Vec::new();
         }
         let mut work = locked(&self.shared.work);
@@ -355,8 +364,7 @@ impl Shared {
                     }
                 }
             }
-            let take = work.queue.len().min(self.kind.take);
-            let taken: Vec<HomeWork> = work.queue.drain(..take).collect();
+            let taken = work.take(self.kind.take);
             work.bytes -= taken.iter().map(|work| work.what.len()).sum::<usize>();
             self.waiting.store(work.queue.len(), Relaxed);
             work.taken = Instant::now();
@@ -546,6 +554,36 @@ mod tests {
         work.queue.pop_back();
         assert!(!work.wakes(WRITES.plenty));
         assert!(work.wakes(SYNCS.plenty), "a sync has a thread at once");
+    }
+
+    #[test]
+    fn a_home_that_hangs_keeps_no_other_group_from_its_own() {
+        static OPEN: Barrier = Barrier::new(2);
+        let dir = tempfile::tempdir().unwrap();
+        let home = home(&dir);
+        let mut writer = HomeThreads::with(bell(), WRITES, |work, _| {
+            if work.group == 0 {
+                OPEN.wait();
+            }
+            Ok(())
+        });
+        // In the same batch, and behind it.
+        writer.push(write(&home, 0));
+        (1..4).for_each(|number| {
+            writer.push(HomeWork {
+                group: 1,
+                ..write(&home, number)
+            });
+        });
+        writer.hand_over();
+        let since = Instant::now();
+        while since.elapsed() <= 2 * WRITES.stuck.expect("they share a thread") {
+            std::thread::yield_now();
+        }
+        writer.hand_over();
+        assert_eq!(until_done(&writer, 3), [1, 2, 3]);
+        OPEN.wait();
+        assert_eq!(until_done(&writer, 1), [0]);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn side_by_side(lineup: &mut Lineup, record: &mut Record) -> anyhow::Result<
         std::thread::sleep(Duration::from_millis(500));
         record.note(&format!("memory_idle_{groups}"), resident(&pair)?);
         // As in every other comparison: what is measured is not how the file system finds room for what was a hole.
-        pair.fill(Pattern::Sequential, 256 << 10, pair.setup.size, 0)?;
+        pair.fill(Pattern::Sequential, 32 << 10, pair.setup.size, 0)?;
         forget(&mut pair)?;
         let mut case = Case::write(DEPTH);
         let sample = measure::own(&mut pair, &case, options.times(&case), 21)?;

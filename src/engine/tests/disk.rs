@@ -730,6 +730,11 @@ impl Disk for SimDisk {
     }
 
     fn zero(&mut self, file: File, range: ByteRange, keep: bool) -> io::Result<()> {
+        // A hole stays one, and may be of any size.
+        let extents = self.file(file)?.current.extents(range);
+        if !keep && !extents.iter().any(|(_, allocated)| *allocated) {
+            return Ok(());
+        }
         let zeroes = vec![0; range.len as usize];
         Disk::write(self, file, range.offset, &zeroes, false)?;
         if !keep {

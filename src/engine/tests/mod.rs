@@ -5,6 +5,7 @@ mod disk;
 mod forks;
 mod frames;
 mod power_cut;
+mod requests;
 mod resync;
 mod rules;
 mod sim;

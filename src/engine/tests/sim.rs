@@ -660,6 +660,19 @@ impl Sim {
         self.ask(at, command, Asked::Other)
     }
 
+    /// Trims a range beyond what the record of contents covers.
+    pub fn trim(&mut self, at: usize, range: ByteRange) -> u64 {
+        self.ask(at, nbd::Command::Trim { range, fua: false }, Asked::Other)
+    }
+
+    /// The client's connection ends.
+    pub fn detach(&mut self, at: usize) {
+        let client = self.client;
+        self.input(at, Input::ClientClosed { client });
+        self.attached = None;
+        self.asked.clear();
+    }
+
     pub fn random_range(&mut self) -> ByteRange {
         let len = [1, 1, 8, 8, 8, 64, 100][self.rng.below(7) as usize] * SECTOR;
         // Half of the writes go to a narrow part, so that they overlap.

@@ -242,13 +242,14 @@ fn a_size_that_a_file_system_does_not_take_is_refused_before_anything_is_changed
     home(&mut files);
     // There is no file system that would.
     let mut grown = volume(7, "v", u64::MAX);
-    let refused = files.grow_home(&grown, true).unwrap_err().message;
+    let check = files.grow_home(grown.clone(), true).unwrap();
+    let refused = check().unwrap_err().message;
     assert!(
         refused.contains("make a file of 16.0 EiB in"),
         "{refused:?}"
     );
     grown.size = 2 * SIZE;
-    files.grow_home(&grown, true).unwrap();
+    files.grow_home(grown, true).unwrap()().unwrap();
     let path = dir.path().join("g/v.home");
     assert_eq!(path.metadata().unwrap().len(), SIZE);
 }
@@ -287,8 +288,22 @@ fn a_group_whose_homes_cannot_be_made_is_not_opened() {
         device.contains("/dev/no-such-disk: No such file"),
         "{device}"
     );
-    // What exists is looked at when it is taken.
-    assert_eq!(told(with("v", dir.path()), &[("v", u64::MAX)]), Ok(()));
+    // What exists must be long enough, or blank and able to be.
+    let file = dir.path().join("disk");
+    std::fs::write(&file, vec![0; 4096]).unwrap();
+    assert_eq!(told(with("v", &file), &[("v", SIZE)]), Ok(()));
+    let large = told(with("v", &file), &[("v", u64::MAX)]).unwrap_err();
+    assert!(large.contains("make a file of 16.0 EiB in "), "{large}");
+    std::fs::write(&file, vec![1; 4096]).unwrap();
+    assert_eq!(told(with("v", &file), &[("v", 4096)]), Ok(()));
+    let short = told(with("v", &file), &[("v", SIZE)]).unwrap_err();
+    assert!(short.contains("has 4096 bytes"), "{short}");
+    let no_file = told(with("v", dir.path()), &[("v", SIZE)]).unwrap_err();
+    assert!(no_file.contains("cannot open"), "{no_file}");
+    // What is in the history is as long as it is.
+    let mut files = files(&dir);
+    home(&mut files);
+    assert!(files.can_make(&[("v".into(), u64::MAX)]).is_ok());
 }
 
 #[test]
