@@ -156,6 +156,9 @@ pub struct GroupStatus {
     pub in_flight_requests: u64,
     /// Bytes of operations not yet in the homes.
     pub unapplied_bytes: u64,
+    /// For so long, in seconds, a write to a home has been under way: its disk hangs, or is much too slow. `None` below five.
+    #[serde(default)]
+    pub home_hangs_seconds: Option<f64>,
     /// The file system of a home, here or at a mirror in sync, has no room: writes are refused, or wait in the journal.
     #[serde(default)]
     pub no_space: bool,

@@ -487,7 +487,10 @@ fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Cho
     let mut text = Vec::new();
     match (group.role, peer) {
         (_, None) => text.push("No peer is configured: everything is on this site only.".into()),
-        (Role::Primary, Some(_)) if group.unrepaired_bytes > 0 || group.no_space => {}
+        (Role::Primary, Some(_))
+            if group.unrepaired_bytes > 0
+                || group.no_space
+                || group.home_hangs_seconds.is_some() => {}
         (Role::Primary, Some(_)) => text.push("Nothing is missing.".into()),
         (Role::Mirror, Some(peer)) => text.push(format!(
             "This site follows {}; clients attach there.",
@@ -495,6 +498,13 @@ fn calm(group: &GroupStatus, peer: Option<&PeerStatus>) -> (Vec<String>, Vec<Cho
         )),
     }
     let mut choices = Vec::new();
+    if let Some(seconds) = group.home_hangs_seconds {
+        text.push(format!(
+            "A write to a home here has been under way for {}: its disk hangs, or is much too slow. What is acknowledged is in the \
+             journal and waits there; when there is no more room for it writers wait.",
+            units::seconds(seconds)
+        ));
+    }
     if group.journal.writers_wait {
         text.push(format!(
             "The journal is full and writers wait; its oldest part is held by {}.",

@@ -72,6 +72,9 @@ fn state_words(group: &GroupStatus) -> String {
     if group.no_space {
         words += ", NO SPACE";
     }
+    if group.home_hangs_seconds.is_some() {
+        words += ", HOME HANGS";
+    }
     if group.unrepaired_bytes > 0 {
         words += ", SITES DIFFER";
     }
@@ -216,6 +219,15 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
                 group.journal.held_by
             ),
         ));
+    }
+    if let Some(seconds) = group.home_hangs_seconds {
+        let text = format!(
+            "A HOME HANGS: a write to it has been under way for {}. What is acknowledged is in the journal; writers wait when that \
+             is full, or {} are not in the homes. Look at the disk of the homes (`dmesg`).",
+            units::seconds(seconds),
+            units::bytes(group.journal.capacity_bytes.div_ceil(4).min(64 << 20)),
+        );
+        alarms.push((Tone::Bad, text));
     }
     if group.no_space {
         alarms.push((

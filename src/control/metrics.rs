@@ -53,6 +53,7 @@ const GROUP_GAUGES: &[Gauge<GroupStatus>] = &[
     metric("doublure_group_journal_fill_ratio", "Used part of the journal, 0 to 1.", journal_fill),
     metric("doublure_group_journal_writers_wait", "1 if writers wait because the journal is full.", |g| flag(g.journal.writers_wait)),
     metric("doublure_group_no_space", "1 if a home's file system, here or at a mirror in sync, has no room and writes are refused.", |g| flag(g.no_space)),
+    metric("doublure_group_home_hangs_seconds", "How long a write to a home has been under way, above five seconds; absent if none is.", |g| g.home_hangs_seconds),
     metric("doublure_group_space_left_bytes", "What may still be promised to writers before the homes here are full; absent if that is not known or without bounds.", |g| g.space_left_bytes.map(|n| n as f64)),
     metric("doublure_group_state_since_timestamp_seconds", "When the group entered its state, in seconds since the Unix epoch.", |g| number(g.state_since_unix_seconds)),
     metric("doublure_group_forked", "1 if both sites went on after the last LSN they share, and nobody has decided which counts.", |g| flag(g.fork.is_some())),

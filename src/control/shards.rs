@@ -380,6 +380,7 @@ fn blank(config: &GroupConfig) -> GroupStatus {
         volumes: config.volumes.iter().map(blank_volume).collect(),
         clients: 0,
         in_flight_requests: 0,
+        home_hangs_seconds: None,
         no_space: false,
         full_sites: Vec::new(),
         full_since_unix_seconds: None,

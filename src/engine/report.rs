@@ -1,7 +1,9 @@
 //! What operators are told about a group.
 
+use std::time::Duration;
+
 use super::open::volume_disagreements;
-use super::{Group, LinkId, Now};
+use super::{Group, LinkId, Now, Pending};
 use crate::base::{AckMode, ChunkSet, Epoch, Hindrance, Lsn, OnPeerLoss, Role, Stance, utc};
 use crate::core::{Alone, Conflict, Left, Mode, Overrides, Peer};
 use crate::status::{
@@ -10,6 +12,9 @@ use crate::status::{
 };
 
 const SECOND_NS: u64 = 1_000_000_000;
+
+/// A write to a home that has been under way for so long hangs.
+const HANGS: Duration = Duration::from_secs(5);
 
 /// Ranges of a fork that are told, at most.
 const TOUCHED_MAX: usize = 16;
@@ -27,6 +32,7 @@ impl Group {
         let (verify, last_verify) = self.verify_status();
         let unrepaired = self.unrepaired_bytes();
         let full_sites = self.full_sites();
+        let home_hangs = self.home_hangs();
         GroupStatus {
             name: self.config.group.clone(),
             id: facts.group_id.to_string(),
@@ -37,7 +43,8 @@ impl Group {
             healthy: matches!(state, GroupState::Serving | GroupState::Following)
                 && unrepaired == 0
                 && facts.mixture.is_none()
-                && full_sites.is_empty(),
+                && full_sites.is_empty()
+                && home_hangs.is_none(),
             ack: facts.ack,
             on_peer_loss: self.config.on_peer_loss,
             epoch: facts.lineage.last().map(|e| EpochStatus {
@@ -89,11 +96,23 @@ impl Group {
             space_needed_bytes: self.homes.refused_bytes(),
             space_left_bytes: self.space_left(),
             unapplied_bytes: self.store.unapplied_bytes(),
+            home_hangs_seconds: home_hangs.map(|long| long.as_secs_f64()),
             totals: self.stats.totals,
             rates: self.stats.rates(now.mono),
             latency: self.stats.latencies(),
             disagreements: self.disagreements(),
         }
+    }
+
+    /// How long a write to a home has been under way, if that is worth a word.
+    fn home_hangs(&self) -> Option<Duration> {
+        let since = |pending: &Pending| match pending {
+            Pending::ApplyWrite { since, .. } => Some(*since),
+            _ => None,
+        };
+        let oldest = self.disk.iter().filter_map(|(_, p)| since(p)).min()?;
+        let long = self.now.mono.saturating_sub(oldest);
+        (long >= HANGS).then_some(long)
     }
 
     /// Where configuration and disk differ. Volumes grow while the group runs.
@@ -394,10 +413,13 @@ impl Group {
         // Nobody waits for the operations that open epochs. There is an epoch for every start since.
         let epochs = facts.lineage.epochs();
         let opens = |lsn: Lsn| epochs.iter().any(|e| e.first_lsn == lsn);
-        // Who is alone acknowledges what is durable. After a restart the commit LSN is what the last frame told, until the site
-        // serves again.
+        // Who is alone acknowledges what is durable, once the operation is that opened the epoch. After a restart the commit LSN is
+        // what the last frame told, until the site serves again.
+        let durable = self.core.durable();
         let commit = match epochs.last() {
-            Some(epoch) if epoch.alone => self.core.commit().max(self.core.durable()),
+            Some(epoch) if epoch.alone && epoch.first_lsn <= durable => {
+                self.core.commit().max(durable)
+            }
             _ => self.core.commit(),
         };
         let openings = epochs

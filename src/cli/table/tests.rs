@@ -102,6 +102,7 @@ pub fn in_sync() -> GroupStatus {
         ],
         clients: 3,
         in_flight_requests: 12,
+        home_hangs_seconds: None,
         no_space: false,
         full_sites: Vec::new(),
         full_since_unix_seconds: None,
@@ -276,6 +277,15 @@ fn a_fork_names_both_sides_and_the_disagreements_of_the_configuration() {
     let text = group(&status, &layout());
     fits_80_columns(&text);
     insta::assert_snapshot!(text);
+}
+
+#[test]
+fn a_home_that_hangs_is_loud() {
+    let mut status = in_sync();
+    status.home_hangs_seconds = Some(12.0);
+    let text = group(&status, &layout());
+    assert!(text.contains("SERVING, HOME HANGS"), "{text}");
+    assert!(text.contains("! A HOME HANGS: a write to it"), "{text}");
 }
 
 #[test]

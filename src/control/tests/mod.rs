@@ -81,6 +81,7 @@ pub fn group_status(name: &str) -> GroupStatus {
         }],
         clients: 1,
         in_flight_requests: 0,
+        home_hangs_seconds: None,
         no_space: false,
         full_sites: Vec::new(),
         full_since_unix_seconds: None,

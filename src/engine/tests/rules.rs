@@ -1084,8 +1084,19 @@ fn a_full_journal_makes_writers_wait_and_loses_nothing() {
         assert!(status.unapplied_bytes <= 64 << 20, "memory is bounded");
     }
     assert!(waits);
+    assert_eq!(sim.status(0).home_hangs_seconds, None, "not for long");
+    sim.pass(Duration::from_secs(6));
+    let status = sim.status(0);
+    assert!(
+        status
+            .home_hangs_seconds
+            .is_some_and(|s| (5.0..7.0).contains(&s))
+    );
+    assert!(!status.healthy);
     sim.hold_homes(0, false);
     sim.pass(Duration::from_secs(5));
+    let status = sim.status(0);
+    assert!(status.home_hangs_seconds.is_none() && status.healthy);
     assert_eq!(sim.outstanding(), 0, "all were answered in the end");
     let content = sim.read_all(0);
     sim.record.check(0, &content).unwrap();
