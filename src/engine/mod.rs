@@ -255,7 +255,7 @@ const NO_SPACE: [i32; 2] = [28, 122];
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
 impl Group {
-    /// Takes an input. Outputs gather until [`Group::drain`].
+    /// Takes an input. Outputs gather until [`Group::take_outputs`].
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = now;
         self.stats.turn(now.mono);
