@@ -247,17 +247,14 @@ impl Group {
         if !self.has_budget_for_requests() {
             return Some(mutation);
         }
-        // What is punched needs no room.
-        let allocates = matches!(
-            mutation.request.command,
-            Command::Write { .. } | Command::WriteZeroes { no_hole: true, .. }
-        );
-        let rest = ByteRange::new(
-            range.offset + mutation.entered,
-            range.len - mutation.entered,
-        );
-        if allocates && !self.space_for(rest) {
-            self.note_no_space(rest.len);
+        // What is punched needs no room. All of the rest is promised room before anything happens.
+        let asks = mutation.entered == 0
+            && matches!(
+                mutation.request.command,
+                Command::Write { .. } | Command::WriteZeroes { no_hole: true, .. }
+            );
+        if asks && !self.space_for(range) {
+            self.note_no_space(range.len);
             self.error(
                 client,
                 to,

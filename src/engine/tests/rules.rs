@@ -1030,6 +1030,25 @@ fn a_write_without_space_is_refused_before_anything_happened() {
 /// Refused writes bring no acknowledgements, and those carry what a mirror can promise: it has to say by itself that there
 /// is space again.
 #[test]
+fn what_needs_no_space_is_not_refused_for_lack_of_it() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.sites[0].disk.free_bytes = Some(64 << 20);
+    sim.errors_expected = true;
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.pass(Duration::from_secs(2));
+    assert!(sim.status(0).no_space);
+    let refused = sim.refused.len();
+    sim.trim(0, ByteRange::new(0, VOLUME));
+    sim.zero(0, ByteRange::new(0, VOLUME), false);
+    sim.settle();
+    assert_eq!(sim.outstanding(), 0);
+    assert_eq!(sim.refused.len(), refused, "{}", sim.logs());
+    sim.zero(0, ByteRange::new(0, VOLUME), true);
+    sim.settle();
+    assert_eq!(sim.refused.len(), refused + 1, "it is to be allocated");
+}
+
+#[test]
 fn writes_go_on_by_themselves_once_there_is_space_again_on_either_site() {
     for at in 0..2 {
         let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);

@@ -665,6 +665,16 @@ impl Sim {
         self.ask(at, nbd::Command::Trim { range, fua: false }, Asked::Other)
     }
 
+    /// Zeroes a range beyond what the record of contents covers.
+    pub fn zero(&mut self, at: usize, range: ByteRange, no_hole: bool) -> u64 {
+        let command = nbd::Command::WriteZeroes {
+            range,
+            no_hole,
+            fua: false,
+        };
+        self.ask(at, command, Asked::Other)
+    }
+
     /// The client's connection ends.
     pub fn detach(&mut self, at: usize) {
         let client = self.client;
