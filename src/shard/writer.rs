@@ -5,8 +5,9 @@
 //! they go to a thread in batches, one for each turn of the shard, and what was done is told once it is much, or has waited
 //! for a while.
 //!
-//! One thread does it as long as it gets on. Where a home hangs, another one is started for the others. What overlaps is never
-//! under way at once, so that the order is free. Syncs take long and wait for nobody: they have threads besides.
+//! One thread does it as long as it gets on. Where a home hangs, another one is started for the others, and no more than a few ever
+//! wait for the homes of one group. What overlaps is never under way at once, so that the order is free. Syncs take long and wait
+//! for nobody: they have threads besides.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,6 +38,8 @@ struct Kind {
     take: usize,
     /// Most threads of a shard.
     most: usize,
+    /// Of these, most that do something for the same group: the others are for the other groups when its homes hang.
+    most_of_group: usize,
     /// When no thread has come back for more for so long, another one is started. Without it each work has a thread at once.
     stuck: Option<Duration>,
     /// A thread that has just done something is woken for so many, or so many bytes; for less it is left to rest for [`LINGER`].
@@ -47,7 +50,8 @@ struct Kind {
 const WRITES: Kind = Kind {
     name: "homes",
     take: 16,
-    most: 16,
+    most: 64,
+    most_of_group: 4,
     stuck: Some(Duration::from_millis(20)),
     plenty: (64, 256 << 10),
 };
@@ -57,6 +61,7 @@ const SYNCS: Kind = Kind {
     name: "syncs",
     take: 1,
     most: 128,
+    most_of_group: usize::MAX,
     stuck: None,
     plenty: (0, 0),
 };
@@ -183,6 +188,8 @@ struct Work {
     idle: usize,
     /// Of these, how many rest.
     resting: usize,
+    /// For which group each of the others does something.
+    busy: Vec<usize>,
     /// When a thread last took something.
     taken: Instant,
     closed: bool,
@@ -196,17 +203,34 @@ impl Work {
             threads: 0,
             idle: 0,
             resting: 0,
+            busy: Vec::new(),
             taken: Instant::now(),
             closed: false,
         }
     }
 
-    /// What a thread does next, so much at most. Of one group only: where its home hangs, the others' is left to other threads.
-    fn take(&mut self, most: usize) -> Vec<HomeWork> {
-        let group = self.queue.front().map(|work| work.group);
-        let same = |work: &&HomeWork| Some(work.group) == group;
-        let count = self.queue.iter().take(most).take_while(same).count();
-        self.queue.drain(..count).collect()
+    /// What a thread does next, if there is anything for one more: of one group, for behind a home that hangs is to be nothing of
+    /// another.
+    fn take(&mut self, kind: &Kind) -> Option<Vec<HomeWork>> {
+        let busy = |group| self.busy.iter().filter(|other| **other == group).count();
+        let may = |work: &HomeWork| busy(work.group) < kind.most_of_group;
+        let from = self.queue.iter().position(may)?;
+        let group = self.queue[from].group;
+        let same = |work: &&HomeWork| work.group == group;
+        let next = self.queue.iter().skip(from).take(kind.take);
+        let to = from + next.take_while(same).count();
+        let taken: Vec<HomeWork> = self.queue.drain(from..to).collect();
+        self.bytes -= taken.iter().map(|work| work.what.len()).sum::<usize>();
+        self.busy.push(group);
+        self.taken = Instant::now();
+        Some(taken)
+    }
+
+    /// A thread has done what it took for this group.
+    fn done(&mut self, group: usize) {
+        let at = self.busy.iter().position(|other| *other == group);
+        self.busy
+            .swap_remove(at.expect("it said so when it took it"));
     }
 
     /// Whether a thread is to be woken for what is in the queue.
@@ -259,6 +283,7 @@ impl HomeThreads {
         if self.batch.is_empty() && self.shared.waiting.load(Relaxed) == 0 {
             return Vec::new();
         }
+        let comes = !self.batch.is_empty();
         let mut work = locked(&self.shared.work);
         while self.lacks_thread(&work) {
             match self.start_thread() {
@@ -274,7 +299,7 @@ impl HomeThreads {
         work.bytes += self.batch.iter().map(|work| work.what.len()).sum::<usize>();
         work.queue.extend(self.batch.drain(..));
         self.shared.waiting.store(work.queue.len(), Relaxed);
-        let wake = work.wakes(self.shared.kind.plenty);
+        let wake = comes && work.wakes(self.shared.kind.plenty);
         drop(work);
         if wake && self.shared.kind.stuck.is_some() {
             self.shared.wake.notify_one();
@@ -338,9 +363,12 @@ impl Shared {
         // It has done something that was perhaps not told yet.
         let mut owes = false;
         locked(&self.work).idle -= 1;
+        let mut work = locked(&self.work);
         loop {
-            let mut work = locked(&self.work);
-            while work.queue.is_empty() {
+            let taken = loop {
+                if let Some(taken) = work.take(&self.kind) {
+                    break taken;
+                }
                 if work.closed {
                     return;
                 }
@@ -363,16 +391,16 @@ impl Shared {
                         ring_bell(&self.bell);
                     }
                 }
-            }
-            let taken = work.take(self.kind.take);
-            work.bytes -= taken.iter().map(|work| work.what.len()).sum::<usize>();
+            };
             self.waiting.store(work.queue.len(), Relaxed);
-            work.taken = Instant::now();
             drop(work);
+            let group = taken[0].group;
             for work in taken {
                 self.finish(work);
             }
             owes = true;
+            work = locked(&self.work);
+            work.done(group);
         }
     }
 
@@ -558,32 +586,39 @@ mod tests {
 
     #[test]
     fn a_home_that_hangs_keeps_no_other_group_from_its_own() {
-        static OPEN: Barrier = Barrier::new(2);
+        static GATE: Mutex<()> = Mutex::new(());
         let dir = tempfile::tempdir().unwrap();
         let home = home(&dir);
-        let mut writer = HomeThreads::with(bell(), WRITES, |work, _| {
+        let few = Kind {
+            most: WRITES.most_of_group + 1,
+            ..WRITES
+        };
+        let mut writer = HomeThreads::with(bell(), few, |work, _| {
             if work.group == 0 {
-                OPEN.wait();
+                drop(locked(&GATE));
             }
             Ok(())
         });
-        // In the same batch, and behind it.
-        writer.push(write(&home, 0));
-        (1..4).for_each(|number| {
-            writer.push(HomeWork {
-                group: 1,
-                ..write(&home, number)
-            });
-        });
-        writer.hand_over();
+        let of = |group, number| HomeWork {
+            group,
+            ..write(&home, number)
+        };
+        let closed = locked(&GATE);
+        // In the same batch and behind it, and more than enough for all threads.
+        (0..200).for_each(|number| writer.push(of(0, number)));
+        (200..203).for_each(|number| writer.push(of(1, number)));
+        let mut done = Vec::new();
         let since = Instant::now();
-        while since.elapsed() <= 2 * WRITES.stuck.expect("they share a thread") {
+        while done.len() < 3 {
+            assert!(since.elapsed() < Duration::from_secs(30), "{done:?}");
+            writer.hand_over();
+            done.extend(writer.take_done().iter().map(|done| done.id.0));
             std::thread::yield_now();
         }
-        writer.hand_over();
-        assert_eq!(until_done(&writer, 3), [1, 2, 3]);
-        OPEN.wait();
-        assert_eq!(until_done(&writer, 1), [0]);
+        assert_eq!(done, [200, 201, 202]);
+        drop(closed);
+        let all: Vec<u64> = (0..200).collect();
+        assert_eq!(until_done(&writer, all.len()), all);
     }
 
     #[test]
