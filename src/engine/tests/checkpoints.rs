@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::resync::{assert_same, pair};
-use super::sim::{SECTOR, Sim, VOLUME};
+use super::sim::{Sim, VOLUME};
 use crate::base::{AckMode, ByteRange, ChunkSet, Compress, OnPeerLoss};
 use crate::engine::Command;
 
@@ -153,34 +153,6 @@ fn a_mirror_whose_journal_stands_still_is_not_sent_more_than_it_is_to_hold() {
     sim.settle();
     assert_eq!(sim.outstanding(), 0);
     assert!(sim.all_homes_are_equal());
-}
-
-/// A frame of a little more than two mebibytes has a segment of four for itself: the journal is full with less than half of it in
-/// use.
-#[test]
-fn a_mirror_that_is_away_does_not_fill_the_journal_with_large_frames() {
-    let mut sim = pair(18);
-    sim.kill(1);
-    sim.pass(Duration::from_secs(8));
-    let mut most = 0;
-    for _ in 0..4 {
-        // While two frames are written, the next ones take two writes each.
-        sim.hold_journal(0, true);
-        for _ in 0..8 {
-            sim.write(0, ByteRange::new(0, VOLUME - 7 * SECTOR), false);
-            sim.write(0, ByteRange::new(0, VOLUME), false);
-        }
-        sim.settle();
-        sim.hold_journal(0, false);
-        sim.settle();
-        assert_eq!(sim.outstanding(), 0, "{}", sim.logs());
-        let journal = sim.status(0).journal;
-        most = most.max(journal.used_bytes * 100 / journal.capacity_bytes);
-    }
-    assert!(most < 50, "{most} % of it were in use");
-    sim.start(1).expect("a restart");
-    sim.heal();
-    assert_same(&mut sim);
 }
 
 /// What a checkpoint keeps is not held against a mirror that needs less.
