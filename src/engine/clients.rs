@@ -319,8 +319,8 @@ impl Group {
         None
     }
 
-    /// Whether an operation of a client may get an LSN now, as far as that does not depend on the operation.
-    fn has_budget_for_requests(&self) -> bool {
+    /// Whether an operation on a volume's content may get an LSN now, as far as that does not depend on the operation.
+    pub(super) fn has_budget_for_requests(&self) -> bool {
         self.core.admitting()
             && self.homes_have_budget()
             && (!self.core.throttled() || self.frames.idle())

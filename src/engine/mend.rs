@@ -368,10 +368,7 @@ impl Group {
 
     /// Enters the writes of a chunk, all or none. False if they must wait.
     fn writes_enter(&mut self, link: LinkId, mend: &mut Mend) -> bool {
-        if !self.core.admitting()
-            || !self.homes_have_budget()
-            || self.core.throttled() && !self.frames.idle()
-        {
+        if !self.has_budget_for_requests() {
             return false;
         }
         let bytes: usize = mend.writes.iter().map(|(_, data)| data.len()).sum();

@@ -362,8 +362,8 @@ impl Shared {
     fn work(&self) {
         // It has done something that was perhaps not told yet.
         let mut owes = false;
-        locked(&self.work).idle -= 1;
         let mut work = locked(&self.work);
+        work.idle -= 1;
         loop {
             let taken = loop {
                 if let Some(taken) = work.take(&self.kind) {
