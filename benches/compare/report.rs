@@ -28,15 +28,18 @@ impl<'a> Verdict<'a> {
         }
     }
 
-    /// `met`, `stretch`, `NOT MET`, or why there is no such word.
+    /// `met`, `stretch`, `NOT MET`, or why there is no such word; what was met by the median and not in each round says so.
     pub fn word(&self) -> &'static str {
         let (Some(spread), bar) = (self.spread, self.bar) else {
             return "not measured";
         };
         match (bar.limit, bar.stretch) {
             (_, Some(stretch)) if bar.meets(spread.median, stretch) => "stretch",
-            (Some(limit), _) if bar.meets(spread.median, limit) => "met",
-            (Some(_), _) => "NOT MET",
+            (Some(limit), _) if !bar.meets(spread.median, limit) => "NOT MET",
+            (Some(limit), _) if !self.values.iter().all(|v| bar.meets(*v, limit)) => {
+                "met, NOT IN EACH ROUND"
+            }
+            (Some(_), _) => "met",
             (None, _) => "told",
         }
     }
@@ -66,6 +69,8 @@ pub fn bars(verdicts: &[Verdict]) -> String {
         ]);
     }
     table(&rows)
+        + "measured: the median of the rounds, and from which to which round it differed; a ratio is of two figures of one round.\n\
+           bar: what must be reached; stretch: what would be nice. medians: the figures behind it.\n"
 }
 
 /// As much of all CPUs may be busy with something else, such as the kernel's write-back, before it is told.
@@ -100,6 +105,8 @@ pub fn points(record: &Record) -> String {
         last = case;
     }
     table(&rows)
+        + "by: fio, or own, which is tools/bench's own load. CPU: of each process that takes part; `others used` is what nobody of\n\
+           them did, such as the kernel's write-back. enters: calls of io_uring_enter per operation, both sites together.\n"
 }
 
 fn point_row(record: &Record, point: &Point, case: &str) -> [String; 11] {

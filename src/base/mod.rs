@@ -4,6 +4,7 @@
 //! here and in `engine`, which puts them together. Nothing here does IO, reads a clock or draws a random
 //! number.
 
+mod bounds;
 mod buffer;
 mod chunks;
 mod epoch;
@@ -16,6 +17,7 @@ pub mod sabotage;
 mod verified;
 mod words;
 
+pub use bounds::{SHORT_OF_SPACE_BYTES, unapplied_most_bytes};
 pub use buffer::{AlignedBuf, BLOCK, round_up};
 pub use chunks::{CHUNK_BYTES, ChunkSet, VOLUME_MAX_BYTES};
 pub use epoch::{Common, Epoch, Lineage, Lsn};

@@ -575,15 +575,20 @@ fn both_primary(site: &str, name: &str, peer: &str) -> (Vec<String>, Vec<Choice>
         ),
     };
     let demote = || format!("demote {name}");
+    // In the same order on both sites.
+    let mut choices = vec![
+        give_up(site, peer, here(demote())),
+        give_up(peer, site, at(peer, demote())),
+    ];
+    if peer < site {
+        choices.reverse();
+    }
     (
         vec![
             "Each site acknowledges writes that the other does not have. Stop the clients of one of them first."
                 .into(),
         ],
-        vec![
-            give_up(site, peer, here(demote())),
-            give_up(peer, site, at(peer, demote())),
-        ],
+        choices,
     )
 }
 
@@ -820,13 +825,26 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             ),
         }
     };
+    // First what stops nobody's clients, then what loses least: in the same order on both sites.
+    let cost = |loser: &str, keeper: &str| {
+        let lost = written_by(loser);
+        (
+            written_by(keeper).is_some_and(|s| s.mixture),
+            lost.is_some_and(|s| s.serving),
+            lost.map(|s| (s.acknowledged_operations, s.operations)),
+            loser.to_owned(),
+        )
+    };
+    let mut losers = [(site, peer), (peer, site)];
+    losers.sort_by_key(|(loser, keeper)| cost(loser, keeper));
     (
         vec![
             "Nothing is given up without an operator's word. Until then a site that does not serve does not begin to by itself, \
              and one that serves does not do so again after a restart."
                 .into(),
         ],
-        [give_up(site, peer), give_up(peer, site)]
+        losers
+            .map(|(loser, keeper)| give_up(loser, keeper))
             .into_iter()
             .chain(written_by(site).filter(|s| !s.serving).map(|_| {
                 choice(

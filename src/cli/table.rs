@@ -7,7 +7,7 @@ use comfy_table::{Cell, CellAlignment, Color, Table, presets};
 
 use super::terminal::{Paint, Tone, wrap};
 use super::units;
-use crate::base::{Lsn, Role};
+use crate::base::{Lsn, Role, SHORT_OF_SPACE_BYTES, unapplied_most_bytes};
 use crate::status::{
     AloneStatus, GroupState, GroupStatus, Latency, PeerState, PeerStatus, SiteStatus, VerifyState,
 };
@@ -225,7 +225,7 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
             "A HOME HANGS: a write to it has been under way for {}. What is acknowledged is in the journal; writers wait when that \
              is full, or {} are not in the homes. Look at the disk of the homes (`dmesg`).",
             units::seconds(seconds),
-            units::bytes(group.journal.capacity_bytes.div_ceil(4).min(64 << 20)),
+            units::bytes(unapplied_most_bytes(group.journal.capacity_bytes)),
         );
         alarms.push((Tone::Bad, text));
     }
@@ -292,14 +292,13 @@ fn alarms(group: &GroupStatus, layout: &Layout) -> String {
 
 /// Where little may still be promised to writers, and how many bytes. `here`: this site in words.
 pub fn short_of_space<'a>(here: &'a str, group: &'a GroupStatus) -> Vec<(&'a str, u64)> {
-    const SHORT_BYTES: u64 = 1 << 30;
     let there = group
         .peers
         .iter()
         .map(|p| (p.site.as_str(), p.space_left_bytes));
     std::iter::once((here, group.space_left_bytes))
         .chain(there)
-        .filter_map(|(at, left)| Some((at, left.filter(|bytes| *bytes < SHORT_BYTES)?)))
+        .filter_map(|(at, left)| Some((at, left.filter(|bytes| *bytes < SHORT_OF_SPACE_BYTES)?)))
         .collect()
 }
 

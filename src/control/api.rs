@@ -98,9 +98,11 @@ async fn command(
         Ok(body) => body,
         Err(rejection) => return failure(rejection.status(), rejection.body_text()),
     };
-    let command = match parse_body(&body).and_then(|request| parse_command(&word, &request)) {
-        Ok(Some(command)) => command,
-        Ok(None) => {
+    let parsed =
+        parse_body(&body).and_then(|request| Ok((parse_command(&word, &request)?, request)));
+    let (command, request) = match parsed {
+        Ok((Some(command), request)) => (command, request),
+        Ok((None, _)) => {
             return failure(
                 StatusCode::NOT_FOUND,
                 format!("there is no command {word:?}; there is {COMMANDS}"),
@@ -108,7 +110,11 @@ async fn command(
         }
         Err(why) => return failure(StatusCode::BAD_REQUEST, why),
     };
-    tracing::info!(group, ?command, "command from the control socket");
+    tracing::info!(
+        group,
+        "{} ordered at the control socket",
+        in_words(&word, &request)
+    );
     match shards.command(&group, command).await {
         Ok(message) => success(message),
         Err(Refused::UnknownGroup(why)) => failure(StatusCode::NOT_FOUND, why),
@@ -118,6 +124,31 @@ async fn command(
         }
         Err(Refused::NoAnswer(why)) => failure(StatusCode::SERVICE_UNAVAILABLE, why),
     }
+}
+
+/// A command as it is typed, without the group.
+fn in_words(word: &str, request: &CommandRequest) -> String {
+    let mut text = word.to_owned();
+    let mut add = |part: String| text.extend([" ".to_owned(), part]);
+    if let Some(volume) = &request.volume {
+        add(volume.clone());
+    }
+    if let Some(size) = request.size_bytes {
+        add(size.to_string());
+    }
+    if !request.force.is_empty() {
+        add(format!("--force {}", request.force.join(",")));
+    }
+    if let Some(site) = &request.discard {
+        add(format!("--discard {site}"));
+    }
+    if request.repair {
+        add("--repair".to_owned());
+    }
+    if let Some(site) = &request.keep {
+        add(format!("--keep {site}"));
+    }
+    text
 }
 
 fn parse_body(body: &[u8]) -> Result<CommandRequest, String> {

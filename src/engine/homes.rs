@@ -8,14 +8,12 @@ use super::{DiskOp, File, Group, Pending};
 #[cfg(test)]
 use crate::base::sabotage::{Sabotage, sabotaged};
 use crate::base::{
-    ByteRange, CHUNK_BYTES, ChunkSet, Lsn, Op, OpKind, Role, VolumeId, VolumeSpec, counted_bytes,
+    ByteRange, CHUNK_BYTES, ChunkSet, Lsn, Op, OpKind, Role, SHORT_OF_SPACE_BYTES, VolumeId,
+    VolumeSpec, counted_bytes, unapplied_most_bytes,
 };
 use crate::core::{Event, Peer};
 use crate::journal;
 use crate::store::{Apply, Content};
-
-/// Operations not yet in the homes hold at most this much memory, or a quarter of the journal if that is less.
-const UNAPPLIED_BYTES: u64 = 64 << 20;
 
 /// Free space that is never promised, in bytes: for the file system's own needs.
 pub(super) const SPACE_MARGIN: u64 = 64 << 20;
@@ -36,7 +34,6 @@ const SPACE_SHARE: u64 = 8;
 
 /// With less than this left to promise it is looked at again and again, whether anybody writes or not: who was refused
 /// may be waiting for somebody to free some.
-const SHORT_BYTES: u64 = 1 << 30;
 const SHORT_RETRY: Duration = Duration::from_secs(1);
 
 /// A checkpoint is begun when this share of the journal was written since the last one was, and after this time at the latest. As
@@ -125,7 +122,7 @@ impl Space {
     /// When it is to be looked at again although nobody asks.
     fn retry_at(&self, promised: u64) -> Option<Duration> {
         let known = self.known.as_ref().filter(|_| self.asked.is_none())?;
-        (self.credit_bytes(promised) < SHORT_BYTES).then(|| known.asked.at + SHORT_RETRY)
+        (self.credit_bytes(promised) < SHORT_OF_SPACE_BYTES).then(|| known.asked.at + SHORT_RETRY)
     }
 
     fn is_old(&self, now: Duration, promised: u64) -> bool {
@@ -256,8 +253,7 @@ impl Group {
         if sabotaged(Sabotage::UnboundedMemory) {
             return true;
         }
-        let most = UNAPPLIED_BYTES.min(self.log.capacity() / 4);
-        self.store.unapplied_bytes() < most
+        self.store.unapplied_bytes() < unapplied_most_bytes(self.log.capacity())
     }
 
     /// A mirror's homes are behind with what they may have, and it holds as much as it may for them. Then its journal waits, too:
@@ -387,9 +383,9 @@ impl Group {
             self.homes.full_since.get_or_insert(since);
         }
         let credit = self.space_credit();
-        if credit >= 2 * SHORT_BYTES {
+        if credit >= 2 * SHORT_OF_SPACE_BYTES {
             self.homes.low_told = false;
-        } else if credit < SHORT_BYTES && !self.homes.low_told {
+        } else if credit < SHORT_OF_SPACE_BYTES && !self.homes.low_told {
             self.homes.low_told = true;
             let (group, left) = (&self.config.group, counted_bytes(credit));
             let text = format!(

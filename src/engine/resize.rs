@@ -30,6 +30,14 @@ pub(super) struct Resizing {
 impl Group {
     /// Asks every site, this one too.
     pub(super) fn begin_resize(&mut self, command: u64, name: &str, size: u64) {
+        let known = self.volumes.iter().find(|v| v.name == name);
+        if known.is_some_and(|v| v.size == size) && self.core.admitting() {
+            let text = format!(
+                "volume {name} has {} already; nothing was changed",
+                exact_bytes(size)
+            );
+            return self.answer(command, Ok(text));
+        }
         match self.may_resize(name, size) {
             Err(text) => self.answer(command, Err(text)),
             Ok(volume) => {
@@ -86,7 +94,8 @@ impl Group {
         }
         if let Some(peer) = self.core.peers().iter().find(|p| !p.in_sync) {
             return Err(format!(
-                "{} is not in sync: every site must say that it can hold the new size before anything is changed",
+                "{} is not in sync, and every site must say that it can hold the new size before anything is changed; \
+                 `doublure explain {group}` tells what keeps it away",
                 peer.name
             ));
         }
@@ -305,7 +314,8 @@ impl Group {
         self.exports(open);
         if let Some(resizing) = self.resizing.take_if(|r| r.lsn == Some(lsn)) {
             let mut text = format!(
-                "volume {} has {} now; clients see it when they connect again",
+                "volume {} has {} now; clients see it when they connect again. Set `size` in the configuration, too, which is \
+                 only read when a volume is made: else `status` tells that the two disagree",
                 volume.name,
                 exact_bytes(volume.size)
             );

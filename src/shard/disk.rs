@@ -28,7 +28,7 @@ use uuid::Uuid;
 use super::GroupPaths;
 use super::sync::{self, Unsynced};
 use super::writer::SyncDue;
-use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec, counted_bytes};
+use crate::base::{AlignedBuf, BLOCK, ByteRange, VolumeId, VolumeSpec, counted_bytes, exact_bytes};
 use crate::engine::{Disk, File};
 
 /// Zeroes are written in pieces of this many bytes.
@@ -422,7 +422,7 @@ impl Files {
             self.homes.remove(&volume.id);
             return Err(too_short(&path, len, volume.size));
         }
-        rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| fail(&path, "set size of", e))?;
+        rustix::fs::ftruncate(&home.fd, volume.size).map_err(|e| too_large(&path, volume, e))?;
         rustix::fs::fsync(&home.fd).map_err(|e| fail(&path, "sync", e))?;
         sync_directory(path.parent().unwrap_or(&self.paths.dir))
     }
@@ -673,6 +673,22 @@ impl Disk for Files {
 
     fn put_aside(&mut self, volume: &VolumeSpec) -> io::Result<()> {
         Ok(Files::put_aside(self, volume)?)
+    }
+}
+
+/// Every site must have the volume, so that the file system is the wrong one.
+fn too_large(path: &Path, volume: &VolumeSpec, error: Errno) -> Failure {
+    let failure = fail(path, "set size of", error);
+    let message = format!(
+        "{}: {} is more than the file system takes. Give volume {} a `home` on another one in this site's configuration, \
+         and restart doublure here",
+        failure.message,
+        exact_bytes(volume.size),
+        volume.name
+    );
+    match error {
+        Errno::FBIG => Failure { message, ..failure },
+        _ => failure,
     }
 }
 

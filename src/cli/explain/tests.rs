@@ -230,6 +230,16 @@ fn a_fork_is_told_side_by_side_with_what_each_choice_gives_up() {
     ] {
         assert!(text.contains(part), "{part} is missing in:\n{text}");
     }
+    // Whoever is asked, and in whatever order the sides stand: who serves is given up last.
+    let mut seen_from_chelles = group.clone();
+    seen_from_chelles.peers[0].site = "clichy".into();
+    let fork = seen_from_chelles.fork.as_mut().expect("just set");
+    fork.sides.reverse();
+    for (site, group) in [("clichy", &group), ("chelles", &seen_from_chelles)] {
+        let text = explain(site, group, NOW);
+        let offered = |loser: &str| text.find(&format!("--discard {loser}"));
+        assert!(offered("clichy") < offered("chelles"), "{site}: {text}");
+    }
     group.fork.as_mut().expect("just set").sides[1].operations = 0;
     let text = explain("clichy", &group, NOW);
     let nothing = "gives up nothing, as chelles wrote nothing. chelles becomes a mirror";

@@ -982,6 +982,16 @@ fn a_volume_grows_nowhere_if_it_cannot_grow_everywhere() {
     sim.pass(Duration::from_secs(8));
     let text = refused(&mut sim, "v", 2 * VOLUME);
     assert!(text.contains("b is not in sync"), "{text}");
+    let volume = "v".to_owned();
+    let id = sim.command(
+        0,
+        Command::Resize {
+            volume,
+            size: VOLUME,
+        },
+    );
+    let text = sim.answers[&id].clone().unwrap();
+    assert!(text.contains("already; nothing was changed"), "{text}");
     assert_eq!(sim.status(0).volumes[0].size_bytes, VOLUME);
     sim.start(1).unwrap();
     assert_same(&mut sim);
