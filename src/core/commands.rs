@@ -1342,6 +1342,12 @@ impl Core {
                 self.peer_lost(at, Left::CUT);
             }
         }
+        // Else the primary's writers would wait until its patience ends.
+        if let Some(upstream) = &self.upstream {
+            let reason = Left::CUT.to_owned();
+            self.actions
+                .push(Action::Send(upstream.link, Message::Bye { reason }));
+        }
         self.forget_upstream(Left::CUT);
         if let Mode::Fetching(_) = self.mode {
             // What was taken over so far stays; the rest once the link is back.

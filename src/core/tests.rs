@@ -936,6 +936,9 @@ fn a_link_that_one_side_cut_is_mended_on_that_side() {
     let why = |pair: &Pair| pair.sites[0].core.peers()[0].hindrance();
     assert_eq!(why(&pair), None);
     pair.command(1, Command::Disconnect);
+    pair.settle();
+    // It said so: nobody waits until the primary's patience ends.
+    assert_eq!(pair.sites[0].core.facts().alone.len(), 1);
     pair.pass(TIMEOUT * 2);
     assert_eq!(why(&pair), Some(Hindrance::CutThere));
     let id = pair.command(0, Command::Switchover);
