@@ -710,6 +710,21 @@ fn a_write_after_another_costs_one_message_beside_its_frame_and_the_rest_is_told
 }
 
 #[test]
+fn what_is_committed_is_told_soon_also_while_more_is_under_way() {
+    let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
+    pair.write(0);
+    while pair.step() {}
+    let committed = pair.sites[0].core.commit();
+    assert!(pair.sites[1].core.commit() < committed, "told already");
+    // Its frame waits, for room that the mirror makes only when it knows.
+    pair.sites[0].streams.clear();
+    let token = pair.write(0);
+    pair.pass(2 * NEWS_DELAY);
+    assert!(!pair.replied(0, token));
+    assert_eq!(pair.sites[1].core.commit(), committed);
+}
+
+#[test]
 fn a_mirror_owes_nothing_for_what_waits_on_the_primary_s_own_disk() {
     let mut pair = Pair::in_sync(AckMode::Sync, OnPeerLoss::Continue);
     // Nothing is handed to the link: its content is still to be read here.

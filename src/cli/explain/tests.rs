@@ -488,6 +488,19 @@ fn a_fenced_site_that_was_alone_holds_the_only_copy_and_says_so() {
 }
 
 #[test]
+fn a_home_that_hangs_is_told_with_what_becomes_of_writers() {
+    let mut group = in_state(GroupState::Serving);
+    let hangs = "A write to a home here has been under way for 12s";
+    assert!(!explain("clichy", &group, NOW).contains("under way"));
+    group.home_hangs_seconds = Some(12.0);
+    let text = explain("clichy", &group, NOW);
+    assert!(
+        text.contains(hangs) && text.contains("writers wait"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_site_without_space_is_named_with_since_when_and_how_much_is_needed() {
     let mut group = in_state(GroupState::Serving);
     group.space_left_bytes = Some(300 << 20);
