@@ -334,8 +334,11 @@ impl World {
             return false;
         };
         let facts = group.core.facts();
-        let copied = |g: &crate::engine::Group| g.core.facts().inconsistent_until.is_some();
-        if there.group.as_ref().is_none_or(copied) {
+        // A fenced site may hold a frame whose predecessor's write failed: it is torn off at the next start.
+        let useless = |g: &crate::engine::Group| {
+            g.core.facts().inconsistent_until.is_some() || g.core.is_fenced()
+        };
+        if there.group.as_ref().is_none_or(useless) {
             return false;
         }
         let committed = here.chain.at(group.core.commit());
