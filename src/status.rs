@@ -261,7 +261,7 @@ pub struct PeerStatus {
     pub hindrance: Option<Hindrance>,
     /// Why, where that needs saying; empty otherwise.
     pub detail: String,
-    /// It has received up to this LSN.
+    /// It has received up to this LSN; 0, here and in the next two, where it has told nothing, as a mirror is not told.
     pub received_lsn: Lsn,
     /// Durable there up to this LSN.
     pub durable_lsn: Lsn,

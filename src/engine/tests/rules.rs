@@ -1340,6 +1340,24 @@ fn a_write_that_was_in_flight_when_the_peer_went_silent_counts_as_here_only() {
 }
 
 #[test]
+fn nothing_counts_as_acknowledged_alone_before_the_operation_is_durable_that_says_so() {
+    let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
+    sim.cut();
+    let before = sim.acked;
+    sim.write(0, ByteRange::new(0, 4096), false);
+    sim.settle();
+    sim.hold_journal(0, true);
+    sim.pass(Duration::from_secs(8));
+    assert_eq!(sim.acked, before);
+    let alone = sim.status(0).alone.expect("alone, on record");
+    assert_eq!(alone.operations, 0, "{}", sim.logs());
+    sim.hold_journal(0, false);
+    sim.pass(Duration::from_secs(1));
+    assert_eq!(sim.acked, before + 1);
+    assert_eq!(sim.status(0).alone.expect("alone").operations, 1);
+}
+
+#[test]
 fn nothing_is_counted_that_the_peer_confirmed_or_wrote_itself() {
     let mut sim = pair(AckMode::Sync, OnPeerLoss::Continue);
     for n in 0..5 {
