@@ -623,10 +623,7 @@ impl Core {
                 } = *back;
                 self.log(
                     Severity::Warn,
-                    format!(
-                        "group {}: went back to LSN {tail}, what this site held before the copy began",
-                        self.config.group
-                    ),
+                    format!("went back to LSN {tail}, what this site held before the copy began"),
                 );
                 self.facts = facts;
                 self.facts.lineage = lineage;
@@ -667,10 +664,7 @@ impl Core {
             self.facts.lineage.truncate_after(self.tail);
             self.facts.written = self.facts.written.min(self.tail);
         }
-        self.log(
-            Severity::Warn,
-            format!("group {}: promoted at LSN {}", self.config.group, self.tail),
-        );
+        self.log(Severity::Warn, format!("promoted at LSN {}", self.tail));
         if !unreachable.is_empty() {
             self.take_order_back();
         }
@@ -879,7 +873,7 @@ impl Core {
 
     /// This site serves in spite of a fork with this peer, until that one is heard again.
     fn go_past(&mut self, site: &str) {
-        let (me, group) = (self.config.site.clone(), self.config.group.clone());
+        let me = self.config.site.clone();
         let peer = self.peers.iter_mut().find(|p| p.name == site);
         let Some(peer) = peer.filter(|p| p.fork.is_some()) else {
             return;
@@ -890,7 +884,7 @@ impl Core {
         }
         self.log(
             Severity::Warn,
-            format!("group {group}: {me} is promoted past {site}; the fork with it stands"),
+            format!("{me} is promoted past {site}; the fork with it stands"),
         );
     }
 
@@ -1002,10 +996,7 @@ impl Core {
             return;
         };
         let to = peer.name.clone();
-        self.log(
-            Severity::Info,
-            format!("group {}: switching over to {to}", self.config.group),
-        );
+        self.log(Severity::Info, format!("switching over to {to}"));
         self.set_mode(Mode::Draining(Drain::Switchover(id, to)));
         self.continue_drain();
     }
@@ -1083,10 +1074,7 @@ impl Core {
     pub(super) fn taken(&mut self, at: usize) {
         let name = self.peers[at].name.clone();
         self.peer_link_down(at, None);
-        self.log(
-            Severity::Info,
-            format!("group {}: {name} is primary now", self.config.group),
-        );
+        self.log(Severity::Info, format!("{name} is primary now"));
         self.facts.role = Role::Mirror;
         self.facts.handed = None;
         self.somebody_took_over();
@@ -1201,8 +1189,8 @@ impl Core {
     fn take_order_back(&mut self) {
         if self.gives_itself_up() {
             self.facts.given_up = uuid::Uuid::nil();
-            let (me, group) = (&self.config.site, &self.config.group);
-            let text = format!("group {group}: the order to discard what {me} wrote is taken back");
+            let me = &self.config.site;
+            let text = format!("the order to discard what {me} wrote is taken back");
             self.log(Severity::Warn, text);
         }
     }

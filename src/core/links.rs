@@ -475,10 +475,7 @@ impl Core {
         };
         if peer.refused.as_ref() != Some(&text) {
             peer.refused = Some(text.clone());
-            self.log(
-                Severity::Error,
-                format!("group {}: link refused: {text}", self.config.group),
-            );
+            self.log(Severity::Error, format!("link refused: {text}"));
         }
         // It was decided to serve before this was known; the epoch is not open yet, so that it is not too late.
         if unknown && shared.is_some() && self.mode == Mode::Opening {
@@ -772,13 +769,7 @@ impl Core {
     /// Closes a peer's link for a reason that it is told.
     pub(super) fn drop_peer_link(&mut self, at: usize, reason: &str) {
         let name = self.peers[at].name.clone();
-        self.log(
-            Severity::Warn,
-            format!(
-                "group {}: link to {name} dropped: {reason}",
-                self.config.group
-            ),
-        );
+        self.log(Severity::Warn, format!("link to {name} dropped: {reason}"));
         self.peer_link_down(at, Some(reason));
     }
 
@@ -829,10 +820,7 @@ impl Core {
             self.leave_upstream();
             self.log(
                 Severity::Warn,
-                format!(
-                    "group {}: link to the primary lost: {reason}",
-                    self.config.group
-                ),
+                format!("link to the primary lost: {reason}"),
             );
             self.probe_complete(view);
         }
@@ -847,10 +835,7 @@ impl Core {
         // Whether it is gone or only the connection is will show at the next attempt, which comes at once.
         if matches!(was, PeerPhase::Streaming { .. }) {
             let name = self.peers[at].name.clone();
-            self.log(
-                Severity::Warn,
-                format!("group {}: link to {name} lost: {reason}", self.config.group),
-            );
+            self.log(Severity::Warn, format!("link to {name} lost: {reason}"));
             self.peers[at].retry_now(now);
         }
         self.peers[at].asked = !expired;

@@ -118,10 +118,7 @@ impl Core {
         if let Some(upstream) = self.leave_upstream() {
             self.log(
                 super::Severity::Info,
-                format!(
-                    "group {}: link to {} closed: {why}",
-                    self.config.group, upstream.site
-                ),
+                format!("link to {} closed: {why}", upstream.site),
             );
             self.actions.push(Action::Close(upstream.link));
             if let Some(peer) = self.peers.iter_mut().find(|p| p.name == upstream.site) {
@@ -183,8 +180,7 @@ impl Core {
                     self.log(
                         Severity::Warn,
                         format!(
-                            "group {}: giving up {}; what was written then is kept in a file first",
-                            self.config.group,
+                            "giving up {}; what was written then is kept in a file first",
                             lsns(shared.next(), self.tail)
                         ),
                     );
@@ -243,10 +239,7 @@ impl Core {
                 ) = (base, base, base, base, base);
                 self.log(
                     Severity::Warn,
-                    format!(
-                        "group {}: a copy begins; this site is not usable until it ends",
-                        self.config.group
-                    ),
+                    "a copy begins; this site is not usable until it ends".to_owned(),
                 );
                 self.actions.push(Action::Reset {
                     from,
@@ -325,8 +318,7 @@ impl Core {
             self.log(
                 Severity::Info,
                 format!(
-                    "group {}: dropping {} after LSN {keep}, which nobody was told is written",
-                    self.config.group,
+                    "dropping {} after LSN {keep}, which nobody was told is written",
                     counted(dropped, "operation")
                 ),
             );
@@ -622,10 +614,7 @@ impl Core {
         if self.facts.inconsistent_until.take().is_some() {
             self.log(
                 Severity::Info,
-                format!(
-                    "group {}: the copy is complete; consistent again",
-                    self.config.group
-                ),
+                "the copy is complete; consistent again".to_owned(),
             );
             self.save(Then::Nothing);
         }
@@ -642,10 +631,7 @@ impl Core {
             self.refuse(link, Refusal::Disagree, text);
             return;
         }
-        self.log(
-            Severity::Info,
-            format!("group {}: taking over from {site}", self.config.group),
-        );
+        self.log(Severity::Info, format!("taking over from {site}"));
         self.facts.role = Role::Primary;
         self.facts.alone.clear();
         self.facts.wrote_alone = false;

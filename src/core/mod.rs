@@ -745,13 +745,7 @@ impl Core {
         if self.is_fenced() {
             return;
         }
-        self.log(
-            Severity::Error,
-            format!(
-                "group {} is fenced at this site: {reason}",
-                self.config.group
-            ),
-        );
+        self.log(Severity::Error, format!("fenced at this site: {reason}"));
         let text = Left::fenced(&self.config.site, reason);
         self.end_commands(&text);
         self.set_mode(Mode::Fenced(reason.to_owned()));

@@ -239,10 +239,7 @@ impl Core {
             _ => self.promised_done(Err(text.clone())),
         }
         if !matches!(self.mode, Mode::Waiting(_)) {
-            self.log(
-                Severity::Warn,
-                format!("group {}: not serving yet: {text}", self.config.group),
-            );
+            self.log(Severity::Warn, format!("not serving yet: {text}"));
         }
         self.set_mode(Mode::Waiting(text));
     }
@@ -338,8 +335,8 @@ impl Core {
         self.log(
             Severity::Info,
             format!(
-                "group {}: epoch {} opened at LSN {}{alone}",
-                self.config.group, epoch.number, epoch.first_lsn
+                "epoch {} opened at LSN {}{alone}",
+                epoch.number, epoch.first_lsn
             ),
         );
         self.actions.push(Action::OpenEpoch(epoch));
@@ -590,7 +587,7 @@ impl Core {
         if peer.recording && peer.gated && peer.streaming_link().is_some() {
             peer.recording = false;
             peer.in_sync = true;
-            let text = format!("group {}: {} is in sync", self.config.group, peer.name);
+            let text = format!("{} is in sync", peer.name);
             self.log(Severity::Info, text);
         }
     }
@@ -608,10 +605,7 @@ impl Core {
         let name = peer.name.clone();
         if peer.gated {
             peer.note_loss(now);
-            self.log(
-                Severity::Warn,
-                format!("group {}: lost {name}: {reason}", self.config.group),
-            );
+            self.log(Severity::Warn, format!("lost {name}: {reason}"));
         }
         self.abort_drain(&format!("{name} was lost"));
         self.settle_loss(at);
@@ -695,10 +689,7 @@ impl Core {
         };
         self.log(
             Severity::Warn,
-            format!(
-                "group {}: going on without {name}; writes are on {whereto}",
-                self.config.group
-            ),
+            format!("going on without {name}; writes are on {whereto}"),
         );
     }
 
@@ -708,10 +699,7 @@ impl Core {
             return;
         };
         self.peers[at].asking = false;
-        self.log(
-            Severity::Error,
-            format!("group {}: frozen: {reason}", self.config.group),
-        );
+        self.log(Severity::Error, format!("frozen: {reason}"));
         if matches!(self.mode, Mode::Returning) {
             self.set_mode(Mode::Waiting(reason.to_owned()));
         }
@@ -775,10 +763,7 @@ impl Core {
 
     /// Starts becoming a mirror because another site is rightfully primary.
     pub(super) fn step_down(&mut self, why: &str) {
-        self.log(
-            Severity::Warn,
-            format!("group {}: becoming a mirror: {why}", self.config.group),
-        );
+        self.log(Severity::Warn, format!("becoming a mirror: {why}"));
         self.promised_done(match &self.facts.handed {
             Some(handed) => Ok(format!("{} is primary now; nothing was lost", handed.to)),
             None => Err(format!("this site becomes a mirror: {why}")),

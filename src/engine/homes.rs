@@ -316,9 +316,8 @@ impl Group {
         self.log_line(
             crate::core::Severity::Error,
             format!(
-                "group {}: NO SPACE for the homes on {whose}: clients' writes are refused with ENOSPC. Free some (64 MiB are \
-                 never promised), or trim the volumes",
-                self.config.group
+                "NO SPACE for the homes on {whose}: clients' writes are refused with ENOSPC. Free some (64 MiB are \
+                 never promised), or trim the volumes"
             ),
         );
     }
@@ -333,9 +332,8 @@ impl Group {
         if self.homes.no_space.is_none_or(|told| now >= told + REMIND) {
             self.homes.no_space = Some(now);
             let text = format!(
-                "group {}: NO SPACE in a home: {message}. What is acknowledged is in the journal and waits there; free some \
-                 space before the journal is full",
-                self.config.group
+                "NO SPACE in a home: {message}. What is acknowledged is in the journal and waits there; free some \
+                 space before the journal is full"
             );
             self.log_line(crate::core::Severity::Error, text);
         }
@@ -387,9 +385,9 @@ impl Group {
             self.homes.low_told = false;
         } else if credit < SHORT_OF_SPACE_BYTES && !self.homes.low_told {
             self.homes.low_told = true;
-            let (group, left) = (&self.config.group, counted_bytes(credit));
+            let left = counted_bytes(credit);
             let text = format!(
-                "group {group}: space for the homes here is nearly out: {left} more can be promised to writers, then their \
+                "space for the homes here is nearly out: {left} more can be promised to writers, then their \
                  writes are refused (ENOSPC). Free some, or trim the volumes"
             );
             self.log_line(crate::core::Severity::Warn, text);
@@ -399,9 +397,9 @@ impl Group {
         if full.contains(&self.config.site) && !told {
             self.homes.no_space = Some(now);
             let text = format!(
-                "group {}: NO SPACE for the homes here, on {}: what needs more is refused or waits until some is freed (64 MiB \
+                "NO SPACE for the homes here, on {}: what needs more is refused or waits until some is freed (64 MiB \
                  are never promised)",
-                self.config.group, self.config.site
+                self.config.site
             );
             self.log_line(crate::core::Severity::Error, text);
         }

@@ -374,8 +374,8 @@ impl Group {
         let bytes: usize = mend.writes.iter().map(|(_, data)| data.len()).sum();
         if !self.space_for(ByteRange::new(mend.range.offset, bytes as u64)) {
             let text = format!(
-                "group {}: no space to mend {} bytes of volume {} at byte {}",
-                self.config.group, bytes, mend.volume.0, mend.range.offset
+                "no space to mend {} bytes of volume {} at byte {}",
+                bytes, mend.volume.0, mend.range.offset
             );
             self.log_line(Severity::Error, text);
             mend.plan.mended &= !mend.written();

@@ -206,7 +206,7 @@ fn create(config: &GroupConfig, disk: &mut dyn Disk, seed: u128) -> Result<Opene
     };
     let mut state_file = StateFile::new();
     write_record(&mut state_file, &record, disk)?;
-    let note = format!("group {} created as {}", config.group, config.role);
+    let note = format!("created as {}", config.role);
     let changes = Changes::new(config.journal_bytes, Lsn::ZERO, BTreeMap::new(), None);
     Ok(Opened {
         changes,

@@ -239,8 +239,7 @@ impl Group {
             self.log_line(
                 Severity::Error,
                 format!(
-                    "group {}: the journal cannot be read at LSN {bad}, and proves nothing about what is before LSN {next}:                      {problem}",
-                    self.config.group
+                    "the journal cannot be read at LSN {bad}, and proves nothing about what is before LSN {next}: {problem}"
                 ),
             );
             next

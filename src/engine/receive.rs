@@ -507,10 +507,7 @@ impl Group {
     pub(super) fn copy_has_no_space(&mut self, text: &str) {
         self.homes.copy_refused(self.now.mono);
         if let Some(link) = self.core.copy_link() {
-            self.log_line(
-                crate::core::Severity::Error,
-                format!("group {}: {text}", self.config.group),
-            );
+            self.log_line(crate::core::Severity::Error, text.to_owned());
             let refuse = Message::Refuse {
                 refusal: Refusal::NoSpace,
                 text: text.to_owned(),
@@ -662,8 +659,8 @@ impl Group {
     pub(super) fn homes_put_aside(&mut self) {
         for volume in std::mem::take(&mut self.parting) {
             let text = format!(
-                "group {}: volume {} ({}) is not part of the history any more; what its home held is kept aside",
-                self.config.group, volume.name, volume.uuid
+                "volume {} ({}) is not part of the history any more; what its home held is kept aside",
+                volume.name, volume.uuid
             );
             self.log_line(crate::core::Severity::Warn, text);
         }

@@ -298,8 +298,7 @@ impl Group {
     /// The home is as long as the volume is from now on.
     pub(super) fn home_grown(&mut self, lsn: Lsn, volume: &VolumeSpec) {
         let text = format!(
-            "group {}: volume {} has {} now",
-            self.config.group,
+            "volume {} has {} now",
             volume.name,
             exact_bytes(volume.size)
         );

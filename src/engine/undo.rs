@@ -340,8 +340,8 @@ impl Group {
         self.undo.phase = match std::mem::take(&mut self.undo.phase) {
             Phase::Ready(kept) if (kept.head.point, kept.head.chain) == (point, chain) => {
                 let text = format!(
-                    "group {}: the copy can be undone as long as it is not complete: back to LSN {}",
-                    self.config.group, kept.head.point
+                    "the copy can be undone as long as it is not complete: back to LSN {}",
+                    kept.head.point
                 );
                 self.log_line(Severity::Info, text);
                 Phase::InForce(kept)
@@ -362,9 +362,8 @@ impl Group {
             Phase::InForce(kept) => {
                 if let Some(why) = why {
                     let text = format!(
-                        "group {}: what this site held before the copy is not kept any longer: {why}. Until the copy ends, \
-                         it cannot go back",
-                        self.config.group
+                        "what this site held before the copy is not kept any longer: {why}. Until the copy ends, \
+                         it cannot go back"
                     );
                     self.log_line(Severity::Warn, text);
                 }
@@ -552,8 +551,7 @@ impl Group {
             Phase::GoingBack(_) => self.went_a_step(result),
             Phase::Off | Phase::Ready(_) | Phase::Retiring(_) => {
                 if let DiskResult::Failed { message, .. } = result {
-                    let group = &self.config.group;
-                    let text = format!("group {group}: what was kept is in the way: {message}");
+                    let text = format!("what was kept is in the way: {message}");
                     self.log_line(Severity::Warn, text);
                 }
             }
@@ -636,9 +634,9 @@ impl Group {
             (Preparing::Measuring, DiskResult::FreeSpace(bytes)) => {
                 let promised = self.store.allocating_bytes() + SPACE_MARGIN;
                 if bytes.saturating_sub(promised) < RESERVE {
-                    let (group, left) = (&self.config.group, counted_bytes(bytes));
+                    let left = counted_bytes(bytes);
                     let text = format!(
-                        "group {group}: this site does not keep what it holds while it is copied to: {left} are free"
+                        "this site does not keep what it holds while it is copied to: {left} are free"
                     );
                     self.cannot_keep(text);
                     return;
@@ -680,8 +678,7 @@ impl Group {
             }
             (_, result) => {
                 let text = format!(
-                    "group {}: this site cannot keep what it holds while it is copied to: {}",
-                    self.config.group,
+                    "this site cannot keep what it holds while it is copied to: {}",
                     match result {
                         DiskResult::Failed { message, .. } => message,
                         other => format!("{other:?}"),

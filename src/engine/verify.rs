@@ -184,7 +184,7 @@ impl Group {
                 }
             }
         };
-        self.log_line(Severity::Info, format!("group {group}: {text}"));
+        self.log_line(Severity::Info, text.clone());
         Ok(format!(
             "{text}; `doublure status {group}` shows how far it is"
         ))
@@ -288,8 +288,7 @@ impl Group {
             self.log_line(
                 Severity::Info,
                 format!(
-                    "group {}: it is time to verify; comparing {} with {name}, {rate} a second at most",
-                    self.config.group,
+                    "it is time to verify; comparing {} with {name}, {rate} a second at most",
                     counted_bytes(run.total_bytes)
                 ),
             );
@@ -306,8 +305,8 @@ impl Group {
             self.log_line(
                 Severity::Warn,
                 format!(
-                    "group {}: the verification of {} by {} is given up, it is not about {peer}",
-                    self.config.group, run.mirror, run.primary
+                    "the verification of {} by {} is given up, it is not about {peer}",
+                    run.mirror, run.primary
                 ),
             );
             self.verified.under_way = None;
@@ -318,8 +317,7 @@ impl Group {
         self.log_line(
             Severity::Info,
             format!(
-                "group {}: the verification goes on after {} of {}",
-                self.config.group,
+                "the verification goes on after {} of {}",
                 counted_bytes(run.done_bytes),
                 counted_bytes(run.total_bytes)
             ),
@@ -371,8 +369,7 @@ impl Group {
         if first {
             let run = verifying.run.clone();
             let text = format!(
-                "group {}: the sites differ: {}; the verification goes on",
-                self.config.group,
+                "the sites differ: {}; the verification goes on",
                 self.first_ranges(&run)
             );
             self.log_line(Severity::Warn, text);
@@ -389,11 +386,10 @@ impl Group {
             lsn,
             ..verifying.run_at(&walk.progress, self.now.mono)
         };
-        let group = &self.config.group;
         let (severity, text) = match run.found.differing {
             0 => (
                 Severity::Info,
-                format!("group {group}: verified, both sites hold the same"),
+                "verified, both sites hold the same".to_owned(),
             ),
             _ => (Severity::Error, self.differences(&run)),
         };
@@ -409,7 +405,7 @@ impl Group {
         let found = &run.found;
         let group = &self.config.group;
         let mut text = format!(
-            "group {group}: the sites differ in {} bytes ({}): wrong at {} {}, at {} {}, undecided {}, unreadable {}; ",
+            "the sites differ in {} bytes ({}): wrong at {} {}, at {} {}, undecided {}, unreadable {}; ",
             found.differing,
             self.first_ranges(run),
             run.primary,
@@ -445,8 +441,7 @@ impl Group {
         self.log_line(
             Severity::Warn,
             format!(
-                "group {}: the verification was interrupted after {} of {}, and goes on once the sites are in sync again",
-                self.config.group,
+                "the verification was interrupted after {} of {}, and goes on once the sites are in sync again",
                 counted_bytes(progress.done_bytes),
                 counted_bytes(progress.total_bytes)
             ),
