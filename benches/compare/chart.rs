@@ -199,7 +199,10 @@ pub fn bars(verdicts: &[Verdict]) -> String {
             Goal::AtMost => limit / value,
         };
         let y = svg.height;
-        svg.text(LEFT - 8.0, y + 14.0, 11, "end", "#222", verdict.bar.title);
+        // What stands in brackets has no room here; the table has it.
+        let title = verdict.bar.title;
+        let title = title.split_once(" (").map_or(title, |(title, _)| title);
+        svg.text(LEFT - 8.0, y + 14.0, 11, "end", "#222", title);
         let (from, to) = (x(1.0), x(factor(spread.median)));
         let good = factor(spread.median) >= 1.0;
         let colour = if good { "#2f8f5b" } else { "#c0392b" };
