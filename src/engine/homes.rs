@@ -375,7 +375,10 @@ impl Group {
         }
         let full = self.full_sites();
         if full.is_empty() {
-            self.homes.full_since = None;
+            if self.homes.full_since.take().is_some() {
+                let text = "there is space for the homes again";
+                self.log_line(crate::core::Severity::Info, text.to_owned());
+            }
         } else {
             let since = self.now.wall_ns / 1_000_000_000;
             self.homes.full_since.get_or_insert(since);

@@ -1082,6 +1082,8 @@ fn writes_go_on_by_themselves_once_there_is_space_again_on_either_site() {
         sim.pass(Duration::from_secs(2));
         let status = sim.status(0);
         assert!(status.full_sites.is_empty() && !status.no_space && status.healthy);
+        let again = "there is space for the homes again";
+        assert!(!logs.contains(again) && sim.logs().contains(again));
         sim.write(0, ByteRange::new(65536, 4096), false);
         sim.settle();
         assert_eq!(sim.outstanding(), 0);
