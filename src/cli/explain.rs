@@ -567,29 +567,30 @@ fn inconsistent(group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choice>) {
 }
 
 fn both_primary(site: &str, name: &str, peer: &str) -> (Vec<String>, Vec<Choice>) {
-    let give_up = |loser: &str, keeper: &str, demote: Step| Choice {
-        steps: vec![demote, here(format!("resolve {name} --discard {loser}"))],
+    let give_up = |(loser, keeper): (&str, &str)| Choice {
+        steps: vec![
+            at(loser, format!("demote {name}")),
+            here(format!("resolve {name} --discard {loser}")),
+        ],
         effect: format!(
             "{loser} stops serving and gives up what it wrote since the fork, which is kept in a file in its data directory; \
              {keeper} serves on, and loses nothing"
         ),
     };
-    let demote = || format!("demote {name}");
-    // In the same order on both sites.
-    let mut choices = vec![
-        give_up(site, peer, here(demote())),
-        give_up(peer, site, at(peer, demote())),
-    ];
-    if peer < site {
-        choices.reverse();
-    }
     (
         vec![
             "Each site acknowledges writes that the other does not have. Stop the clients of one of them first."
                 .into(),
         ],
-        choices,
+        either_way(site, peer).map(give_up).to_vec(),
     )
+}
+
+/// Who gives up and who is kept, one way and the other, in the same order on both sites.
+fn either_way<'a>(site: &'a str, peer: &'a str) -> [(&'a str, &'a str); 2] {
+    let mut ways = [(site, peer), (peer, site)];
+    ways.sort_unstable();
+    ways
 }
 
 /// Primary by its record, and not allowed to serve.
@@ -785,7 +786,7 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         let sides = group.fork.iter().flat_map(|f| &f.sides);
         sides.into_iter().find(|s| s.site == site)
     };
-    let give_up = |loser: &str, keeper: &str| {
+    let give_up = |(loser, keeper): (&str, &str)| {
         let lost = written_by(loser);
         let what = lost.map_or_else(
             || format!("what {loser} wrote since the fork"),
@@ -796,13 +797,6 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
         );
         // Only a primary opens links, and nobody gives up what it serves.
         let keeper_waits = written_by(keeper).is_some_and(|s| !s.primary);
-        let on = |at: &str, command: String| {
-            if at == site {
-                Step::Here(command)
-            } else {
-                Step::At(at.to_owned(), command)
-            }
-        };
         let what =
             if lost.is_some_and(|s| !s.mixture) && written_by(keeper).is_some_and(|s| s.mixture) {
                 format!("the whole copy that {loser} holds, for a mixture of old and new")
@@ -811,10 +805,10 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             };
         let mut steps = Vec::new();
         if lost.is_some_and(|s| s.serving || s.primary && keeper_waits) {
-            steps.push(on(loser, format!("demote {name}")));
+            steps.push(at(loser, format!("demote {name}")));
         }
         if keeper_waits {
-            steps.push(on(keeper, format!("promote {name} --force behind")));
+            steps.push(at(keeper, format!("promote {name} --force behind")));
         }
         steps.push(Step::Here(format!("resolve {name} --discard {loser}")));
         Choice {
@@ -825,26 +819,23 @@ fn forked(site: &str, group: &GroupStatus, peer: &str) -> (Vec<String>, Vec<Choi
             ),
         }
     };
-    // First what stops nobody's clients, then what loses least: in the same order on both sites.
-    let cost = |loser: &str, keeper: &str| {
+    // First what stops nobody's clients, then what loses least.
+    let mut ways = either_way(site, peer);
+    ways.sort_by_key(|(loser, keeper)| {
         let lost = written_by(loser);
         (
             written_by(keeper).is_some_and(|s| s.mixture),
             lost.is_some_and(|s| s.serving),
             lost.map(|s| (s.acknowledged_operations, s.operations)),
-            loser.to_owned(),
         )
-    };
-    let mut losers = [(site, peer), (peer, site)];
-    losers.sort_by_key(|(loser, keeper)| cost(loser, keeper));
+    });
     (
         vec![
             "Nothing is given up without an operator's word. Until then a site that does not serve does not begin to by itself, \
              and one that serves does not do so again after a restart."
                 .into(),
         ],
-        losers
-            .map(|(loser, keeper)| give_up(loser, keeper))
+        ways.map(give_up)
             .into_iter()
             .chain(written_by(site).filter(|s| !s.serving).map(|_| {
                 choice(

@@ -1331,10 +1331,8 @@ impl Core {
             }
         }
         // Else the primary's writers would wait until its patience ends.
-        if let Some(upstream) = &self.upstream {
-            let reason = Left::CUT.to_owned();
-            self.actions
-                .push(Action::Send(upstream.link, Message::Bye { reason }));
+        if let Some(link) = self.upstream.as_ref().map(|u| u.link) {
+            self.say_bye(link, Left::CUT);
         }
         self.forget_upstream(Left::CUT);
         if let Mode::Fetching(_) = self.mode {

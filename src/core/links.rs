@@ -777,17 +777,18 @@ impl Core {
         let now = self.now;
         if let Some(link) = self.peers[at].link() {
             if let Some(reason) = tell {
-                self.actions.push(Action::Send(
-                    link,
-                    Message::Bye {
-                        reason: reason.to_owned(),
-                    },
-                ));
+                self.say_bye(link, reason);
             }
             self.actions.push(Action::StopStream(link));
             self.actions.push(Action::Close(link));
         }
         self.peers[at].link_lost(now);
+    }
+
+    pub(super) fn say_bye(&mut self, link: Link, reason: &str) {
+        let reason = reason.to_owned();
+        self.actions
+            .push(Action::Send(link, Message::Bye { reason }));
     }
 
     /// Drops every link, telling why.
@@ -799,12 +800,7 @@ impl Core {
             self.actions.push(Action::Close(handshake.link));
         }
         if let Some(upstream) = self.upstream.take() {
-            self.actions.push(Action::Send(
-                upstream.link,
-                Message::Bye {
-                    reason: reason.to_owned(),
-                },
-            ));
+            self.say_bye(upstream.link, reason);
             self.actions.push(Action::Close(upstream.link));
         }
     }

@@ -676,22 +676,6 @@ impl Disk for Files {
     }
 }
 
-/// Every site must have the volume, so that the file system is the wrong one.
-fn too_large(path: &Path, volume: &VolumeSpec, error: Errno) -> Failure {
-    let failure = fail(path, "set size of", error);
-    let message = format!(
-        "{}: {} is more than the file system takes. Give volume {} a `home` on another one in this site's configuration, \
-         and restart doublure here",
-        failure.message,
-        exact_bytes(volume.size),
-        volume.name
-    );
-    match error {
-        Errno::FBIG => Failure { message, ..failure },
-        _ => failure,
-    }
-}
-
 /// Whether nothing was written to a home: no data in a sparse file, zeroes at both ends of anything else.
 fn blank(path: &Path) -> io::Result<bool> {
     const LOOK: u64 = 1 << 20;
@@ -1084,6 +1068,22 @@ fn too_short(path: &Path, len: u64, needed: u64) -> Failure {
             path.display()
         ),
     }
+}
+
+/// Why a home cannot have its volume's size. Every site must have the volume, so that it is the file system that is wrong.
+pub(super) fn too_large(path: &Path, volume: &VolumeSpec, error: Errno) -> Failure {
+    let failure = fail(path, "set size of", error);
+    if error != Errno::FBIG {
+        return failure;
+    }
+    let message = format!(
+        "{}: {} is more than the file system takes. Give volume {} a `home` on another one in this site's configuration, \
+         and restart doublure here",
+        failure.message,
+        exact_bytes(volume.size),
+        volume.name
+    );
+    Failure { message, ..failure }
 }
 
 /// Whether this file's file system takes it if it is so long.

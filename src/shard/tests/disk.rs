@@ -3,8 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::Errno;
 
-use super::super::disk::{Files, Step};
+use super::super::disk::{Files, Step, too_large};
 use super::super::job::{Begun, Job, Next, begin, do_slowly};
 use super::super::ring::{Done, Op, Ring};
 use super::*;
@@ -252,6 +253,19 @@ fn a_size_that_a_file_system_does_not_take_is_refused_before_anything_is_changed
     files.grow_home(grown, true).unwrap()().unwrap();
     let path = dir.path().join("g/v.home");
     assert_eq!(path.metadata().unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_home_that_its_file_system_does_not_take_says_where_to_put_it() {
+    let spec = volume(7, "v", 17 << 40);
+    let told = |error| too_large(Path::new("/homes/v"), &spec, error).message;
+    let text = told(Errno::FBIG);
+    assert!(text.starts_with("cannot set size of /homes/v: "), "{text}");
+    assert!(
+        text.contains("Give volume v a `home` on another one"),
+        "{text}"
+    );
+    assert!(!told(Errno::IO).contains("`home`"));
 }
 
 #[test]
